@@ -1,0 +1,29 @@
+# `make quickstart` and `make test` set everything up by themselves, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+export DETECTRON2_DATASETS ?= datasets
+
+.PHONY: quickstart test install clean
+
+quickstart: $(INSTALLED)
+	$(BIN)/python tools/quickstart.py
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -q
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements-dev.txt setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info[:2] <= (3, 13); \
+	sys.exit(0 if ok else "aid_d2 needs Python 3.10 to 3.13: make PYTHON=/path/to/python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv==0.13.8
+	$(BIN)/uv pip install --python $(BIN)/python -r requirements-dev.txt -e .
+	touch $@
+
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache

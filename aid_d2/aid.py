@@ -1,0 +1,351 @@
+"""Adaptive instance distillation (AID): how far the teacher is to be trusted, and where.
+
+AID (Lan & Tian, ICPR 2022, arXiv 2201.11097, eq. 1) multiplies the distillation loss of an
+instance by ``exp(-alpha * D)``, where D is the teacher's own task loss on that instance: where the
+teacher is wrong, its knowledge counts less. What an instance is, the *granularity*, is a choice:
+
+============  ====================================================================================
+``level``     one weight per pyramid level for the batch, as in the authors' released code
+``image``     one weight per image and level: the paper's i as one training image
+``instance``  one weight per ground-truth object, painted into its box; the background apart
+``location``  one weight per location of the pyramid
+============  ====================================================================================
+
+Each fills the same :class:`Trust`, one map per level with values in (0, 1]. Everything here is a
+pure function on tensors; a detector family supplies the :class:`TeacherLosses`.
+"""
+
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from detectron2.structures import Instances
+
+GRANULARITIES = ("level", "image", "instance", "location")
+NORMALIZERS = ("native", "per_level")
+
+# Values of `TeacherLosses.owner` for anchors that are positive for no object.
+BACKGROUND, IGNORED = -1, -2
+
+# exp(-80) = 2e-35 is still a normal float32, so that no weight becomes 0.
+_MAX_EXPONENT = 80.0
+
+# Bits of an int64 that can be set without touching its sign.
+_WORD = 63
+
+
+@dataclass
+class Objects:
+    """The M ground-truth objects of a batch, images one after the other.
+
+    Attributes:
+        boxes: (M, 4) x1 y1 x2 y2, pixels of the network's input.
+        classes: (M,) int64.
+        counts: number of objects in each of the N images.
+        ignored: per image the boxes (I, 4) of its ignore regions, where nothing is known.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    counts: List[int]
+    ignored: List[Tensor]
+
+    @classmethod
+    def from_instances(cls, instances: List[Instances], device: torch.device) -> "Objects":
+        """From Detectron2's `gt_boxes` and `gt_classes` (-1: ignore region), one per image."""
+        real = [x[x.gt_classes >= 0] for x in instances]
+        ignored = [x[x.gt_classes < 0] for x in instances]
+        return cls(
+            boxes=torch.cat([x.gt_boxes.tensor for x in real]).to(device),
+            classes=torch.cat([x.gt_classes for x in real]).to(device),
+            counts=[len(x) for x in real],
+            ignored=[x.gt_boxes.tensor.to(device) for x in ignored],
+        )
+
+    @property
+    def image_index(self) -> Tensor:
+        """(M,) int64, the image each object is in."""
+        counts = torch.tensor(self.counts, device=self.boxes.device)
+        images = torch.arange(len(self.counts), device=self.boxes.device)
+        return images.repeat_interleave(counts, output_size=len(self.boxes))
+
+
+@dataclass
+class LevelShape:
+    """A level of a dense prediction: `anchors` boxes at each of height x width locations."""
+
+    stride: int
+    height: int
+    width: int
+    anchors: int
+
+
+@dataclass
+class TeacherLosses:
+    """The teacher's losses on a batch, unreduced: N images, L levels, R anchors in each image.
+
+    Attributes:
+        levels: finest first. Their anchors follow each other in R, within a level in the order
+            height, width, anchor.
+        cls: (N, R) classification loss of an anchor, summed over classes; 0 where ignored.
+        box: (N, R) box loss of a positive anchor; 0 elsewhere.
+        owner: (N, R) int64, the object an anchor is positive for, BACKGROUND or IGNORED.
+        frequency: (N, R) how often the detector's own loss counts the anchor: 1, or the
+            probability that its sampler draws it.
+        image_normalizer: (N,) divisor of the sum over an image in the detector's own loss.
+        batch_normalizer: () the same for the sum over the batch.
+        background: (N, L) normalised loss of the background.
+        objects: the ground truth.
+        roi: (M,) loss of the second stage on each object; None for a one-stage detector.
+    """
+
+    levels: List[LevelShape]
+    cls: Tensor
+    box: Tensor
+    owner: Tensor
+    frequency: Tensor
+    image_normalizer: Tensor
+    batch_normalizer: Tensor
+    background: Tensor
+    objects: Objects
+    roi: Optional[Tensor] = None
+
+    def split(self, anchors: Tensor) -> List[Tensor]:
+        """Cut (N, R) values into levels, each (N, H, W, A)."""
+        return split_levels(anchors, self.levels)
+
+
+def split_levels(anchors: Tensor, levels: List[LevelShape]) -> List[Tensor]:
+    """Cut (N, R) values into levels, each (N, H, W, A)."""
+    parts = anchors.split([x.height * x.width * x.anchors for x in levels], dim=1)
+    return [p.view(len(p), x.height, x.width, x.anchors) for p, x in zip(parts, levels)]
+
+
+@dataclass
+class Trust:
+    """AID's weights: per stride a detached map (N, 1, H, W) in (0, 1], where 1 is full trust."""
+
+    maps: Dict[int, Tensor]
+
+    @classmethod
+    def full(cls, features: Dict[int, Tensor]) -> "Trust":
+        """Weight 1 everywhere, for maps (N, C, H, W) per stride: distillation without AID."""
+        return cls({s: x.new_ones(()).expand(len(x), 1, *x.shape[-2:]) for s, x in features.items()})
+
+    def pooled(self, stride: int, attention: Tensor) -> Tensor:
+        """One weight per image, for terms that pool over space: the attention-weighted mean.
+
+        Args:
+            stride: the level.
+            attention: (N, 1, H, W), not negative, its sum over space positive.
+
+        Returns:
+            (N, 1)
+        """
+        weights = self.maps[stride].flatten(1)
+        share = attention.flatten(1) / attention.flatten(1).sum(1, keepdim=True)
+        # Averaging the differences to one value keeps a constant map exactly constant.
+        anchor = weights[:, :1]
+        return anchor + ((weights - anchor) * share).sum(1, keepdim=True)
+
+
+def trust_weight(loss: Tensor, alpha: float) -> Tensor:
+    """AID's weight ``exp(-alpha * D)`` (AID eq. 1), positive and finite whatever the loss.
+
+    Args:
+        loss: D, any shape, >= 0; NaN and infinity count as a very large loss.
+        alpha: >= 0; 0.1 in the paper.
+
+    Returns:
+        the same shape, float32, detached, in (0, 1].
+    """
+    huge = torch.finfo(torch.float32).max
+    loss = loss.detach().float().nan_to_num(nan=huge, posinf=huge).clamp(min=0)
+    return torch.exp(-(alpha * loss).clamp(max=_MAX_EXPONENT))
+
+
+def compute_trust(
+    losses: TeacherLosses, alpha: float, granularity: str, normalizer: str = "native"
+) -> Trust:
+    """AID's weight maps for all levels of the teacher.
+
+    Args:
+        losses: the teacher's unreduced losses.
+        alpha: strength of the modulation, >= 0; with 0 every weight is exactly 1.
+        granularity: one of GRANULARITIES.
+        normalizer: of `level` and `image`, one of NORMALIZERS; see :func:`level_loss`.
+
+    Raises:
+        ValueError: unknown granularity.
+    """
+    if granularity == "level":
+        per_level = level_loss(losses, normalizer)[None].expand(len(losses.cls), -1)
+        maps = _constant_maps(trust_weight(per_level, alpha), losses.levels)
+    elif granularity == "image":
+        maps = _constant_maps(trust_weight(image_loss(losses, normalizer), alpha), losses.levels)
+    elif granularity == "instance":
+        maps = _painted_maps(losses, alpha)
+    elif granularity == "location":
+        maps = [trust_weight(loss, alpha) for loss in location_loss(losses)]
+    else:
+        raise ValueError(f"Unknown granularity {granularity!r}: choose one of {GRANULARITIES}.")
+    return Trust({level.stride: x[:, None] for level, x in zip(losses.levels, maps)})
+
+
+def level_loss(losses: TeacherLosses, normalizer: str = "native") -> Tensor:
+    """The teacher's loss on each level, over the whole batch.
+
+    With `native` normalisation the levels add up to the detector's own dense loss, so that a level
+    without objects has a small loss and nearly full trust. With `per_level` each level is divided
+    by its own number of positive anchors. The mean loss of a second stage is added to each level.
+
+    Returns:
+        (L,)
+    """
+    sums, positives = _level_sums(losses)
+    divisor = losses.batch_normalizer if normalizer == "native" else positives.sum(0).clamp(min=1)
+    total = sums.sum(0) / divisor
+    if losses.roi is not None:
+        total = total + losses.roi.sum() / max(len(losses.roi), 1)
+    return total
+
+
+def image_loss(losses: TeacherLosses, normalizer: str = "native") -> Tensor:
+    """As :func:`level_loss`, for each image by itself.
+
+    Returns:
+        (N, L)
+    """
+    sums, positives = _level_sums(losses)
+    native = losses.image_normalizer[:, None]
+    total = sums / (native if normalizer == "native" else positives.clamp(min=1))
+    if losses.roi is not None:
+        roi = sums.new_zeros(len(sums)).index_add_(0, losses.objects.image_index, losses.roi)
+        counts = torch.tensor(losses.objects.counts, device=roi.device).clamp(min=1)
+        total = total + (roi / counts)[:, None]
+    return total
+
+
+def object_loss(losses: TeacherLosses) -> Tuple[Tensor, Tensor]:
+    """The teacher's loss on each object: cls + box, the mean over the object's positive anchors,
+    plus the loss of a second stage.
+
+    Returns:
+        loss (M,), and whether it is known (M,): a one-stage detector says nothing of an object that
+        no anchor is positive for.
+    """
+    num_objects = len(losses.objects.boxes)
+    # Anchors without an object fall into one bin more, which keeps all shapes fixed.
+    bins = torch.where(losses.owner >= 0, losses.owner, num_objects).flatten()
+    values = (losses.cls + losses.box).flatten()
+    empty = values.new_zeros(num_objects + 1)
+    total = empty.index_add(0, bins, values)[:-1]
+    count = empty.index_add(0, bins, torch.ones_like(values))[:-1]
+    loss = total / count.clamp(min=1)
+    if losses.roi is None:
+        return loss, count > 0
+    return loss + losses.roi, torch.ones_like(count, dtype=torch.bool)
+
+
+def location_loss(losses: TeacherLosses) -> List[Tensor]:
+    """The teacher's loss at each location: cls + box, the mean over its positive anchors; without
+    one, the sum of cls. A second stage adds its loss on the smallest object there.
+
+    Returns:
+        per level (N, H, W)
+    """
+    maps = []
+    for level, cls, box, owner in zip(
+        losses.levels, *map(losses.split, (losses.cls, losses.box, losses.owner))
+    ):
+        positive = owner >= 0
+        count = positive.sum(-1)
+        mean = ((cls + box) * positive).sum(-1) / count.clamp(min=1)
+        loss = torch.where(count > 0, mean, cls.sum(-1))
+        if losses.roi is not None:
+            loss = loss + _gather_or(losses.roi, smallest_object(losses.objects, level), 0.0)
+        maps.append(loss)
+    return maps
+
+
+def smallest_object(objects: Objects, level: LevelShape) -> Tensor:
+    """The smallest object whose box reaches into each cell of a level.
+
+    Sorted by area, objects become bits: a cell's objects are those of its row and its column, and
+    the lowest bit is the smallest. The cost does not grow with the number of objects until an
+    image holds more than 63.
+
+    Returns:
+        (N, H, W) int64, index into objects.boxes; -1 outside all boxes.
+    """
+    num_images, num_objects = len(objects.counts), len(objects.boxes)
+    words = max(-(-max(objects.counts) // _WORD), 1)
+    boxes, image = objects.boxes, objects.image_index
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    order = torch.argsort(area, stable=True)
+    order = order[torch.argsort(image[order], stable=True)]
+    start = torch.tensor(objects.counts, device=boxes.device).cumsum(0) - torch.tensor(
+        objects.counts, device=boxes.device
+    )
+    position = torch.arange(num_objects, device=boxes.device)
+    boxes, image = boxes[order], image[order]
+    rank = position - start[image]
+    row = image * words + rank // _WORD
+    bit = torch.ones_like(rank) << (rank % _WORD)
+
+    def bits(low: Tensor, high: Tensor, size: int) -> Tensor:
+        cells = torch.arange(size, device=boxes.device)
+        first = (low / level.stride).floor()
+        last = torch.maximum((high / level.stride).ceil(), first + 1)
+        inside = (cells >= first[:, None]) & (cells < last[:, None])
+        empty = torch.zeros(num_images * words, size, dtype=torch.int64, device=boxes.device)
+        return empty.index_add(0, row, inside * bit[:, None])
+
+    rows = bits(boxes[:, 1], boxes[:, 3], level.height)
+    columns = bits(boxes[:, 0], boxes[:, 2], level.width)
+    covering = (rows[:, :, None] & columns[:, None, :]).unflatten(0, (num_images, words))
+    lowest = covering & -covering
+    # A power of two is exact in float64, and frexp reads its exponent.
+    exponent = torch.frexp(lowest.double()).exponent.long() - 1
+    word = torch.arange(words, device=boxes.device)[:, None, None]
+    none = words * _WORD
+    smallest = torch.where(lowest > 0, word * _WORD + exponent, none).amin(1)
+    index = order.new_full((num_images, none + 1), -1)
+    index[image, rank] = order
+    return index.gather(1, smallest.flatten(1)).view_as(smallest)
+
+
+def _level_sums(losses: TeacherLosses) -> Tuple[Tensor, Tensor]:
+    """(N, L) sum of the anchors' losses, and number of positive anchors."""
+    values = losses.split(losses.frequency * (losses.cls + losses.box))
+    owners = losses.split(losses.owner)
+    return (
+        torch.stack([x.flatten(1).sum(1) for x in values], dim=1),
+        torch.stack([(x >= 0).flatten(1).sum(1) for x in owners], dim=1),
+    )
+
+
+def _constant_maps(weights: Tensor, levels: List[LevelShape]) -> List[Tensor]:
+    return [
+        weights[:, i, None, None].expand(-1, level.height, level.width)
+        for i, level in enumerate(levels)
+    ]
+
+
+def _painted_maps(losses: TeacherLosses, alpha: float) -> List[Tensor]:
+    loss, known = object_loss(losses)
+    # NaN marks what stays background: no object, or one that nothing is known of.
+    weights = trust_weight(loss, alpha).masked_fill(~known, float("nan"))
+    background = trust_weight(losses.background, alpha)
+    maps = []
+    for i, level in enumerate(losses.levels):
+        painted = _gather_or(weights, smallest_object(losses.objects, level), float("nan"))
+        maps.append(torch.where(painted.isnan(), background[:, i, None, None], painted))
+    return maps
+
+
+def _gather_or(values: Tensor, index: Tensor, default: float) -> Tensor:
+    """values[index], or default where the index is -1."""
+    return torch.cat([values, values.new_full((1,), default)])[index]

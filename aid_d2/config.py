@@ -1,0 +1,54 @@
+"""The keys that aid_d2 adds to a Detectron2 config."""
+
+from detectron2.config import CfgNode as CN
+
+from .distillers import DISTILLER_REGISTRY
+
+
+def add_aid_config(cfg: CN) -> None:
+    """Add the node DISTILL and the data keys of aid_d2, with their defaults.
+
+    The ordinary MODEL keys describe the student: a yaml without its DISTILL keys, and with the
+    student's own META_ARCHITECTURE, trains the student alone.
+    """
+    # Own COCO-json data sets to register: a list of [name, json file, image folder], relative paths
+    # being under $DETECTRON2_DATASETS.
+    cfg.DATASETS.COCO_JSON = []
+    # Leave ignore regions (`iscrowd`) out of the training loss. By default they are background, as
+    # in AID's released code.
+    cfg.INPUT.MASK_IGNORE_REGIONS = False
+
+    cfg.DISTILL = CN()
+    # False trains and evaluates the student of a DistilledDetector alone; no teacher is needed.
+    cfg.DISTILL.ENABLED = True
+    # The student's meta-architecture.
+    cfg.DISTILL.STUDENT = "RetinaNet"
+
+    cfg.DISTILL.TEACHER = CN()
+    # Config of the teacher: the yaml it was trained with, or the config.yaml in its OUTPUT_DIR.
+    cfg.DISTILL.TEACHER.CONFIG_FILE = ""
+    # Checkpoint of the teacher; has to fit its config completely.
+    cfg.DISTILL.TEACHER.WEIGHTS = ""
+
+    # Names of distillers, added up.
+    cfg.DISTILL.METHODS = ("AttentionGuided", "NonLocal")
+    # Factor on all distillation losses: lambda in AID eq. 1.
+    cfg.DISTILL.WEIGHT = 1.0
+    # The factor rises linearly from 0 over this many iterations.
+    cfg.DISTILL.WARMUP_ITERS = 0
+
+    cfg.DISTILL.AID = CN()
+    # False distils with weight 1 everywhere.
+    cfg.DISTILL.AID.ENABLED = True
+    # Strength of the modulation exp(-alpha * teacher's loss), AID eq. 1; 0.1 in the paper.
+    cfg.DISTILL.AID.ALPHA = 0.1
+    # What has a weight of its own: level (the released code), image (the paper's equation),
+    # instance (an object) or location.
+    cfg.DISTILL.AID.GRANULARITY = "instance"
+    # Of level and image: `native` divides the teacher's loss as the detector's own loss does;
+    # `per_level` divides each level by its own number of positive anchors.
+    cfg.DISTILL.AID.NORMALIZER = "native"
+
+    # The keys of each method stand beside its code.
+    for name, distiller in DISTILLER_REGISTRY:
+        cfg.DISTILL[name.upper()] = distiller.config()

@@ -1,0 +1,139 @@
+"""Attention-guided distillation (Zhang & Ma, *Improve Object Detection with Feature-based Knowledge
+Distillation*, ICLR 2021), the method on which AID was published.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from detectron2.config import CfgNode as CN
+
+from .adapters import identity_conv, identity_linear
+from .base import DISTILLER_REGISTRY, Distiller
+from .normalization import reference_ratio
+
+
+def spatial_attention(x: Tensor, temperature: float) -> Tensor:
+    """``H W softmax_hw(mean_c |x| / T)`` (Zhang & Ma, sec. 3.1).
+
+    Args:
+        x: (N, C, H, W).
+        temperature: T.
+
+    Returns:
+        (N, 1, H, W), mean 1 over space.
+    """
+    energy = x.abs().mean(1).flatten(1) / temperature
+    return (energy.softmax(1) * energy.shape[1]).view(len(x), 1, *x.shape[-2:])
+
+
+def channel_attention(x: Tensor, temperature: float) -> Tensor:
+    """``C softmax_c(mean_hw |x| / T)`` (Zhang & Ma, sec. 3.1).
+
+    Args:
+        x: (N, C, H, W).
+        temperature: T.
+
+    Returns:
+        (N, C, 1, 1), mean 1 over channels.
+    """
+    energy = x.abs().mean((2, 3)) / temperature
+    return (energy.softmax(1) * energy.shape[1])[:, :, None, None]
+
+
+def masked_feature_loss(teacher: Tensor, student: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+    """``L_AM = || W sqrt(Ms Mc) (T - S) ||_2`` over the whole batch (Zhang & Ma, sec. 3.1).
+
+    Args:
+        teacher: T (N, C, H, W).
+        student: S of the same shape, adapted.
+        mask: Ms Mc, broadcast to (N, C, H, W).
+        weight: W of AID (N, 1, H, W).
+    """
+    return torch.linalg.vector_norm(weight * mask.sqrt() * (teacher - student))
+
+
+def _published(feature: float, channel: float, spatial: float, temperature: float) -> CN:
+    node = CN()
+    node.FEATURE_WEIGHT = feature  # of L_AM
+    node.CHANNEL_WEIGHT = channel  # of L_AT, channel part
+    node.SPATIAL_WEIGHT = spatial  # of L_AT, spatial part
+    node.TEMPERATURE = temperature  # T of both attentions
+    return node
+
+
+@DISTILLER_REGISTRY.register()
+class AttentionGuided(Distiller):
+    """Imitation of the teacher's maps where either detector looks, and of its attention.
+
+    Per level, with f1 a 1x1 convolution, f3 a 3x3 convolution and Lin a linear layer:
+
+        L_AM  = || W sqrt(Ms Mc) (T - f1(S)) ||_2
+        L_ATc = || w (GAP(T) - Lin(GAP(S))) ||_2
+        L_ATs = || W (mean_c T - f3(mean_c S)) ||_2
+
+    Ms and Mc are the mean attention of both detectors, detached. AID's map is W, and w its mean
+    under Ms. The norms are over the whole batch and not squared, as published: their strength
+    grows with the square root of images x area of a GPU, unless NORMALIZE is set.
+
+    Two choices of this project: the adapters start as the identity where shapes allow, so that a
+    student equal to its teacher has no loss; and where the numbers of channels differ, Mc is the
+    teacher's alone, since the student's channels do not correspond to it.
+    """
+
+    @staticmethod
+    def config():
+        node = CN()
+        # Values of AID's released code (2022). Zhang & Ma's own: 4.2e-4, 2.4e-2, 2.4e-2, T 0.1 in
+        # one-stage and 7e-5, 4e-3, 4e-3, T 0.5 in two-stage detectors.
+        node.ONE_STAGE = _published(5.6e-4, 2.4e-2, 2.4e-2, 0.1)
+        node.TWO_STAGE = _published(4e-5, 8e-3, 8e-3, 0.5)
+        # Divide each norm by what makes it grow with batch and image size; equal to the published
+        # strength at 2 images of 800x1333.
+        node.NORMALIZE = False
+        return node
+
+    def __init__(self, node, setting):
+        super().__init__(node, setting)
+        self.constants = setting.constants(node)
+        self.normalize = node.NORMALIZE
+        self.feature_adapters = nn.ModuleDict()
+        self.channel_adapters = nn.ModuleDict()
+        self.spatial_adapters = nn.ModuleDict()
+        for pair in setting.pairs:
+            key, shape = str(pair.stride), (pair.student_channels, pair.teacher_channels)
+            self.feature_adapters[key] = identity_conv(*shape, 1)
+            self.channel_adapters[key] = identity_linear(*shape)
+            self.spatial_adapters[key] = identity_conv(1, 1, 3)
+
+    def forward(self, student, teacher, trust):
+        losses = {"feature": [], "channel": [], "spatial": []}
+        for stride, s in student.features.items():
+            t, weight, key = teacher.features[stride], trust.maps[stride], str(stride)
+            spatial, channel = self._masks(t, s)
+            area = batch = 1.0
+            if self.normalize:
+                area, batch = math.sqrt(reference_ratio(s, stride)), math.sqrt(len(s) / 2)
+            feature = masked_feature_loss(t, self.feature_adapters[key](s), spatial * channel, weight)
+            pooled = t.mean((2, 3)) - self.channel_adapters[key](s.mean((2, 3)))
+            pooled = trust.pooled(stride, spatial) * pooled
+            mean = weight * (
+                t.mean(1, keepdim=True) - self.spatial_adapters[key](s.mean(1, keepdim=True))
+            )
+            losses["feature"].append(feature / area)
+            losses["channel"].append(torch.linalg.vector_norm(pooled) / batch)
+            losses["spatial"].append(torch.linalg.vector_norm(mean) / area)
+        return {
+            part: self.constants[f"{part.upper()}_WEIGHT"] * sum(values)
+            for part, values in losses.items()
+        }
+
+    @torch.no_grad()
+    def _masks(self, teacher: Tensor, student: Tensor):
+        temperature = self.constants.TEMPERATURE
+        spatial = spatial_attention(teacher, temperature) + spatial_attention(student, temperature)
+        channel = channel_attention(teacher, temperature)
+        if teacher.shape[1] == student.shape[1]:
+            channel = (channel + channel_attention(student, temperature)) / 2
+        return spatial / 2, channel

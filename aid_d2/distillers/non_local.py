@@ -1,0 +1,119 @@
+"""Non-local distillation (Zhang & Ma, ICLR 2021, sec. 3.2): imitation of relations between pixels."""
+
+import math
+from typing import Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detectron2.config import CfgNode as CN
+
+from .adapters import identity_conv
+from .base import DISTILLER_REGISTRY, Distiller
+from .normalization import reference_ratio
+
+
+def non_local(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
+    """Dot-product non-local operation ``y_i = 1/K sum_j (theta_i . phi_j) g_j``.
+
+    Without a softmax the product is associative: ``theta (phi^T g) / K`` needs no matrix of all
+    pairs of locations, and costs O(C^2 HW) instead of O(C HW K).
+
+    Args:
+        theta: (N, C, H, W) queries.
+        phi: (N, C, h, w) keys, K = h w.
+        g: (N, C, h, w) values.
+
+    Returns:
+        (N, C, H, W)
+    """
+    query, key, value = theta.flatten(2), phi.flatten(2), g.flatten(2)
+    context = value @ key.transpose(1, 2) / key.shape[2]
+    return (context @ query).view_as(theta)
+
+
+class NonLocalBlock(nn.Module):
+    """``z = BN(W y) + x``, y the non-local operation on x (Wang et al., CVPR 2018, dot product).
+
+    The batch norm starts at zero, so that the block starts as the identity.
+
+    Args:
+        channels: of x.
+        inner_channels: of theta, phi and g.
+        pool: keys and values are max-pooled by this factor.
+    """
+
+    def __init__(self, channels: int, inner_channels: int, pool: int):
+        super().__init__()
+        self.theta = nn.Conv2d(channels, inner_channels, 1)
+        self.phi = nn.Conv2d(channels, inner_channels, 1)
+        self.g = nn.Conv2d(channels, inner_channels, 1)
+        self.out = nn.Conv2d(inner_channels, channels, 1)
+        self.norm = nn.BatchNorm2d(channels)
+        self.pool = pool
+        nn.init.zeros_(self.norm.weight)
+        nn.init.zeros_(self.norm.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, H, W), as is the result."""
+        # Maps at the top of a pyramid can be smaller than the pooling window.
+        window: Tuple[int, int] = tuple(min(self.pool, size) for size in x.shape[-2:])
+        phi, g = F.max_pool2d(self.phi(x), window), F.max_pool2d(self.g(x), window)
+        return x + self.norm(self.out(non_local(self.theta(x), phi, g)))
+
+
+@DISTILLER_REGISTRY.register()
+class NonLocal(Distiller):
+    """``L_NLD = || W (NL_T(T) - f(NL_S(S))) ||_2`` per level, f a 1x1 convolution.
+
+    Student and teacher have blocks of their own, both trained by this loss. AID's map is W. The
+    norm is over the whole batch and not squared, see :class:`AttentionGuided`.
+    """
+
+    @staticmethod
+    def config():
+        node = CN()
+        # Values of AID's released code (2022). Zhang & Ma's own: 4.2e-4 and 7e-5.
+        node.ONE_STAGE = CN({"WEIGHT": 4.9e-4})
+        node.TWO_STAGE = CN({"WEIGHT": 4e-5})
+        # Inner channels and pooling of the block at each level, finest first (released code).
+        node.INNER_CHANNELS = (64, 64, 128, 128, 128)
+        node.POOL = (8, 4, 2, 2, 2)
+        # Keep the teacher's block as it starts, the identity, instead of training it too.
+        node.DETACH_TEACHER = False
+        # As in DISTILL.ATTENTIONGUIDED.
+        node.NORMALIZE = False
+        return node
+
+    def __init__(self, node, setting):
+        super().__init__(node, setting)
+        if len(setting.pairs) > min(len(node.INNER_CHANNELS), len(node.POOL)):
+            raise ValueError(
+                f"DISTILL.NONLOCAL.INNER_CHANNELS and POOL need a value for each of the "
+                f"{len(setting.pairs)} levels."
+            )
+        self.weight = setting.constants(node).WEIGHT
+        self.normalize = node.NORMALIZE
+        self.student_blocks = nn.ModuleDict()
+        self.teacher_blocks = nn.ModuleDict()
+        self.adapters = nn.ModuleDict()
+        for pair, inner, pool in zip(setting.pairs, node.INNER_CHANNELS, node.POOL):
+            key = str(pair.stride)
+            self.student_blocks[key] = NonLocalBlock(pair.student_channels, inner, pool)
+            self.teacher_blocks[key] = NonLocalBlock(pair.teacher_channels, inner, pool)
+            self.adapters[key] = identity_conv(pair.student_channels, pair.teacher_channels, 1)
+        if node.DETACH_TEACHER:
+            self.teacher_blocks.requires_grad_(False)
+
+    def forward(self, student, teacher, trust):
+        total = 0.0
+        for stride, s in student.features.items():
+            key = str(stride)
+            target = self.teacher_blocks[key](teacher.features[stride])
+            difference = target - self.adapters[key](self.student_blocks[key](s))
+            loss = torch.linalg.vector_norm(trust.maps[stride] * difference)
+            if self.normalize:
+                loss = loss / math.sqrt(reference_ratio(s, stride))
+            total = total + loss
+        return {"relation": self.weight * total}

@@ -1,0 +1,232 @@
+"""The meta-architecture that trains a student with a teacher."""
+
+from functools import partial
+from typing import Callable, Dict, List, Optional
+
+import torch
+from torch import Tensor, nn
+
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.utils.events import get_event_storage
+
+from ..aid import (
+    GRANULARITIES,
+    NORMALIZERS,
+    Objects,
+    TeacherLosses,
+    Trust,
+    compute_trust,
+)
+from ..distillers import Distiller, Setting, build_distillers
+from .families import family_of
+from .levels import LevelPair, align, pair_levels
+from .observation import Observation, record_outputs
+from .teacher import DISTILLER_PREFIX, Teacher
+
+_STUDENT_PREFIX = "student."
+_LOG_PERIOD = 20
+
+
+@META_ARCH_REGISTRY.register()
+class DistilledDetector(nn.Module):
+    """A student detector that in training also learns from a frozen teacher.
+
+    In training the student's own losses are joined by those of the distillers, weighted by AID. In
+    inference, or without a teacher, this is the student.
+
+    Its state dict holds the student under its own keys, so that every checkpoint loads in the plain
+    student, and what distillation trains beside it under `distiller.`.
+
+    Args:
+        student: any detector with a Detectron2 backbone.
+        teacher: None switches distillation off.
+        distillers: methods by name.
+        pairs: levels that the distillers compare.
+        weigh: AID's weights from the teacher's losses; None for distillation without AID.
+        weight: factor on all distillation losses, lambda in AID eq. 1.
+        warmup_iters: over this many iterations the factor rises linearly from 0.
+        input_format: channel order of the images in `batched_inputs`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        student: nn.Module,
+        teacher: Optional[Teacher] = None,
+        distillers: Optional[Dict[str, Distiller]] = None,
+        pairs: List[LevelPair] = (),
+        weigh: Optional[Callable[[TeacherLosses], Trust]] = None,
+        weight: float = 1.0,
+        warmup_iters: int = 0,
+        input_format: str = "BGR",
+    ):
+        super().__init__()
+        self.student = student
+        self.distiller = nn.ModuleDict(distillers or {})
+        self.teacher = teacher
+        self.pairs = pairs
+        self.weigh = weigh
+        self.weight = weight
+        self.warmup_iters = warmup_iters
+        self.input_format = input_format
+        self._family = family_of(student)
+        self._register_state_dict_hook(_strip_student_prefix)
+        self.register_load_state_dict_pre_hook(_add_student_prefix)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode):
+        student_cfg = cfg.clone()
+        student_cfg.defrost()
+        student_cfg.MODEL.META_ARCHITECTURE = cfg.DISTILL.STUDENT
+        if cfg.DISTILL.STUDENT not in META_ARCH_REGISTRY or cfg.DISTILL.STUDENT == cls.__name__:
+            raise ValueError(
+                f"DISTILL.STUDENT {cfg.DISTILL.STUDENT!r} is no meta-architecture for a student; "
+                "use what MODEL.META_ARCHITECTURE of the plain student says, such as RetinaNet."
+            )
+        if cfg.DISTILL.ENABLED:
+            _check_keys(cfg)
+        student = build_model(student_cfg)
+        if not cfg.DISTILL.ENABLED:
+            return {"student": student}
+
+        # Whatever distillation builds, the student's own random numbers stay those of plain
+        # training.
+        with torch.random.fork_rng():
+            teacher = Teacher.from_config(cfg)
+            _check_compatible(cfg, student, teacher)
+            pairs = pair_levels(family_of(student), teacher.family)
+            distillers = build_distillers(cfg, Setting(pairs, family_of(student), teacher.family))
+        weigh = None
+        if cfg.DISTILL.AID.ENABLED:
+            weigh = partial(
+                compute_trust,
+                alpha=cfg.DISTILL.AID.ALPHA,
+                granularity=cfg.DISTILL.AID.GRANULARITY,
+                normalizer=cfg.DISTILL.AID.NORMALIZER,
+            )
+        return {
+            "student": student,
+            "teacher": teacher,
+            "distillers": distillers,
+            "pairs": pairs,
+            "weigh": weigh,
+            "weight": cfg.DISTILL.WEIGHT,
+            "warmup_iters": cfg.DISTILL.WARMUP_ITERS,
+            "input_format": cfg.INPUT.FORMAT,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.student.device
+
+    def forward(self, batched_inputs: List[dict]):
+        """
+        Args:
+            batched_inputs: as for the student.
+
+        Returns:
+            in training, the student's losses and `loss_<method>_<part>` of each distiller; in
+            inference, the student's detections.
+        """
+        if not self.training or self.teacher is None:
+            return self.student(batched_inputs)
+        modules = {"backbone": self.student.backbone}
+        if self._family.head is not None:
+            modules["head"] = self._family.head
+        with record_outputs(modules) as outputs:
+            losses = self.student(batched_inputs)
+        student = Observation.of(self._family, outputs["backbone"], outputs.get("head"))
+        needs_head = self.weigh is not None or any(
+            distiller.needs_predictions for distiller in self.distiller.values()
+        )
+        teacher = self.teacher.observe(batched_inputs, self.input_format, needs_head)
+        with torch.autocast(self.device.type, enabled=False):
+            trust = self._trust(teacher, batched_inputs)
+            losses.update(self._distill(student, teacher, trust))
+        return losses
+
+    def _trust(self, teacher: Observation, batched_inputs: List[dict]) -> Trust:
+        if self.weigh is None:
+            return Trust.full(teacher.features)
+        objects = Objects.from_instances([x["instances"] for x in batched_inputs], self.device)
+        teacher_losses = self.teacher.losses(teacher, objects)
+        trust = self.weigh(teacher_losses)
+        self._log(teacher_losses, trust)
+        return trust
+
+    def _distill(
+        self, student: Observation, teacher: Observation, trust: Trust
+    ) -> Dict[str, Tensor]:
+        student, teacher, trust = align(self.pairs, student, teacher, trust)
+        factor = self.weight
+        if self.warmup_iters > 0:
+            factor *= min(get_event_storage().iter / self.warmup_iters, 1.0)
+        return {
+            f"loss_{name}_{part}": factor * loss
+            for name, distiller in self.distiller.items()
+            for part, loss in distiller(student, teacher, trust).items()
+        }
+
+    def _log(self, losses: TeacherLosses, trust: Trust) -> None:
+        storage = get_event_storage()
+        if storage.iter % _LOG_PERIOD:
+            return
+        for name, loss in (("cls", losses.cls), ("box", losses.box)):
+            total = (losses.frequency * loss).sum() / losses.batch_normalizer
+            storage.put_scalar(f"teacher/loss_{name}", total)
+        for stride, weights in trust.maps.items():
+            storage.put_scalar(f"aid/weight_stride{stride}", weights.mean())
+        storage.put_histogram("aid/weight", torch.cat([x.flatten() for x in trust.maps.values()]))
+
+    def _apply(self, fn, *args, **kwargs):
+        # The teacher follows the student to its device.
+        if self.teacher is not None:
+            self.teacher.model._apply(fn, *args, **kwargs)
+        return super()._apply(fn, *args, **kwargs)
+
+
+def _check_keys(cfg: CfgNode) -> None:
+    aid = cfg.DISTILL.AID
+    for name, allowed in (("GRANULARITY", GRANULARITIES), ("NORMALIZER", NORMALIZERS)):
+        if aid[name] not in allowed:
+            raise ValueError(f"DISTILL.AID.{name} is {aid[name]!r}; choose one of {allowed}.")
+    numbers = (
+        ("DISTILL.AID.ALPHA", aid.ALPHA),
+        ("DISTILL.WEIGHT", cfg.DISTILL.WEIGHT),
+        ("DISTILL.WARMUP_ITERS", cfg.DISTILL.WARMUP_ITERS),
+    )
+    for name, value in numbers:
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{name} is {value}; it has to be a finite number, 0 or more.")
+
+
+def _check_compatible(cfg: CfgNode, student: nn.Module, teacher: Teacher) -> None:
+    if sorted(cfg.INPUT.FORMAT) != sorted(teacher.input_format):
+        raise ValueError(
+            f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r} for the student and {teacher.input_format!r} "
+            "for the teacher. Channels can be reordered but not converted: use a teacher that was "
+            "trained on the same ones."
+        )
+    expected, found = family_of(student).num_classes, teacher.family.num_classes
+    if cfg.DISTILL.AID.ENABLED and None not in (expected, found) and expected != found:
+        raise ValueError(
+            f"The teacher has {found} classes and the student {expected}. AID needs the teacher's "
+            "loss on the student's labels: use a teacher of the same classes, or set "
+            "DISTILL.AID.ENABLED False."
+        )
+
+
+def _strip_student_prefix(module, state_dict, prefix, local_metadata) -> None:
+    old = prefix + _STUDENT_PREFIX
+    for entries in (state_dict, getattr(state_dict, "_metadata", {})):
+        for key in [key for key in entries if key.startswith(old)]:
+            entries[prefix + key[len(old) :]] = entries.pop(key)
+
+
+def _add_student_prefix(module, state_dict, prefix, *args) -> None:
+    for key in list(state_dict):
+        bare = key[len(prefix) :]
+        if key.startswith(prefix) and not bare.startswith((DISTILLER_PREFIX, _STUDENT_PREFIX)):
+            state_dict[prefix + _STUDENT_PREFIX + bare] = state_dict.pop(key)

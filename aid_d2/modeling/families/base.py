@@ -1,0 +1,118 @@
+"""What aid_d2 has to know of a family of detectors, in one interface."""
+
+from typing import Dict, List, Optional, Sequence, Type
+
+from torch import Tensor, nn
+
+from detectron2.data import MetadataCatalog
+from detectron2.utils.registry import Registry
+
+from ...aid import Objects, TeacherLosses
+from ..levels import Level
+
+FAMILY_REGISTRY = Registry("DETECTOR_FAMILY")
+FAMILY_REGISTRY.__doc__ = "Subclasses of DetectorFamily; `family_of` finds the one for a detector."
+
+
+class DetectorFamily:
+    """A detector seen through the one interface that distillation needs.
+
+    This class itself serves any meta-architecture with a `backbone` that returns a dict of maps, for
+    methods that use features alone. A family adds the detector's dense head and its losses.
+
+    Args:
+        model: the detector.
+
+    Attributes:
+        detector: the meta-architecture that the family serves.
+        two_stage: which of the published constants of a method apply.
+    """
+
+    detector: Type[nn.Module] = nn.Module
+    two_stage = False
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    @property
+    def in_features(self) -> List[str]:
+        """Names of the maps that the detector's head looks at, finest first."""
+        shapes = self.model.backbone.output_shape()
+        return sorted(shapes, key=lambda name: shapes[name].stride)
+
+    @property
+    def num_classes(self) -> Optional[int]:
+        """Number of object classes; None where unknown."""
+        return None
+
+    @property
+    def head(self) -> Optional[nn.Module]:
+        """The dense head, called once with the list of maps; None where there is none."""
+        return None
+
+    @property
+    def levels(self) -> List[Level]:
+        shapes = self.model.backbone.output_shape()
+        top_block = getattr(self.model.backbone, "top_block", None)
+        lateral = len(getattr(self.model.backbone, "in_features", shapes))
+        levels = []
+        for position, (name, shape) in enumerate(shapes.items()):
+            origin = ("backbone",)
+            if top_block is not None and position >= lateral:
+                origin = (type(top_block).__name__, top_block.in_feature)
+            if name in self.in_features:
+                levels.append(Level(name, shape.stride, shape.channels, origin))
+        return sorted(levels, key=lambda level: level.stride)
+
+    def teacher_losses(
+        self, features: Dict[int, Tensor], predictions, objects: Objects
+    ) -> TeacherLosses:
+        """The detector's losses on a batch, unreduced, with the detector in eval mode.
+
+        Args:
+            features: maps (N, C, H, W) per stride.
+            predictions: what `head` returned for them.
+            objects: the ground truth.
+
+        Raises:
+            NotImplementedError: the family has none.
+        """
+        raise NotImplementedError(
+            f"AID does not know the losses of a {type(self.model).__name__} teacher. It knows "
+            f"{', '.join(f.detector.__name__ for _, f in FAMILY_REGISTRY)}; for others set "
+            "DISTILL.AID.ENABLED False, or register a DetectorFamily."
+        )
+
+
+def family_of(model: nn.Module) -> DetectorFamily:
+    """The registered family of a detector, or the general one that knows features alone.
+
+    Raises:
+        ValueError: the model has no backbone that describes its maps.
+    """
+    for _, family in FAMILY_REGISTRY:
+        if isinstance(model, family.detector):
+            return family(model)
+    if not hasattr(getattr(model, "backbone", None), "output_shape"):
+        raise ValueError(
+            f"{type(model).__name__} has no Detectron2 backbone, and distillation needs its maps."
+        )
+    return DetectorFamily(model)
+
+
+def check_num_classes(model: nn.Module, datasets: Sequence[str]) -> None:
+    """Compare a detector with the data sets it is to be trained on, once those are loaded.
+
+    Raises:
+        ValueError: a data set has another number of classes than the detector.
+    """
+    model = getattr(model, "module", model)
+    expected = family_of(getattr(model, "student", model)).num_classes
+    for name in datasets:
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        if expected is not None and classes is not None and len(classes) != expected:
+            raise ValueError(
+                f"The data set {name!r} has {len(classes)} classes ({', '.join(classes)}), the "
+                f"detector has {expected}: set its NUM_CLASSES (MODEL.RETINANET.NUM_CLASSES, "
+                f"MODEL.ROI_HEADS.NUM_CLASSES, ...) to {len(classes)}."
+            )

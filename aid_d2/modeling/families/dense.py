@@ -1,0 +1,111 @@
+"""Dense predictions against ground truth, without reduction: shared by the detector families."""
+
+from typing import List
+
+import torch
+from fvcore.nn import giou_loss, smooth_l1_loss
+from torch import Tensor
+
+from detectron2.layers import ciou_loss, diou_loss
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
+from detectron2.structures import Boxes, pairwise_iou
+
+from ...aid import BACKGROUND, IGNORED, LevelShape, Objects, split_levels
+from ..ignore_regions import inside_regions
+
+_IOU_LOSSES = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
+
+
+def flatten_levels(maps: List[Tensor], values: int) -> Tensor:
+    """Per-level maps (N, A x values, H, W) as one float32 (N, R, values), in anchor order."""
+    return torch.cat([permute_to_N_HWA_K(x, values) for x in maps], dim=1).float()
+
+
+def level_shapes(maps: List[Tensor], strides: List[int], values: int) -> List[LevelShape]:
+    """Shapes of per-level maps (N, A x values, H, W)."""
+    return [
+        LevelShape(stride, *x.shape[-2:], x.shape[1] // values) for x, stride in zip(maps, strides)
+    ]
+
+
+def match_by_iou(matcher: Matcher, anchors: Tensor, objects: Objects) -> Tensor:
+    """Assign anchors to objects with a detector's own IoU matcher, without sampling.
+
+    Args:
+        matcher: of the detector.
+        anchors: (R, 4).
+        objects: ground truth of N images.
+
+    Returns:
+        (N, R) int64: the object, BACKGROUND or IGNORED.
+    """
+    owners, start = [], 0
+    for boxes, regions in zip(objects.boxes.split(objects.counts), objects.ignored):
+        index, label = matcher(pairwise_iou(Boxes(boxes), Boxes(anchors)))
+        owner = torch.where(label == 1, index + start, torch.where(label == 0, BACKGROUND, IGNORED))
+        if len(regions):
+            owner[(owner == BACKGROUND) & inside_regions(anchors, regions)] = IGNORED
+        owners.append(owner)
+        start += len(boxes)
+    return torch.stack(owners)
+
+
+def owned(values: Tensor, owner: Tensor, default: Tensor) -> Tensor:
+    """Gather values (M, ...) by owner (N, R); `default` where the owner is no object."""
+    positive = owner >= 0
+    padded = torch.cat([values, values.new_zeros(1, *values.shape[1:])])
+    gathered = padded[torch.where(positive, owner, len(values))]
+    return torch.where(positive.view(*owner.shape, *[1] * (values.dim() - 1)), gathered, default)
+
+
+def background_loss(cls: Tensor, owner: Tensor, levels: List[LevelShape]) -> Tensor:
+    """Classification loss of the background, per mean number of positive anchors of the level.
+
+    The sum over the batch is the level's negative loss / number of positives; an image and level
+    differ from it by their own false alarms. A level counts at least one positive an image.
+
+    Args:
+        cls: (N, R) classification loss.
+        owner: (N, R) as in :class:`TeacherLosses`.
+        levels: L levels.
+
+    Returns:
+        (N, L)
+    """
+    background = split_levels(cls * (owner == BACKGROUND), levels)
+    positive = split_levels((owner >= 0).float(), levels)
+    per_level = [
+        b.flatten(1).sum(1) / (p.sum() / len(cls)).clamp(min=1)
+        for b, p in zip(background, positive)
+    ]
+    return torch.stack(per_level, dim=1)
+
+
+def box_regression_loss(
+    box2box_transform, anchors: Tensor, deltas: Tensor, targets: Tensor, kind: str, beta: float
+) -> Tensor:
+    """Detectron2's dense box regression loss of every box, unreduced.
+
+    Args:
+        box2box_transform: of the detector.
+        anchors: (..., 4) boxes the deltas start from.
+        deltas: (..., 4) predictions.
+        targets: (..., 4) boxes to be predicted.
+        kind: `smooth_l1`, `giou`, `diou` or `ciou`.
+        beta: of the smooth L1 loss; 0 is L1.
+
+    Returns:
+        (...)
+    """
+    shape = deltas.shape[:-1]
+    anchors, deltas, targets = (
+        x.expand(*shape, 4).reshape(-1, 4) for x in (anchors, deltas, targets)
+    )
+    if kind == "smooth_l1":
+        expected = box2box_transform.get_deltas(anchors, targets)
+        loss = smooth_l1_loss(deltas, expected, beta=beta, reduction="none").sum(-1)
+    else:
+        boxes = box2box_transform.apply_deltas(deltas, anchors)
+        loss = _IOU_LOSSES[kind](boxes, targets, reduction="none")
+    return loss.view(shape)

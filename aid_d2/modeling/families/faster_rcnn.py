@@ -1,0 +1,141 @@
+"""Faster R-CNN (Ren et al., NeurIPS 2015) on a feature pyramid."""
+
+import torch
+import torch.nn.functional as F
+
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.roi_heads import StandardROIHeads
+from detectron2.structures import Boxes
+
+from ...aid import BACKGROUND, IGNORED, TeacherLosses, split_levels
+from .base import FAMILY_REGISTRY, DetectorFamily
+from .dense import box_regression_loss, flatten_levels, level_shapes, match_by_iou, owned
+
+
+@FAMILY_REGISTRY.register()
+class FasterRCNNFamily(DetectorFamily):
+    """RPN losses of every anchor, and the box head's loss on the ground-truth boxes themselves.
+
+    Nothing is sampled: where the RPN's own loss samples anchors, each counts with the probability
+    of being drawn. The box head sees one RoI per object and no proposals, so that a missed or
+    misclassified object always has a large loss.
+    """
+
+    detector = GeneralizedRCNN
+    two_stage = True
+
+    @property
+    def in_features(self):
+        return list(self.model.proposal_generator.in_features)
+
+    @property
+    def num_classes(self):
+        return self.model.roi_heads.num_classes
+
+    @property
+    def head(self):
+        return self.model.proposal_generator.rpn_head
+
+    def teacher_losses(self, features, predictions, objects):
+        rpn = self.model.proposal_generator
+        logit_maps, delta_maps = predictions
+        levels = level_shapes(logit_maps, list(features), values=1)
+        anchors = Boxes.cat(rpn.anchor_generator(list(features.values()))).tensor
+        owner = match_by_iou(rpn.anchor_matcher, anchors, objects)
+        positive = owner >= 0
+
+        logits = flatten_levels(logit_maps, 1).squeeze(-1)
+        cls = F.binary_cross_entropy_with_logits(logits, positive.float(), reduction="none")
+        cls = cls * (owner != IGNORED) * rpn.loss_weight.get("loss_rpn_cls", 1.0)
+        box = positive * box_regression_loss(
+            rpn.box2box_transform,
+            anchors,
+            flatten_levels(delta_maps, 4),
+            owned(objects.boxes, owner, anchors),
+            rpn.box_reg_loss_type,
+            rpn.smooth_l1_beta,
+        )
+        per_image = torch.full_like(cls[:, 0], rpn.batch_size_per_image)
+        return TeacherLosses(
+            levels=levels,
+            cls=cls,
+            box=box * rpn.loss_weight.get("loss_rpn_loc", 1.0),
+            owner=owner,
+            frequency=sampling_frequency(owner, rpn.batch_size_per_image, rpn.positive_fraction),
+            image_normalizer=per_image,
+            batch_normalizer=per_image.sum(),
+            background=hardest_background(cls, owner, levels, rpn.batch_size_per_image),
+            objects=objects,
+            roi=self._box_head_losses(features, objects),
+        )
+
+    def _box_head_losses(self, features, objects):
+        """(M,) cross-entropy + box loss of the box head on each object's own box."""
+        heads = self.model.roi_heads
+        if not isinstance(heads, StandardROIHeads) or not hasattr(heads.box_predictor, "bbox_pred"):
+            raise NotImplementedError(
+                f"AID knows the losses of StandardROIHeads with one box head, not of "
+                f"{type(heads).__name__}. Set DISTILL.AID.ENABLED False for this teacher."
+            )
+        predictor = heads.box_predictor
+        by_name = {level.name: features[level.stride] for level in self.levels}
+        pooled = heads.box_pooler(
+            [by_name[name].float() for name in heads.box_in_features],
+            [Boxes(boxes) for boxes in objects.boxes.split(objects.counts)],
+        )
+        logits, deltas = predictor(heads.box_head(pooled))
+        cls = F.cross_entropy(logits.float(), objects.classes, reduction="none")
+        deltas = deltas.float().view(len(deltas), -1, 4)
+        # With a class-agnostic regressor every class has index 0.
+        row = torch.arange(len(deltas), device=deltas.device)
+        deltas = deltas[row, objects.classes.clamp(max=deltas.shape[1] - 1)]
+        box = box_regression_loss(
+            predictor.box2box_transform,
+            objects.boxes,
+            deltas,
+            objects.boxes,
+            predictor.box_reg_loss_type,
+            predictor.smooth_l1_beta,
+        )
+        weight = predictor.loss_weight
+        return cls * weight.get("loss_cls", 1.0) + box * weight.get("loss_box_reg", 1.0)
+
+
+def sampling_frequency(owner, batch_size: int, positive_fraction: float):
+    """The probability that Detectron2's `subsample_labels` draws each anchor.
+
+    Args:
+        owner: (N, R) as in :class:`TeacherLosses`.
+        batch_size: anchors drawn in an image.
+        positive_fraction: at most this share of them positive.
+
+    Returns:
+        (N, R); weighting by it gives the expected value of the sampled loss.
+    """
+    positive, negative = owner >= 0, owner == BACKGROUND
+    num_positive = positive.sum(1, keepdim=True)
+    num_negative = negative.sum(1, keepdim=True)
+    take_positive = num_positive.clamp(max=int(batch_size * positive_fraction))
+    take_negative = torch.minimum(num_negative, batch_size - take_positive)
+    return (
+        positive * take_positive / num_positive.clamp(min=1)
+        + negative * take_negative / num_negative.clamp(min=1)
+    )
+
+
+def hardest_background(cls, owner, levels, count: int):
+    """Mean loss of the `count` hardest negatives of each image and level.
+
+    Args:
+        cls: (N, R) loss of each anchor.
+        owner: (N, R) as in :class:`TeacherLosses`.
+        levels: L levels.
+        count: the divisor; a level with fewer anchors gives them all.
+
+    Returns:
+        (N, L)
+    """
+    per_level = [x.flatten(1) for x in split_levels(cls * (owner == BACKGROUND), levels)]
+    return torch.stack(
+        [x.topk(min(count, x.shape[1])).values.sum(1) / count for x in per_level], dim=1
+    )

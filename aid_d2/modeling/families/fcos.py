@@ -1,0 +1,103 @@
+"""FCOS (Tian et al., ICCV 2019)."""
+
+import torch
+import torch.nn.functional as F
+from fvcore.nn import sigmoid_focal_loss
+from torch import Tensor
+
+from detectron2.modeling.meta_arch.fcos import FCOS
+from detectron2.structures import Boxes, Instances
+
+from ...aid import IGNORED, TeacherLosses
+from .base import FAMILY_REGISTRY, DetectorFamily
+from .dense import background_loss, box_regression_loss, flatten_levels, level_shapes, owned
+from .gfl import assign
+
+
+@FAMILY_REGISTRY.register()
+class FCOSFamily(DetectorFamily):
+    """Focal loss of every location; GIoU and centerness of the positive ones as the box loss.
+
+    Centerness counts as box loss because it judges where the location lies in the object's box,
+    whatever its class.
+    """
+
+    detector = FCOS
+
+    @property
+    def in_features(self):
+        return list(self.model.head_in_features)
+
+    @property
+    def num_classes(self):
+        return self.model.num_classes
+
+    @property
+    def head(self):
+        return self.model.head
+
+    def teacher_losses(self, features, predictions, objects):
+        model = self.model
+        logit_maps, delta_maps, centerness_maps = predictions
+        levels = level_shapes(delta_maps, list(features), values=4)
+        per_level = model.anchor_generator(list(features.values()))
+        anchors = Boxes.cat(per_level).tensor
+        owner = assign(lambda boxes: self._match(per_level, boxes), anchors, objects)
+        positive = owner >= 0
+
+        labels = owned(objects.classes, owner, torch.zeros_like(owner))
+        one_hot = F.one_hot(labels, model.num_classes) * positive[..., None]
+        cls = sigmoid_focal_loss(
+            flatten_levels(logit_maps, model.num_classes),
+            one_hot.float(),
+            alpha=model.focal_loss_alpha,
+            gamma=model.focal_loss_gamma,
+        ).sum(-1) * (owner != IGNORED)
+        targets = owned(objects.boxes, owner, anchors)
+        giou = box_regression_loss(
+            model.box2box_transform,
+            anchors,
+            flatten_levels(delta_maps, 4),
+            targets,
+            kind="giou",
+            beta=0.0,
+        )
+        centerness = F.binary_cross_entropy_with_logits(
+            flatten_levels(centerness_maps, 1).squeeze(-1),
+            self._centerness(anchors, targets),
+            reduction="none",
+        )
+        return TeacherLosses(
+            levels=levels,
+            cls=cls,
+            box=positive * (giou + centerness),
+            owner=owner,
+            frequency=torch.ones_like(cls),
+            # The detector divides by a running mean of the positives, which no checkpoint keeps.
+            image_normalizer=positive.sum(1).clamp(min=1),
+            batch_normalizer=positive.sum().clamp(min=1),
+            background=background_loss(cls, owner, levels),
+            objects=objects,
+        )
+
+    def _match(self, anchors, boxes: Tensor) -> Tensor:
+        """(R,) index into boxes (m, 4), or -1, by the detector's own assignment.
+
+        Detectron2 versions share only its labels: classes above K stand for the objects.
+        """
+        first = self.model.num_classes + 1
+        if len(boxes) == 0:
+            return torch.full((sum(map(len, anchors)),), -1, device=boxes.device)
+        index = torch.arange(first, first + len(boxes), device=boxes.device)
+        instances = Instances((0, 0), gt_boxes=Boxes(boxes), gt_classes=index)
+        labels, _ = self.model.label_anchors(anchors, [instances])
+        return torch.where(labels[0] >= first, labels[0] - first, -1)
+
+    def _centerness(self, anchors: Tensor, boxes: Tensor) -> Tensor:
+        """``sqrt(min(l,r)/max(l,r) min(t,b)/max(t,b))`` of locations in boxes (FCOS eq. 3)."""
+        sides = self.model.box2box_transform.get_deltas(
+            anchors.expand_as(boxes).reshape(-1, 4), boxes.reshape(-1, 4)
+        )
+        left_top, right_bottom = sides.view_as(boxes).chunk(2, dim=-1)
+        ratio = torch.minimum(left_top, right_bottom) / torch.maximum(left_top, right_bottom)
+        return ratio.prod(-1).sqrt()

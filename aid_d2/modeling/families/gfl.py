@@ -1,0 +1,120 @@
+"""GFL (Li et al., NeurIPS 2020)."""
+
+from typing import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detectron2.structures import Boxes
+
+from ...aid import BACKGROUND, IGNORED, Objects, TeacherLosses
+from ..atss import atss_match
+from ..gfl import GFL, quality_focal_loss
+from ..ignore_regions import inside_regions
+from .base import FAMILY_REGISTRY, DetectorFamily
+from .dense import background_loss, flatten_levels, level_shapes, owned
+
+
+@FAMILY_REGISTRY.register()
+class GFLFamily(DetectorFamily):
+    """Losses against hard labels for each object, and GFL's own loss for levels and images.
+
+    GFL's own loss is near 0 on an object that the teacher misses: the class is to be as low as the
+    box is bad, and the low score takes the weight from the box. An object or location is therefore
+    judged by the quality focal loss with quality 1, and by GIoU without weight. For the loss of a
+    level or an image, `frequency` turns these into the anchor's part of GFL's own loss.
+    """
+
+    detector = GFL
+
+    @property
+    def in_features(self):
+        return list(self.model.head_in_features)
+
+    @property
+    def num_classes(self):
+        return self.model.num_classes
+
+    @property
+    def head(self):
+        return self.model.head
+
+    def teacher_losses(self, features, predictions, objects):
+        model = self.model
+        logit_maps, distribution_maps = predictions
+        levels = level_shapes(logit_maps, list(features), values=model.num_classes)
+        per_level = model.anchor_generator(list(features.values()))
+        sizes, anchors = [len(x) for x in per_level], Boxes.cat(per_level).tensor
+        owner = assign(
+            lambda boxes: atss_match(anchors, sizes, boxes, model.atss_candidates),
+            anchors,
+            objects,
+        )
+        no_class = torch.where(owner == IGNORED, -1, model.num_classes)
+        labels = owned(objects.classes, owner, no_class)
+        logits = flatten_levels(logit_maps, model.num_classes)
+        own = model.anchor_losses(
+            anchors,
+            logits,
+            flatten_levels(distribution_maps, 4 * (model.reg_max + 1)),
+            labels,
+            owned(objects.boxes, owner, anchors),
+        )
+        positive = own.positive
+        one_hot = F.one_hot(labels.clamp(min=0), model.num_classes + 1)[..., :-1]
+        hard = quality_focal_loss(
+            logits, (one_hot * positive[..., None]).float(), model.quality_focal_loss_beta
+        ).sum(-1)
+        cls = hard * (owner != IGNORED)
+        box = torch.zeros_like(cls).masked_scatter(positive, own.giou)
+
+        weighted = own.weight * (
+            model.giou_loss_weight * own.giou + model.distribution_focal_loss_weight * own.dfl
+        )
+        own_box = torch.zeros_like(cls).masked_scatter(positive, weighted)
+        weight = torch.zeros_like(cls).masked_scatter(positive, own.weight)
+        count, weight = positive.sum(1), weight.sum(1)
+        batch_count, batch_weight = count.sum().clamp(min=1), weight.sum().clamp(min=1)
+        # GFL's loss of an anchor over the one divisor N_pos: box losses have their own, sum q.
+        own_loss = own.qfl + own_box * (batch_count / batch_weight)
+        of_image = own.qfl.sum(1) / count.clamp(min=1) + own_box.sum(1) / weight.clamp(min=1)
+        return TeacherLosses(
+            levels=levels,
+            cls=cls,
+            box=box,
+            owner=owner,
+            frequency=_ratio(own_loss, cls + box),
+            # Of an image alone sum q differs: the divisor that gives GFL's loss on it.
+            image_normalizer=_ratio(own_loss.sum(1), of_image),
+            batch_normalizer=batch_count,
+            background=background_loss(cls, owner, levels),
+            objects=objects,
+        )
+
+
+def assign(match: Callable[[Tensor], Tensor], anchors: Tensor, objects: Objects) -> Tensor:
+    """Assign the anchors of each image, and leave out the background in ignore regions.
+
+    Args:
+        match: of the boxes (m, 4) of one image: the index into them of every anchor, or -1.
+        anchors: (R, 4).
+        objects: ground truth of N images.
+
+    Returns:
+        (N, R) int64: the object, BACKGROUND or IGNORED.
+    """
+    owners, start = [], 0
+    for boxes, regions in zip(objects.boxes.split(objects.counts), objects.ignored):
+        index = match(boxes)
+        owner = torch.where(index >= 0, index + start, BACKGROUND)
+        if len(regions):
+            owner[(owner == BACKGROUND) & inside_regions(anchors, regions)] = IGNORED
+        owners.append(owner)
+        start += len(boxes)
+    return torch.stack(owners)
+
+
+def _ratio(value: Tensor, reference: Tensor) -> Tensor:
+    """value / reference; 1 where the reference is 0, and then the value too."""
+    return torch.where(reference > 0, value / reference, 1.0)

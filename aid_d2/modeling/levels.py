@@ -1,0 +1,88 @@
+"""Levels of two feature pyramids, paired."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, List, Tuple
+
+from ..aid import Trust
+
+if TYPE_CHECKING:
+    from .families import DetectorFamily
+    from .observation import Observation
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Level:
+    """One map of a pyramid.
+
+    Attributes:
+        name: in the backbone's output.
+        stride: in pixels of the network's input.
+        channels: of the map.
+        origin: how the map is made. Maps of equal stride and different origin, such as a max-pooled
+            and a convolved p6, mean different things.
+    """
+
+    name: str
+    stride: int
+    channels: int
+    origin: Tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LevelPair:
+    """The maps of student and teacher at one stride."""
+
+    stride: int
+    student_channels: int
+    teacher_channels: int
+
+
+def pair_levels(student: DetectorFamily, teacher: DetectorFamily) -> List[LevelPair]:
+    """Pair the levels of two detectors that have the same stride and origin, finest first.
+
+    Raises:
+        ValueError: there are none.
+    """
+    theirs = {(level.stride, level.origin): level for level in teacher.levels}
+    pairs = [
+        LevelPair(level.stride, level.channels, theirs[level.stride, level.origin].channels)
+        for level in student.levels
+        if (level.stride, level.origin) in theirs
+    ]
+    described = "; ".join(
+        f"{who} {', '.join(f'{x.name} (stride {x.stride}, {x.origin[0]})' for x in family.levels)}"
+        for who, family in (("student", student), ("teacher", teacher))
+    )
+    if not pairs:
+        raise ValueError(f"Student and teacher share no pyramid level: {described}.")
+    logger.info(f"Distilling at strides {[pair.stride for pair in pairs]} of {described}.")
+    return pairs
+
+
+def align(
+    pairs: List[LevelPair], student: Observation, teacher: Observation, trust: Trust
+) -> Tuple[Observation, Observation, Trust]:
+    """Cut the paired maps of both detectors, and the trust, to the cells that both have.
+
+    Both pyramids start at the same corner of the image and have the same stride, so that their
+    sizes differ by padding alone.
+
+    Returns:
+        student, teacher and trust with maps at the paired strides only, in float32.
+    """
+    cut = [{}, {}, {}]
+    for pair in pairs:
+        maps = [x[pair.stride] for x in (student.features, teacher.features, trust.maps)]
+        height, width = (min(x.shape[dim] for x in maps) for dim in (-2, -1))
+        for result, x in zip(cut, maps):
+            result[pair.stride] = x[..., :height, :width].float()
+    return (
+        student.with_features(cut[0]),
+        teacher.with_features(cut[1]),
+        Trust(cut[2]),
+    )

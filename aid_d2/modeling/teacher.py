@@ -1,0 +1,134 @@
+"""The teacher: a trained detector that is frozen and belongs to no other module."""
+
+import os
+from typing import List
+
+import torch
+from torch import nn
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
+
+from ..aid import Objects, TeacherLosses
+from .families import family_of
+from .observation import Observation
+
+# Checkpoints of a distilled student carry its adapters under this prefix.
+DISTILLER_PREFIX = "distiller."
+
+
+class Teacher:
+    """A frozen detector in eval mode.
+
+    It is no ``nn.Module``, so that as an attribute of one it stays out of its parameters, train
+    mode, optimizer, DDP buckets and checkpoints.
+
+    Args:
+        model: the trained detector.
+        input_format: channel order the detector was trained with, such as `BGR`.
+    """
+
+    def __init__(self, model: nn.Module, input_format: str):
+        self.model = model.eval().requires_grad_(False)
+        self.input_format = input_format
+        self.family = family_of(model)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "Teacher":
+        """Build and load what DISTILL.TEACHER names, on the device of the student.
+
+        Raises:
+            ValueError: a key is empty, or parameters are missing, left over or of other shape.
+            FileNotFoundError: a file does not exist.
+        """
+        config_file = _existing_file(cfg, "CONFIG_FILE")
+        weights = _existing_file(cfg, "WEIGHTS")
+        teacher_cfg = load_teacher_config(config_file)
+        teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
+        model = build_model(teacher_cfg)
+        _StrictCheckpointer(model).load(weights)
+        return cls(model, teacher_cfg.INPUT.FORMAT)
+
+    @torch.no_grad()
+    def observe(
+        self, batched_inputs: List[dict], input_format: str, with_predictions: bool
+    ) -> Observation:
+        """Run backbone and, if asked, dense head once: no proposals, no decoding, no sampling.
+
+        Args:
+            batched_inputs: as Detectron2's mapper makes them.
+            input_format: channel order of their images.
+            with_predictions: whether the dense head is wanted.
+        """
+        if input_format != self.input_format:
+            order = [input_format.index(channel) for channel in self.input_format]
+            batched_inputs = [{**x, "image": x["image"][order]} for x in batched_inputs]
+        maps = self.model.backbone(self.model.preprocess_image(batched_inputs).tensor)
+        observation = Observation.of(self.family, maps)
+        if with_predictions and self.family.head is not None:
+            observation.predictions = self.family.head(list(observation.features.values()))
+        return observation
+
+    @torch.no_grad()
+    def losses(self, observation: Observation, objects: Objects) -> TeacherLosses:
+        """The teacher's unreduced losses, see :meth:`DetectorFamily.teacher_losses`."""
+        return self.family.teacher_losses(
+            observation.features, observation.predictions, objects
+        )
+
+
+def load_teacher_config(config_file: str) -> CfgNode:
+    """The config of a teacher. Of a distilled detector only the student is taken."""
+    from ..config import add_aid_config
+
+    cfg = get_cfg()
+    add_aid_config(cfg)
+    cfg.merge_from_file(config_file)
+    if cfg.MODEL.META_ARCHITECTURE == "DistilledDetector":
+        cfg.MODEL.META_ARCHITECTURE = cfg.DISTILL.STUDENT
+    return cfg
+
+
+class _StrictCheckpointer(DetectionCheckpointer):
+    """Refuses a file that does not fit the model, instead of logging it."""
+
+    def load(self, path, *args, **kwargs):
+        self._path = path
+        return super().load(path, *args, **kwargs)
+
+    def _log_incompatible_keys(self, incompatible):
+        wrong = {
+            "missing": incompatible.missing_keys,
+            "left over": [
+                k for k in incompatible.unexpected_keys if not k.startswith(DISTILLER_PREFIX)
+            ],
+            "of other shape": [
+                f"{key} (file {tuple(found)}, model {tuple(wanted)})"
+                for key, found, wanted in incompatible.incorrect_shapes
+            ],
+        }
+        problems = [f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in wrong.items() if keys]
+        if problems:
+            raise ValueError(
+                f"DISTILL.TEACHER.WEIGHTS {self._path} does not fit the detector that "
+                f"DISTILL.TEACHER.CONFIG_FILE describes. Parameters " + "; ".join(problems)
+            )
+
+
+def _existing_file(cfg: CfgNode, key: str) -> str:
+    """Local path of the file that DISTILL.TEACHER.<key> names."""
+    name = f"DISTILL.TEACHER.{key}"
+    value = cfg.DISTILL.TEACHER[key]
+    remedy = (
+        "A teacher is a trained detector: set both DISTILL.TEACHER.CONFIG_FILE (its yaml, or the "
+        "config.yaml in its OUTPUT_DIR) and DISTILL.TEACHER.WEIGHTS (its model_final.pth), or set "
+        "DISTILL.ENABLED False to train or evaluate the student alone."
+    )
+    if not value:
+        raise ValueError(f"{name} is empty. {remedy}")
+    path = PathManager.get_local_path(value)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{name}: there is no file {value!r}. {remedy}")
+    return path

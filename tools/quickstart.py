@@ -1,0 +1,150 @@
+"""A first distillation in some minutes on two cores: synthetic scenes, a teacher and three students.
+
+`make quickstart` runs this. Finished steps are kept: an interrupted run goes on where it stopped.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+import cv2
+import numpy as np
+import torch
+from tabulate import tabulate
+
+from aid_d2 import add_aid_config
+from aid_d2.data.paths import datasets_root
+from aid_d2.data.synthetic import SceneSetConfig, write_scene_set
+from aid_d2.modeling import Teacher
+from aid_d2.visualization import draw_boxes, labeled_input, object_trust
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.modeling import build_model
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = {
+    "teacher": "retinanet_teacher",
+    "student": "retinanet_student",
+    "student + distillation": "retinanet_student_zhang",
+    "student + distillation + AID": "retinanet_student_aid",
+}
+PICTURE = Path("output/quickstart/comparison.png")
+
+
+def main() -> None:
+    os.chdir(ROOT)
+    logging.getLogger("fvcore").setLevel(logging.ERROR)
+    write_scene_set(datasets_root() / "synthetic_road", SceneSetConfig(images=600))
+    rows = []
+    for number, (name, config) in enumerate(RUNS.items(), 1):
+        print(f"\n[{number}/{len(RUNS)}] {name}", flush=True)
+        cfg = load_config(config)
+        if "bbox/AP" not in last_metrics(cfg):
+            train(config)
+        rows.append(table_row(name, cfg))
+    draw_comparison()
+    print("\n" + tabulate(rows, headers="keys", floatfmt=".2f"))
+    print(f"\nThe same scene seen by each, with AID's weights: {PICTURE}")
+
+
+def load_config(name: str) -> CfgNode:
+    cfg = get_cfg()
+    add_aid_config(cfg)
+    cfg.merge_from_file(f"configs/quickstart/{name}.yaml")
+    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    return cfg
+
+
+def train(config: str) -> None:
+    """Run train_net.py, showing its progress and its result."""
+    command = ["train_net.py", "--resume", "--config-file", f"configs/quickstart/{config}.yaml"]
+    print("python " + " ".join(command), flush=True)
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    output = []
+    for line in process.stdout:
+        output.append(line)
+        if "eta:" in line:
+            print("  " + line[line.index("eta:") :].split("  lr:")[0], flush=True)
+    if process.wait() != 0:
+        sys.exit("".join(output[-40:]) + f"\n{' '.join(command)} failed.")
+
+
+def metrics(cfg: CfgNode) -> list:
+    """What a run wrote every 20 iterations, and its evaluation at the end."""
+    file = Path(cfg.OUTPUT_DIR, "metrics.json")
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def last_metrics(cfg: CfgNode) -> dict:
+    lines = metrics(cfg)
+    return lines[-1] if lines else {}
+
+
+def table_row(name: str, cfg: CfgNode) -> dict:
+    result = last_metrics(cfg)
+    seconds = [line["time"] for line in metrics(cfg) if "time" in line]
+    parameters = sum(p.numel() for p in build_student(cfg).parameters())
+    return {
+        "": name,
+        "AP": result["bbox/AP"],
+        "AP50": result["bbox/AP50"],
+        "parameters (M)": parameters / 1e6,
+        "s / step": median(seconds),
+    }
+
+
+def build_student(cfg: CfgNode):
+    cfg = cfg.clone()
+    cfg.DISTILL.ENABLED = False
+    return build_model(cfg).eval()
+
+
+def draw_comparison() -> None:
+    """One scene: ground truth with AID's weights, and what teacher and students detect."""
+    cfg = load_config(RUNS["student + distillation + AID"])
+    entries = DatasetCatalog.get(cfg.DATASETS.TEST[0])
+    classes = MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes
+    entry = max(entries, key=lambda x: len(x["annotations"]))
+    example = labeled_input(cfg, entry)
+    image = read_image(entry["file_name"], "RGB")
+    teacher = Teacher.from_config(cfg)
+    weights = object_trust(teacher, [example], cfg.INPUT.FORMAT, cfg.DISTILL.AID.ALPHA)[0].tolist()
+    truth = example["instances"]
+    scale = image.shape[1] / example["image"].shape[-1]
+    panels = [
+        draw_boxes(
+            image,
+            "ground truth, and AID's weight of the teacher",
+            truth.gt_boxes.tensor * scale,
+            [f"{classes[c]} w={w:.2f}" for c, w in zip(truth.gt_classes, weights)],
+            weights,
+        )
+    ]
+    for name, config in RUNS.items():
+        if name == "student + distillation":
+            continue
+        cfg = load_config(config)
+        model = build_student(cfg)
+        DetectionCheckpointer(model).load(f"{cfg.OUTPUT_DIR}/model_final.pth")
+        with torch.no_grad():
+            found = model([example])[0]["instances"]
+        found = found[found.scores > 0.3]
+        labels = [f"{classes[c]} {s:.2f}" for c, s in zip(found.pred_classes, found.scores)]
+        panels.append(draw_boxes(image, name, found.pred_boxes.tensor, labels))
+    grid = np.vstack([np.hstack(panels[:2]), np.hstack(panels[2:])])
+    cv2.imwrite(str(PICTURE), grid[:, :, ::-1])
+
+
+if __name__ == "__main__":
+    main()

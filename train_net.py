@@ -1,0 +1,100 @@
+"""Train or evaluate a plain or a distilled detector, with Detectron2's usual command line."""
+
+import logging
+import os
+
+import torch
+
+from aid_d2 import add_aid_config, compat
+from aid_d2.data import IgnoreRegionMapper, register_coco_json
+from aid_d2.modeling import check_num_classes, mask_ignore_regions
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.data import build_detection_train_loader
+from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detectron2.evaluation import COCOEvaluator, verify_results
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+
+class Trainer(DefaultTrainer):
+    """`DefaultTrainer` with the COCO evaluator."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        check_num_classes(self.model, cfg.DATASETS.TRAIN)
+
+    @classmethod
+    def build_model(cls, cfg):
+        model = super().build_model(cfg)
+        if cfg.INPUT.MASK_IGNORE_REGIONS:
+            mask_ignore_regions(model)
+        return model
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        if cfg.INPUT.MASK_IGNORE_REGIONS:
+            return build_detection_train_loader(cfg, mapper=IgnoreRegionMapper(cfg, is_train=True))
+        return super().build_train_loader(cfg)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name):
+        return COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
+
+
+def setup(args):
+    """The config of a command line, with logging set up and own data sets registered."""
+    cfg = get_cfg()
+    add_aid_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    no_gpu = cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available()
+    if no_gpu:
+        cfg.MODEL.DEVICE = "cpu"
+    register_coco_json(cfg.DATASETS.COCO_JSON)
+    cfg.freeze()
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="aid_d2")
+    logger = logging.getLogger("aid_d2")
+    for repair in compat.REPAIRS:
+        logger.info(repair)
+    if no_gpu:
+        logger.warning("No GPU: MODEL.DEVICE is cpu.")
+    return cfg
+
+
+def main(args):
+    cfg = setup(args)
+    if not args.eval_only:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
+
+    student_cfg = cfg.clone()
+    student_cfg.defrost()
+    student_cfg.DISTILL.ENABLED = False
+    model = Trainer.build_model(student_cfg)
+    DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+        cfg.MODEL.WEIGHTS, resume=args.resume
+    )
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+def run():
+    """Parse the command line and launch :func:`main` on the asked number of GPUs."""
+    args = default_argument_parser().parse_args()
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
+if __name__ == "__main__":
+    run()
