@@ -24,6 +24,15 @@ class Trainer(DefaultTrainer):
         super().__init__(cfg)
         check_num_classes(self.model, cfg.DATASETS.TRAIN)
 
+    # v0.6 leaves the optimizer out of its checkpoints; later versions do as follows.
+    def state_dict(self):
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        if "_trainer" in state_dict:
+            self._trainer.load_state_dict(state_dict["_trainer"])
+
     @classmethod
     def build_model(cls, cfg):
         model = super().build_model(cfg)

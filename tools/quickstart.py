@@ -5,6 +5,7 @@
 
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -110,6 +111,10 @@ def build_student(cfg: CfgNode):
     return build_model(cfg).eval()
 
 
+def trust_text(weight: float) -> str:
+    return "w=?" if math.isnan(weight) else f"w={weight:.2f}"
+
+
 def draw_comparison() -> None:
     """One scene: ground truth with AID's weights, and what teacher and students detect."""
     cfg = load_config(RUNS["student + distillation + AID"])
@@ -127,7 +132,7 @@ def draw_comparison() -> None:
             image,
             "ground truth, and AID's weight of the teacher",
             truth.gt_boxes.tensor * scale,
-            [f"{classes[c]} w={w:.2f}" for c, w in zip(truth.gt_classes, weights)],
+            [f"{classes[c]} {trust_text(w)}" for c, w in zip(truth.gt_classes, weights)],
             weights,
         )
     ]

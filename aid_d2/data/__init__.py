@@ -1,4 +1,4 @@
-"""Data sets, registered with Detectron2 when this package is imported, and their training mapper."""
+"""Data sets, registered with Detectron2 when this package is imported, and a training mapper."""
 
 from . import builtin  # noqa: F401
 from .coco_json import register_coco_json

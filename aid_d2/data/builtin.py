@@ -1,15 +1,15 @@
 """Registers KITTI, COCO-traffic and the synthetic road scenes with Detectron2's catalogs.
 
-Each is converted to a COCO-json file in the user's cache, when it is first asked for, and read back
-by Detectron2's own loader. The metadata names that file by `aid_d2://<data set>`, which Detectron2's
-PathManager turns into the path of an up-to-date file: so the loader and `COCOEvaluator` both see the
-present annotations, whichever comes first. Code that reads the file itself asks
+Each is converted to a COCO-json file in the user's cache, when it is first asked for, and read
+back by Detectron2's own loader. The metadata names that file by `aid_d2://<data set>`, which
+Detectron2's PathManager turns into the path of an up-to-date file: so the loader and
+`COCOEvaluator` both see the present annotations, whichever comes first. Code that reads the file
+itself asks
 `PathManager.get_local_path(MetadataCatalog.get(name).json_file)`.
 """
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 

@@ -64,7 +64,8 @@ def register_coco_json(entries: Iterable[Sequence[str]]) -> None:
         is_list = isinstance(entry, (list, tuple))
         if not is_list or len(entry) != 3 or not all(isinstance(e, str) for e in entry):
             raise ValueError(
-                f"DATASETS.COCO_JSON has the entry {entry!r}; expected [name, json_path, image_dir]."
+                f"DATASETS.COCO_JSON has the entry {entry!r}; expected "
+                "[name, json_path, image_dir]."
             )
         name, *paths = entry
         json_file, image_root = (datasets_root() / Path(p).expanduser() for p in paths)

@@ -7,6 +7,7 @@ from the ground, against KITTI's y.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -15,6 +16,11 @@ _SHIFT = 4  # polygons are drawn to 1/16 pixel
 _NEAREST = 0.5
 
 Colour = tuple[float, float, float] | np.ndarray
+Option = TypeVar("Option")
+
+
+def choose(rng: np.random.Generator, options: Sequence[Option]) -> Option:
+    return options[rng.integers(len(options))]
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,8 @@ class Camera:
     elevation: float
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """Maps (n, 3) world points (x, height, z) to (n, 2) pixels; too near ones are moved away."""
+        """Maps (n, 3) world points (x, height, z) to (n, 2) pixels."""
+        # What lies behind the camera would appear mirrored.
         z = np.maximum(points[:, 2], _NEAREST)
         u = self.width / 2 + self.focal * points[:, 0] / z
         v = self.horizon + self.focal * (self.elevation - points[:, 1]) / z
@@ -82,7 +89,8 @@ class Light:
 
     def through_haze(self, colour: Colour, z: float) -> tuple[float, float, float]:
         kept = math.exp(-self.haze * max(z, 0.0))
-        return tuple(kept * float(c) + (1 - kept) * float(h) for c, h in zip(colour, self.haze_colour))
+        pairs = zip(colour, self.haze_colour)
+        return tuple(kept * float(c) + (1 - kept) * float(h) for c, h in pairs)
 
 
 @dataclass

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..kitti import KITTI_CLASSES, KittiObject, split_ids
+from .canvas import choose
 from .scene import render_scene
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class SceneSetConfig:
 
     def __post_init__(self) -> None:
         if self.images < 2:
-            raise ValueError(f"A set needs at least 2 images, to train and to test; not {self.images}.")
+            raise ValueError(f"A set needs at least 2 images, not {self.images}.")
         if self.height < 64 or self.width < 64:
             raise ValueError(f"Images must be at least 64 x 64, not {self.height} x {self.width}.")
         if not 0 <= self.label_noise <= 1:
@@ -110,7 +111,10 @@ def write_scene_set(output: Path | str, config: SceneSetConfig) -> bool:
 
 
 def add_label_noise(
-    rng: np.random.Generator, objects: Sequence[KittiObject], fraction: float, shape: tuple[int, int]
+    rng: np.random.Generator,
+    objects: Sequence[KittiObject],
+    fraction: float,
+    shape: tuple[int, int],
 ) -> tuple[list[KittiObject], list[dict]]:
     """Spoils labels at random: a wrong class, a shifted and resized box, none, or an invented one.
 
@@ -128,10 +132,10 @@ def add_label_noise(
     for obj in objects:
         kept, added, kind = obj, None, None
         if rng.random() < fraction:
-            kind = _NOISE_KINDS[rng.integers(len(_NOISE_KINDS))]
+            kind = choose(rng, _NOISE_KINDS)
         if kind == "wrong class":
             others = [name for name in KITTI_CLASSES if name != obj.type]
-            kept = replace(obj, type=others[rng.integers(len(others))])
+            kept = replace(obj, type=choose(rng, others))
         elif kind == "jittered box":
             kept = replace(obj, bbox=_jitter(rng, obj.bbox, shape))
         elif kind == "dropped":
@@ -156,7 +160,7 @@ def _jitter(rng: np.random.Generator, box: Sequence[float], shape: tuple[int, in
 
 
 def _false_object(rng: np.random.Generator, shape: tuple[int, int]) -> KittiObject:
-    kind = KITTI_CLASSES[rng.integers(len(KITTI_CLASSES))]
+    kind = choose(rng, KITTI_CLASSES)
     height = shape[0] * rng.uniform(*_FALSE_HEIGHTS)
     width = height / rng.uniform(*_FALSE_SHAPES[kind])
     x, y = rng.uniform(0, shape[1] - width), rng.uniform(0.35 * shape[0], shape[0] - height)

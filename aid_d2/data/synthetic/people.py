@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .canvas import Canvas, Colour, Pose
+from .canvas import Canvas, Colour, Pose, choose
 
 _SKIN = ((238, 200, 170), (206, 158, 120), (150, 104, 74), (98, 66, 48))
+_HAIR = ((30, 24, 20), (92, 60, 34), (170, 130, 70), (130, 128, 126))
+_TROUSERS = ((38, 44, 66), (46, 44, 42), (120, 104, 78), (70, 84, 112))
 _CIRCLE = np.stack([f(np.linspace(0, 2 * np.pi, 15)[:-1]) for f in (np.cos, np.sin)], axis=1)
 
 
@@ -157,10 +159,10 @@ def random_person(rng: np.random.Generator) -> Person:
     """Draws a child or adult with clothes of any colour."""
     height = float(rng.uniform(1.1, 1.4) if rng.random() < 0.12 else rng.uniform(1.55, 1.92))
     stride = float(rng.uniform(0.1, 0.34)) if rng.random() < 0.75 else 0.03
-    skin = np.array(_SKIN[rng.integers(len(_SKIN))])
-    hair = np.array(((30, 24, 20), (92, 60, 34), (170, 130, 70), (130, 128, 126))[rng.integers(4)])
+    skin = np.array(choose(rng, _SKIN))
+    hair = np.array(choose(rng, _HAIR))
     top, bag = _clothes(rng), _clothes(rng)
-    trousers = np.array(((38, 44, 66), (46, 44, 42), (120, 104, 78), (70, 84, 112))[rng.integers(4)])
+    trousers = np.array(choose(rng, _TROUSERS))
     has_bag = rng.random() < 0.3
     size = (height, 0.36 * height, 0.36 * height)
     return Person(size, stride, skin, hair, top, trousers, bag if has_bag else None)

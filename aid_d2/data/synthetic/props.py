@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .canvas import Canvas, Pose
+from .canvas import Canvas, Pose, choose
 from .people import Figure, random_bicycle
 
+_WHITE = (238, 238, 232)
 _GREENS = ((52, 92, 44), (74, 110, 50), (96, 124, 58), (120, 118, 52), (44, 78, 58))
 
 
@@ -37,7 +38,7 @@ def draw_box(canvas: Canvas, pose: Pose, size: tuple[float, float, float], colou
 
 
 def _foliage(figure: Figure, rng: np.random.Generator, centre, spread, radius, count) -> None:
-    base = np.array(_GREENS[rng.integers(len(_GREENS))])
+    base = np.array(choose(rng, _GREENS))
     tones = np.linspace(0.65, 1.15, count)
     offsets = rng.uniform(-1, 1, (count, 2)) * spread
     sizes = radius * rng.uniform(0.6, 1.1, count)
@@ -78,7 +79,8 @@ def _pole(rng: np.random.Generator) -> Prop:
         figure.limb((0, 0, 0), (0, height, 0), 0.16, (grey, grey, grey + 6), taper=0.6)
         if height > 4:
             figure.limb((0, height, 0), (arm, height + 0.15, 0), 0.1, (grey, grey, grey + 6))
-            figure.limb((arm, height + 0.12, 0), (1.4 * arm, height + 0.12, 0), 0.2, (220, 215, 190))
+            lamp = ((arm, height + 0.12, 0), (1.4 * arm, height + 0.12, 0))
+            figure.limb(*lamp, 0.2, (220, 215, 190))
 
     return Prop(0.4, draw)
 
@@ -86,20 +88,20 @@ def _pole(rng: np.random.Generator) -> Prop:
 def _sign(rng: np.random.Generator) -> Prop:
     """A round or square traffic sign: from afar a person's head and body."""
     height, shape = rng.uniform(1.9, 2.6), rng.integers(3)
-    colour = ((200, 30, 34), (28, 72, 170), (240, 240, 236), (236, 190, 40))[rng.integers(4)]
+    colour = choose(rng, [(200, 30, 34), (28, 72, 170), (240, 240, 236), (236, 190, 40)])
 
     def draw(canvas: Canvas, pose: Pose) -> None:
         figure = Figure(canvas, Pose(pose.x, pose.z))
         figure.limb((0, 0, 0), (0, height, 0), 0.08, (132, 134, 138))
         if shape == 0:
             figure.ball((0, height, 0), 0.34, colour)
-            figure.ball((0, height, 0), 0.22, (238, 238, 232))
+            figure.ball((0, height, 0), 0.22, _WHITE)
         elif shape == 1:
-            figure.limb((0, height - 0.3, 0), (0, height + 0.35, 0), 0.6, (238, 238, 232))
+            figure.limb((0, height - 0.3, 0), (0, height + 0.35, 0), 0.6, _WHITE)
             figure.limb((0, height - 0.24, 0), (0, height + 0.29, 0), 0.48, colour)
         else:
             figure.limb((0, height - 0.3, 0), (0, height + 0.4, 0), 0.8, colour, taper=0.02)
-            figure.limb((0, height - 0.22, 0), (0, height + 0.22, 0), 0.5, (238, 238, 232), taper=0.02)
+            figure.limb((0, height - 0.22, 0), (0, height + 0.22, 0), 0.5, _WHITE, taper=0.02)
 
     return Prop(0.4, draw)
 
@@ -107,7 +109,7 @@ def _sign(rng: np.random.Generator) -> Prop:
 def _post_box(rng: np.random.Generator) -> Prop:
     """A pillar, bin or parking machine of a person's height."""
     height, width = rng.uniform(1.1, 1.8), rng.uniform(0.4, 0.65)
-    colour = ((190, 30, 36), (236, 196, 40), (60, 64, 70), (40, 90, 70), (36, 60, 120))[rng.integers(5)]
+    colour = choose(rng, [(190, 30, 36), (236, 196, 40), (60, 64, 70), (40, 90, 70), (36, 60, 120)])
 
     def draw(canvas: Canvas, pose: Pose) -> None:
         draw_box(canvas, pose, (height, width, width), colour)
@@ -120,7 +122,9 @@ def _post_box(rng: np.random.Generator) -> Prop:
 def _container(rng: np.random.Generator) -> Prop:
     """A skip or crate as large as a car, with stripes where a car has windows."""
     size = (rng.uniform(1.1, 1.8), rng.uniform(1.5, 2.0), rng.uniform(2.0, 4.2))
-    colour = ((150, 52, 40), (46, 84, 130), (190, 150, 60), (96, 100, 104), (60, 96, 72))[rng.integers(5)]
+    colour = choose(
+        rng, [(150, 52, 40), (46, 84, 130), (190, 150, 60), (96, 100, 104), (60, 96, 72)]
+    )
     striped = rng.random() < 0.5
 
     def draw(canvas: Canvas, pose: Pose) -> None:
@@ -138,7 +142,7 @@ def _container(rng: np.random.Generator) -> Prop:
 def _fence(rng: np.random.Generator) -> Prop:
     """Panels along the road."""
     height, length = rng.uniform(0.9, 1.7), rng.uniform(4, 9)
-    colour = ((120, 92, 66), (200, 200, 194), (96, 100, 96), (72, 84, 72))[rng.integers(4)]
+    colour = choose(rng, [(120, 92, 66), (200, 200, 194), (96, 100, 96), (72, 84, 72)])
     count = int(length / rng.uniform(0.7, 1.5))
 
     def draw(canvas: Canvas, pose: Pose) -> None:

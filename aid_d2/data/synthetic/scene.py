@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from ..kitti import KittiObject
-from .canvas import Camera, Canvas, Light, Pose
+from .canvas import Camera, Canvas, Light, Pose, choose
 from .people import Cyclist, Person, random_cyclist, random_person
 from .props import Prop, draw_box, random_prop
 from .vehicles import Vehicle, random_vehicle
@@ -17,10 +17,11 @@ from .vehicles import Vehicle, random_vehicle
 MIN_VISIBLE_FRACTION = 0.12
 MIN_VISIBLE_PIXELS = 10
 
-_NEAR, _FAR = 5.0, 48.0
+_NEAR, _FAR = 5.0, 48.0  # where objects stand, in metres
 _LANE = 3.3
-_PAVEMENT = 2.6
-_LAMP_HEIGHT_RANGE = (1.5, 1.8)
+_PAVEMENT = 2.6  # widths, in metres
+_WALLS = ((170, 120, 96), (206, 192, 164), (156, 158, 162), (188, 170, 150), (128, 84, 70))
+_CAMERA_HEIGHTS = (1.5, 1.8)
 
 Actor = Vehicle | Person | Cyclist
 
@@ -64,7 +65,7 @@ def render_scene(
         (height, width, 3) RGB image, uint8, and its objects, nearest last.
     """
     # KITTI's camera, scaled to this width.
-    elevation = rng.uniform(*_LAMP_HEIGHT_RANGE)
+    elevation = rng.uniform(*_CAMERA_HEIGHTS)
     camera = Camera(width, height, 0.58 * width, height * rng.uniform(0.4, 0.48), elevation)
     light, sky = _weather(rng)
     lanes = int(rng.choice([2, 2, 3, 4]))
@@ -83,7 +84,7 @@ def render_scene(
     _paint_skyline(rng, canvas)
     _paint_houses(rng, canvas, road)
     objects = _draw_far_to_near(canvas, actors, props)
-    return _photograph(rng, canvas.image, light), objects
+    return _photograph(rng, canvas.image), objects
 
 
 def _weather(rng: np.random.Generator) -> tuple[Light, np.ndarray]:
@@ -103,9 +104,7 @@ def _weather(rng: np.random.Generator) -> tuple[Light, np.ndarray]:
     return light, colours
 
 
-def _place_actors(
-    rng: np.random.Generator, road: _Road, lanes: int
-) -> list[tuple[Actor, Pose]]:
+def _place_actors(rng: np.random.Generator, road: _Road, lanes: int) -> list[tuple[Actor, Pose]]:
     """Puts vehicles in lanes, at the kerb and across; people on pavements and crossings."""
     placed: list[tuple[Actor, Pose]] = []
 
@@ -131,20 +130,25 @@ def _place_actors(
             add(vehicle, rng.uniform(-1.3, 1.3) * road.half_width, max(z, 11), crossing)
     for _ in range(rng.integers(0, 7)):
         on_road = rng.random() < 0.25
-        reach = rng.uniform(0, road.half_width) if on_road else road.half_width + rng.uniform(0.3, 3)
+        if on_road:
+            reach = rng.uniform(0, road.half_width)
+        else:
+            reach = road.half_width + rng.uniform(0.3, 3)
         yaw = rng.choice([0, np.pi]) if on_road else rng.choice([away, towards])
         side = rng.choice([-1, 1])
         person, z = random_person(rng), _depth(rng)
         yaw += rng.normal(0, 0.6)
         add(person, side * reach, z, yaw)
         if rng.random() < 0.3:  # a companion
-            add(random_person(rng), side * reach + rng.uniform(0.5, 0.9), z + rng.uniform(-1, 1), yaw)
+            aside = side * reach + rng.uniform(0.5, 0.9)
+            add(random_person(rng), aside, z + rng.uniform(-1, 1), yaw)
     for _ in range(rng.integers(0, 4)):
         side = rng.choice([-1, 1])
         yaw = (away if side > 0 else towards) + rng.normal(0, 0.5)
         if rng.random() < 0.3:
             yaw = rng.choice([0, np.pi]) + rng.normal(0, 0.3)
-        add(random_cyclist(rng), side * (road.half_width - rng.uniform(-1.5, 1.5)), _depth(rng), yaw)
+        offset = side * (road.half_width + rng.uniform(-1.5, 1.5))
+        add(random_cyclist(rng), offset, _depth(rng), yaw)
     return placed
 
 
@@ -228,7 +232,7 @@ def _paint_ground(
     def tone(colour, low: float = 0.9, high: float = 1.1) -> np.ndarray:
         return np.float32(colour) * np.float32(rng.uniform(low, high))
 
-    verge = tone(((92, 116, 62), (122, 112, 84), (150, 146, 138))[rng.integers(3)])
+    verge = tone(choose(rng, [(92, 116, 62), (122, 112, 84), (150, 146, 138)]))
     pavement = tone((164, 160, 154), 0.75, 1.1)
     tarmac = tone((98, 98, 102), 0.65, 1.25)
     fine, coarse = texture(28.0), texture(5.0)
@@ -271,7 +275,7 @@ def _cast_shadows(image, camera: Camera, light: Light, actors: list[tuple[Actor,
         height, width, length = actor.size
         if isinstance(actor, Person):
             width = length = 0.5
-        corners = [(l, 0, w) for l, w in ((-1, -1), (-1, 1), (1, 1), (1, -1))]
+        corners = [(-1, 0, -1), (-1, 0, 1), (1, 0, 1), (1, 0, -1)]
         foot = pose.to_world(np.array(corners) * (length / 2, 0, width / 2))
         tip = foot + np.array([offset[0], 0, offset[1]]) * 0.7 * height
         hull = cv2.convexHull(camera.project(np.concatenate([foot, tip])).astype(np.float32))
@@ -307,10 +311,7 @@ def _paint_houses(rng: np.random.Generator, canvas: Canvas, road: _Road) -> None
                 houses.append((z + length / 2, side, distance + rng.uniform(0, 2), length))
             z += length + rng.choice([0.0, 1.5, 4.0])
     for z, side, distance, length in sorted(houses, reverse=True):
-        colour = np.array(
-            ((170, 120, 96), (206, 192, 164), (156, 158, 162), (188, 170, 150), (128, 84, 70))
-            [rng.integers(5)]
-        )
+        colour = choose(rng, _WALLS)
         height, width = rng.uniform(4, 13), 10.0
         pose = Pose(road.x(side * (distance + width / 2), z), z)
         draw_box(canvas, pose, (height, width, length), colour)
@@ -352,9 +353,7 @@ def _draw_far_to_near(
     for (actor, pose, box, clipped, pixels), visible in zip(drawn, left[1:]):
         if visible < MIN_VISIBLE_PIXELS or visible < MIN_VISIBLE_FRACTION * pixels:
             continue
-        inside, whole = (
-            (b[2] - b[0]) * (b[3] - b[1]) for b in (clipped, box)
-        )
+        inside, whole = ((b[2] - b[0]) * (b[3] - b[1]) for b in (clipped, box))
         yaw = math.remainder(pose.yaw, 2 * math.pi)
         objects.append(
             KittiObject(
@@ -371,9 +370,9 @@ def _draw_far_to_near(
     return objects
 
 
-def _photograph(rng: np.random.Generator, image: np.ndarray, light: Light) -> np.ndarray:
+def _photograph(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     """Exposure, white balance, lens blur and sensor noise."""
-    gain = rng.uniform(0.55, 1.15) * rng.uniform(0.94, 1.06, 3)
+    gain = rng.uniform(0.65, 1.25) * rng.uniform(0.94, 1.06, 3)
     gamma = rng.uniform(0.85, 1.2)
     levels = np.linspace(0, 1, 256)[:, None] ** gamma * 255 * gain
     # One 256-entry table for each colour is far cheaper than arithmetic on pixels.

@@ -1,11 +1,11 @@
-"""Cars, vans and trucks: a side profile extruded over the width, with windows, lights and wheels."""
+"""Cars, vans and trucks: a side profile extruded over the width, with windows and wheels."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from .canvas import Canvas, Colour, Pose
+from .canvas import Canvas, Colour, Pose, choose
 
 _GLASS = (52, 62, 74)
 _TYRE = (26, 26, 28)
@@ -152,8 +152,9 @@ class Vehicle:
         top = self.body.wheel * 1.2
         for axle in (self.body.axles[0], self.body.axles[-1]):
             for side in (-1, 1):
-                edges = (side * 0.49 * width, side * 0.36 * width)
-                local = [(axle * length, up, edges[i]) for up, i in ((0, 0), (top, 0), (top, 1), (0, 1))]
+                outer, inner = side * 0.49 * width, side * 0.36 * width
+                corners = ((0, outer), (top, outer), (top, inner), (0, inner))
+                local = [(axle * length, *corner) for corner in corners]
                 canvas.fill_world(pose.to_world(np.array(local)), _TYRE)
 
     def _draw_rear(self, canvas: Canvas, corners: np.ndarray) -> None:
@@ -201,7 +202,7 @@ def random_vehicle(rng: np.random.Generator) -> Vehicle:
     kind = rng.choice(5, p=[0.31, 0.31, 0.24, 0.08, 0.06])
     body = (*CARS, VAN, TRUCK)[kind]
     size = tuple(float(s * f) for s, f in zip(body.size, rng.uniform(0.93, 1.07, 3)))
-    paint = np.clip(np.array(_PAINTS[rng.integers(len(_PAINTS))]) + rng.normal(0, 8, 3), 8, 248)
+    paint = np.clip(np.array(choose(rng, _PAINTS)) + rng.normal(0, 8, 3), 8, 248)
     return Vehicle(body, size, paint)
 
 

@@ -1,0 +1,182 @@
+"""The command line, from a teacher to the evaluated student."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import train_net
+from detectron2.engine import default_argument_parser
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs" / "kitti"
+FAMILIES = ("retinanet", "faster_rcnn")
+SMALL = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.WEIGHTS": "",
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.RESNETS.DEPTH": 18,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
+    "MODEL.RESNETS.NORM": "BN",
+    "MODEL.FPN.OUT_CHANNELS": 16,
+    "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "INPUT.MIN_SIZE_TRAIN": (64,),
+    "INPUT.MIN_SIZE_TEST": 64,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.MAX_ITER": 2,
+    "SOLVER.STEPS": (),
+    "DATALOADER.NUM_WORKERS": 0,
+    "SEED": 7,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Eight images of coloured rectangles in COCO format: what DATASETS.COCO_JSON takes."""
+    root = tmp_path_factory.mktemp("rectangles")
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for i in range(8):
+        picture = np.full((64, 96, 3), 90, np.uint8)
+        for label in range(3):
+            x, y = int(rng.integers(0, 60)), int(rng.integers(0, 30))
+            color = [0, 0, 0]
+            color[label] = 255
+            cv2.rectangle(picture, (x, y), (x + 30, y + 30), color, -1)
+            box = {"bbox": [x, y, 30, 30], "area": 900, "iscrowd": 0}
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": i, "category_id": label + 1, **box}
+            )
+        cv2.imwrite(str(root / f"{i}.png"), picture)
+        images.append({"id": i, "file_name": f"{i}.png", "height": 64, "width": 96})
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate("rgb")]
+    coco = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+    (root / "boxes.json").write_text(json.dumps(coco))
+    return ["rectangles", str(root / "boxes.json"), str(root)]
+
+
+def command(config, output, data, *flags, **overrides):
+    options = {
+        **SMALL,
+        "DATASETS.COCO_JSON": [data],
+        "DATASETS.TRAIN": (data[0],),
+        "DATASETS.TEST": (data[0],),
+        "OUTPUT_DIR": str(output),
+        **overrides,
+    }
+    pairs = [str(x) for pair in options.items() for x in pair]
+    return ["--config-file", str(CONFIGS / config), *flags, *pairs]
+
+
+def run(*args, **overrides):
+    return train_net.main(default_argument_parser().parse_args(command(*args, **overrides)))
+
+
+def teacher_keys(directory):
+    return {
+        "DISTILL.TEACHER.CONFIG_FILE": str(directory / "config.yaml"),
+        "DISTILL.TEACHER.WEIGHTS": str(directory / "model_final.pth"),
+    }
+
+
+def detections(output):
+    return json.loads((output / "inference" / "coco_instances_results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def teachers(data, tmp_path_factory):
+    """A directory with a trained teacher of each family, by the KITTI configs."""
+    root = tmp_path_factory.mktemp("teachers")
+    for family in FAMILIES:
+        run(f"{family}_R_101.yaml", root / family, data, SEED=1)
+    return root
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def student(request, data, teachers, tmp_path_factory):
+    """A student distilled with AID: its family and directory."""
+    output = tmp_path_factory.mktemp("student")
+    run(f"{request.param}_R_50_aid.yaml", output, data, **teacher_keys(teachers / request.param))
+    return request.param, output
+
+
+def test_evaluation_needs_no_teacher_and_equals_the_plain_student(student, data, tmp_path):
+    family, output = student
+    weights = {"MODEL.WEIGHTS": str(output / "model_final.pth")}
+    missing = {"DISTILL.TEACHER.CONFIG_FILE": "nowhere.yaml", "DISTILL.TEACHER.WEIGHTS": "none.pth"}
+    distilled = run(
+        f"{family}_R_50_aid.yaml", tmp_path / "eval", data, "--eval-only", **weights, **missing
+    )
+    plain = run(f"{family}_R_50.yaml", tmp_path / "plain", data, "--eval-only", **weights)
+    assert len(detections(tmp_path / "eval")) > 0
+    assert detections(tmp_path / "eval") == detections(tmp_path / "plain")
+    assert str(distilled) == str(plain)  # NaN where a metric has no objects
+
+
+def test_checkpoint_holds_student_and_adapters_only(student, teachers):
+    family, output = student
+    keys, plain = (
+        torch.load(directory / "model_final.pth", weights_only=False)["model"].keys()
+        for directory in (output, teachers / family)
+    )
+    assert {key for key in keys if not key.startswith("distiller.")} == set(plain)
+    assert any(key.startswith("distiller.") for key in keys)
+
+
+def test_resume_goes_on_after_a_kill(data, teachers, tmp_path):
+    arguments = command(
+        "retinanet_R_50_aid.yaml",
+        tmp_path,
+        data,
+        "--resume",
+        **teacher_keys(teachers / "retinanet"),
+        **{"SOLVER.CHECKPOINT_PERIOD": 3, "SOLVER.MAX_ITER": 9, "TEST.EVAL_PERIOD": 100},
+    )
+    call = [sys.executable, "-W", "ignore", str(ROOT / "train_net.py"), *arguments]
+    process = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "last_checkpoint").exists():
+        assert process.poll() is None, "training ended before its first checkpoint"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    reached = (tmp_path / "last_checkpoint").read_text()
+    saved = torch.load(tmp_path / reached, weights_only=False)
+    (tmp_path / "log.txt").unlink()
+
+    train_net.main(default_argument_parser().parse_args(arguments))
+    log = (tmp_path / "log.txt").read_text()
+    assert f"Starting training from iteration {saved['iteration'] + 1}" in log
+    final = torch.load(tmp_path / "model_final.pth", weights_only=False)
+    assert final["iteration"] == 8
+    assert final["model"].keys() == saved["model"].keys()
+    # Momentum is there for every trained parameter, adapters included.
+    before, after = (x["trainer"]["_trainer"]["optimizer"]["state"] for x in (saved, final))
+    assert before.keys() == after.keys() and len(before) > 0
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"DISTILL.TEACHER.WEIGHTS": "gone.pth"}, "DISTILL.TEACHER.WEIGHTS.*gone.pth"),
+        ({"DISTILL.TEACHER.CONFIG_FILE": "gone.yaml"}, "DISTILL.TEACHER.CONFIG_FILE.*gone.yaml"),
+        ({"MODEL.RETINANET.NUM_CLASSES": 5, "DISTILL.AID.ENABLED": False}, "NUM_CLASSES"),
+        ({"MODEL.RETINANET.NUM_CLASSES": 5}, "teacher has 3 classes and the student 5"),
+        ({"DISTILL.METHODS": ("Nonsense",)}, "DISTILL.METHODS.*Nonsense"),
+        ({"INPUT.FORMAT": "L"}, "INPUT.FORMAT"),
+    ],
+)
+def test_bad_input_is_named_before_training(data, teachers, tmp_path, overrides, message):
+    overrides = {**teacher_keys(teachers / "retinanet"), **overrides}
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run("retinanet_R_50_aid.yaml", tmp_path, data, **overrides)
+    assert not list(tmp_path.glob("*.pth"))
