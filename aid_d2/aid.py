@@ -92,8 +92,8 @@ class TeacherLosses:
         cls: (N, R) classification loss of an anchor, summed over classes; 0 where ignored.
         box: (N, R) box loss of a positive anchor; 0 elsewhere.
         owner: (N, R) int64, the object an anchor is positive for, BACKGROUND or IGNORED.
-        frequency: (N, R) how often the detector's own loss counts the anchor: 1, or the
-            probability that its sampler draws it.
+        frequency: (N, R) what the detector's own loss multiplies cls + box of the anchor by: 1, the
+            probability that its sampler draws it, or, where that loss has other terms, their ratio.
         image_normalizer: (N,) divisor of the sum over an image in the detector's own loss.
         batch_normalizer: () the same for the sum over the batch.
         background: (N, L) normalised loss of the background.

@@ -3,6 +3,9 @@
 from detectron2.config import CfgNode as CN
 
 from .distillers import DISTILLER_REGISTRY
+from .modeling.backbones import add_backbone_config
+from .modeling.fcos import add_fcos_config
+from .modeling.gfl import add_gfl_config
 
 
 def add_aid_config(cfg: CN) -> None:
@@ -17,6 +20,11 @@ def add_aid_config(cfg: CN) -> None:
     # Leave ignore regions (`iscrowd`) out of the training loss. By default they are background, as
     # in AID's released code.
     cfg.INPUT.MASK_IGNORE_REGIONS = False
+
+    # MODEL.GFL, MODEL.FCOS and MODEL.MOBILENETV2
+    add_gfl_config(cfg)
+    add_fcos_config(cfg)
+    add_backbone_config(cfg)
 
     cfg.DISTILL = CN()
     # False trains and evaluates the student of a DistilledDetector alone; no teacher is needed.

@@ -60,7 +60,14 @@ class NonLocalBlock(nn.Module):
         # Maps at the top of a pyramid can be smaller than the pooling window.
         window: Tuple[int, int] = tuple(min(self.pool, size) for size in x.shape[-2:])
         phi, g = F.max_pool2d(self.phi(x), window), F.max_pool2d(self.g(x), window)
-        return x + self.norm(self.out(non_local(self.theta(x), phi, g)))
+        return x + self._normalize(self.out(non_local(self.theta(x), phi, g)))
+
+    def _normalize(self, y: Tensor) -> Tensor:
+        if y[:, 0].numel() > 1:
+            return self.norm(y)
+        # One value per channel has no batch statistics; the running ones take their place.
+        norm = self.norm
+        return F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias)
 
 
 @DISTILLER_REGISTRY.register()

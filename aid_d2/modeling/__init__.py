@@ -1,13 +1,18 @@
 """Meta-architectures, the teacher, and the detector families they know."""
 
+from . import backbones  # noqa: F401  (registers them)
 from .distilled_detector import DistilledDetector
 from .families import FAMILY_REGISTRY, DetectorFamily, check_num_classes, family_of
+from .fcos import FCOS
+from .gfl import GFL
 from .ignore_regions import mask_ignore_regions
 from .observation import Observation
 from .teacher import Teacher
 
 __all__ = [
     "FAMILY_REGISTRY",
+    "FCOS",
+    "GFL",
     "DetectorFamily",
     "DistilledDetector",
     "Observation",

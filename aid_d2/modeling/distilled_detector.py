@@ -25,6 +25,7 @@ from .observation import Observation, record_outputs
 from .teacher import DISTILLER_PREFIX, Teacher
 
 _STUDENT_PREFIX = "student."
+# Detectron2's writers run every 20 iterations; between them no scalar is read off the device.
 _LOG_PERIOD = 20
 
 
@@ -119,7 +120,7 @@ class DistilledDetector(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.student.device
+        return next(self.student.parameters()).device
 
     def forward(self, batched_inputs: List[dict]):
         """
@@ -171,7 +172,7 @@ class DistilledDetector(nn.Module):
 
     def _log(self, losses: TeacherLosses, trust: Trust) -> None:
         storage = get_event_storage()
-        if storage.iter % _LOG_PERIOD:
+        if (storage.iter + 1) % _LOG_PERIOD:
             return
         for name, loss in (("cls", losses.cls), ("box", losses.box)):
             total = (losses.frequency * loss).sum() / losses.batch_normalizer

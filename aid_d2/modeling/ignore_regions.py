@@ -13,6 +13,8 @@ from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.structures import Boxes, Instances, pairwise_ioa, pairwise_iou
 
+from .gfl import GFL, location_cells
+
 
 def inside_regions(boxes: Tensor, regions: Tensor) -> Tensor:
     """Which boxes have more than half of their area in one region.
@@ -31,7 +33,7 @@ def mask_ignore_regions(model: nn.Module) -> None:
     """Make a detector leave ignore regions out of its loss, in place.
 
     Args:
-        model: a RetinaNet, a GeneralizedRCNN, or a DistilledDetector around one.
+        model: a RetinaNet, a GFL, a GeneralizedRCNN, or a DistilledDetector around one.
 
     Raises:
         ValueError: a detector that labels its anchors in another way.
@@ -43,6 +45,10 @@ def mask_ignore_regions(model: nn.Module) -> None:
         heads.label_and_sample_proposals = _proposals_masked(heads.label_and_sample_proposals)
     elif isinstance(model, RetinaNet):
         model.label_anchors = _anchors_masked(model.label_anchors, background=model.num_classes)
+    elif isinstance(model, GFL):
+        model.label_anchors = _anchors_masked(
+            model.label_anchors, background=model.num_classes, extent=location_cells
+        )
     else:
         raise ValueError(
             f"INPUT.MASK_IGNORE_REGIONS does not work with {type(model).__name__}: set it False."
@@ -55,11 +61,13 @@ def _split(instances: Instances) -> Tuple[Instances, Tensor]:
     return instances[~ignored], instances.gt_boxes.tensor[ignored]
 
 
-def _anchors_masked(label: Callable, background: int) -> Callable:
+def _anchors_masked(
+    label: Callable, background: int, extent: Callable[[Tensor], Tensor] = lambda anchors: anchors
+) -> Callable:
     def label_masked(anchors: List[Boxes], gt_instances: List[Instances]) -> Tuple[list, list]:
         objects, regions = zip(*map(_split, gt_instances))
         labels, matched = label(anchors, list(objects))
-        every_anchor = Boxes.cat(anchors).tensor
+        every_anchor = extent(Boxes.cat(anchors).tensor)
         for per_image, ignored in zip(labels, regions):
             per_image[(per_image == background) & inside_regions(every_anchor, ignored)] = -1
         return labels, matched

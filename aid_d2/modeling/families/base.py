@@ -113,6 +113,6 @@ def check_num_classes(model: nn.Module, datasets: Sequence[str]) -> None:
         if expected is not None and classes is not None and len(classes) != expected:
             raise ValueError(
                 f"The data set {name!r} has {len(classes)} classes ({', '.join(classes)}), the "
-                f"detector has {expected}: set its NUM_CLASSES (MODEL.RETINANET.NUM_CLASSES, "
-                f"MODEL.ROI_HEADS.NUM_CLASSES, ...) to {len(classes)}."
+                f"detector has {expected}: set its NUM_CLASSES (of MODEL.RETINANET, MODEL.GFL, "
+                f"MODEL.FCOS or MODEL.ROI_HEADS) to {len(classes)}."
             )

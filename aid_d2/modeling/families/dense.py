@@ -1,6 +1,6 @@
 """Dense predictions against ground truth, without reduction: shared by the detector families."""
 
-from typing import List
+from typing import Callable, List
 
 import torch
 from fvcore.nn import giou_loss, smooth_l1_loss
@@ -29,11 +29,12 @@ def level_shapes(maps: List[Tensor], strides: List[int], values: int) -> List[Le
     ]
 
 
-def match_by_iou(matcher: Matcher, anchors: Tensor, objects: Objects) -> Tensor:
-    """Assign anchors to objects with a detector's own IoU matcher, without sampling.
+def assign(match: Callable[[Tensor], Tensor], anchors: Tensor, objects: Objects) -> Tensor:
+    """Assign the anchors of each image, and leave out the background in ignore regions.
 
     Args:
-        matcher: of the detector.
+        match: of the boxes (m, 4) of one image: for every anchor the index into them, BACKGROUND
+            or IGNORED.
         anchors: (R, 4).
         objects: ground truth of N images.
 
@@ -42,13 +43,23 @@ def match_by_iou(matcher: Matcher, anchors: Tensor, objects: Objects) -> Tensor:
     """
     owners, start = [], 0
     for boxes, regions in zip(objects.boxes.split(objects.counts), objects.ignored):
-        index, label = matcher(pairwise_iou(Boxes(boxes), Boxes(anchors)))
-        owner = torch.where(label == 1, index + start, torch.where(label == 0, BACKGROUND, IGNORED))
+        index = match(boxes)
+        owner = torch.where(index >= 0, index + start, index)
         if len(regions):
             owner[(owner == BACKGROUND) & inside_regions(anchors, regions)] = IGNORED
         owners.append(owner)
         start += len(boxes)
     return torch.stack(owners)
+
+
+def match_by_iou(matcher: Matcher, anchors: Tensor, objects: Objects) -> Tensor:
+    """Assign anchors with a detector's own IoU matcher, without sampling; see :func:`assign`."""
+
+    def match(boxes: Tensor) -> Tensor:
+        index, label = matcher(pairwise_iou(Boxes(boxes), Boxes(anchors)))
+        return torch.where(label == 1, index, torch.where(label == 0, BACKGROUND, IGNORED))
+
+    return assign(match, anchors, objects)
 
 
 def owned(values: Tensor, owner: Tensor, default: Tensor) -> Tensor:

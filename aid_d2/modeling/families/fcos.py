@@ -10,8 +10,14 @@ from detectron2.structures import Boxes, Instances
 
 from ...aid import IGNORED, TeacherLosses
 from .base import FAMILY_REGISTRY, DetectorFamily
-from .dense import background_loss, box_regression_loss, flatten_levels, level_shapes, owned
-from .gfl import assign
+from .dense import (
+    assign,
+    background_loss,
+    box_regression_loss,
+    flatten_levels,
+    level_shapes,
+    owned,
+)
 
 
 @FAMILY_REGISTRY.register()

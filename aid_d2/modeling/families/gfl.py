@@ -1,19 +1,16 @@
 """GFL (Li et al., NeurIPS 2020)."""
 
-from typing import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from detectron2.structures import Boxes
 
-from ...aid import BACKGROUND, IGNORED, Objects, TeacherLosses
+from ...aid import IGNORED, TeacherLosses
 from ..atss import atss_match
-from ..gfl import GFL, quality_focal_loss
-from ..ignore_regions import inside_regions
+from ..gfl import GFL, location_cells, quality_focal_loss
 from .base import FAMILY_REGISTRY, DetectorFamily
-from .dense import background_loss, flatten_levels, level_shapes, owned
+from .dense import assign, background_loss, flatten_levels, level_shapes, owned
 
 
 @FAMILY_REGISTRY.register()
@@ -48,7 +45,7 @@ class GFLFamily(DetectorFamily):
         sizes, anchors = [len(x) for x in per_level], Boxes.cat(per_level).tensor
         owner = assign(
             lambda boxes: atss_match(anchors, sizes, boxes, model.atss_candidates),
-            anchors,
+            location_cells(anchors),
             objects,
         )
         no_class = torch.where(owner == IGNORED, -1, model.num_classes)
@@ -91,28 +88,6 @@ class GFLFamily(DetectorFamily):
             background=background_loss(cls, owner, levels),
             objects=objects,
         )
-
-
-def assign(match: Callable[[Tensor], Tensor], anchors: Tensor, objects: Objects) -> Tensor:
-    """Assign the anchors of each image, and leave out the background in ignore regions.
-
-    Args:
-        match: of the boxes (m, 4) of one image: the index into them of every anchor, or -1.
-        anchors: (R, 4).
-        objects: ground truth of N images.
-
-    Returns:
-        (N, R) int64: the object, BACKGROUND or IGNORED.
-    """
-    owners, start = [], 0
-    for boxes, regions in zip(objects.boxes.split(objects.counts), objects.ignored):
-        index = match(boxes)
-        owner = torch.where(index >= 0, index + start, BACKGROUND)
-        if len(regions):
-            owner[(owner == BACKGROUND) & inside_regions(anchors, regions)] = IGNORED
-        owners.append(owner)
-        start += len(boxes)
-    return torch.stack(owners)
 
 
 def _ratio(value: Tensor, reference: Tensor) -> Tensor:

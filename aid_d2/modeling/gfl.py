@@ -1,0 +1,472 @@
+"""GFL: *Generalized Focal Loss* (Li et al., NeurIPS 2020).
+
+A dense detector whose class score is the quality of its box, and whose box sides are distributions.
+"""
+
+import math
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from fvcore.nn import giou_loss
+from torch import Tensor, nn
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec, batched_nms, get_norm
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures.boxes import matched_pairwise_iou
+from detectron2.utils import comm
+
+from .atss import atss_match
+
+# Side of an anchor in strides of its level.
+_ANCHOR_SIZE = 8
+# Targets of the distribution focal loss stay this far below the last bin.
+_BELOW_LAST_BIN = 0.1
+
+
+def add_gfl_config(cfg: CfgNode) -> None:
+    """Add the node MODEL.GFL, with the values of the paper."""
+    cfg.MODEL.GFL = CfgNode()
+    # Number of object classes.
+    cfg.MODEL.GFL.NUM_CLASSES = 80
+    # Maps of the backbone that the head looks at.
+    cfg.MODEL.GFL.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    # Convolutions in each of the two towers.
+    cfg.MODEL.GFL.NUM_CONVS = 4
+    # Normalization in the towers: GN, or none where empty. Levels share it, which BN does not bear.
+    cfg.MODEL.GFL.NORM = "GN"
+    # A box side is a distribution over 0, 1, ..., REG_MAX strides.
+    cfg.MODEL.GFL.REG_MAX = 16
+    # Nearest anchors of an object on each level that ATSS looks at.
+    cfg.MODEL.GFL.ATSS_CANDIDATES = 9
+    # Score of every class at the start of training.
+    cfg.MODEL.GFL.PRIOR_PROB = 0.01
+    # Exponent of the quality focal loss.
+    cfg.MODEL.GFL.QUALITY_FOCAL_LOSS_BETA = 2.0
+    # Factors on GIoU and distribution focal loss; the quality focal loss has 1.
+    cfg.MODEL.GFL.GIOU_LOSS_WEIGHT = 2.0
+    cfg.MODEL.GFL.DISTRIBUTION_FOCAL_LOSS_WEIGHT = 0.25
+    # Inference: least score, boxes kept on each level before NMS, IoU of the class-wise NMS.
+    cfg.MODEL.GFL.SCORE_THRESH_TEST = 0.05
+    cfg.MODEL.GFL.TOPK_CANDIDATES_TEST = 1000
+    cfg.MODEL.GFL.NMS_THRESH_TEST = 0.6
+
+
+def quality_focal_loss(logits: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:
+    """``QFL = |y - s|^beta BCE(s, y)`` with s = sigmoid(logits) (GFL eq. 2).
+
+    Args:
+        logits: any shape.
+        quality: y in [0, 1], of the same shape.
+        beta: 2 in the paper.
+
+    Returns:
+        the same shape, unreduced.
+    """
+    error = (quality - logits.sigmoid()).abs()
+    return error**beta * F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+
+
+def distribution_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """``DFL = (i+1 - y) CE(i) + (y - i) CE(i+1)``, i = floor(y) (GFL eq. 6).
+
+    Args:
+        logits: (..., n+1) of a distribution over 0, 1, ..., n.
+        target: (...) y in [0, n).
+
+    Returns:
+        (...) unreduced.
+    """
+    low = target.floor()
+    index = low.long()[..., None]
+    log_probability = F.log_softmax(logits, dim=-1)
+    at_low = log_probability.gather(-1, index).squeeze(-1)
+    at_high = log_probability.gather(-1, index + 1).squeeze(-1)
+    return (target - low - 1) * at_low + (low - target) * at_high
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm of 32 groups as published for 256 channels; narrower layers have fewer.
+
+    A group keeps its 8 channels, or about that: a coarse level may be a single location, and a
+    group of a single value would lose it.
+    """
+    return nn.GroupNorm(math.gcd(32, channels, max(channels // 8, 1)), channels)
+
+
+class BoxDistribution:
+    """Boxes as four distributions of the distance from an anchor's centre to a side (GFL eq. 5).
+
+    It has the interface of Detectron2's box transforms. Distances are left, top, right, bottom, in
+    strides of the anchor's level.
+
+    Args:
+        reg_max: n of a distribution over 0, 1, ..., n.
+    """
+
+    def __init__(self, reg_max: int):
+        self.reg_max = reg_max
+
+    def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
+        """Boxes at the expected distances.
+
+        Args:
+            deltas: (..., 4(n+1)) logits.
+            boxes: (..., 4) anchors.
+
+        Returns:
+            (..., 4) x1 y1 x2 y2.
+        """
+        probability = deltas.unflatten(-1, (4, self.reg_max + 1)).softmax(-1)
+        bins = torch.arange(self.reg_max + 1, dtype=deltas.dtype, device=deltas.device)
+        centre, stride = _centre_and_stride(boxes)
+        # A product of matrices would run in half precision under autocast.
+        distances = (probability * bins).sum(-1) * stride
+        left_top, right_bottom = distances.chunk(2, dim=-1)
+        return torch.cat([centre - left_top, centre + right_bottom], dim=-1)
+
+    def get_deltas(self, src_boxes: Tensor, target_boxes: Tensor) -> Tensor:
+        """Distances (..., 4) from anchors (..., 4) to the sides of boxes (..., 4)."""
+        centre, stride = _centre_and_stride(src_boxes)
+        left_top, right_bottom = target_boxes.chunk(2, dim=-1)
+        return torch.cat([centre - left_top, right_bottom - centre], dim=-1) / stride
+
+
+def location_cells(anchors: Tensor) -> Tensor:
+    """The square of one stride around the centre of each of GFL's anchors (..., 4).
+
+    An anchor is far larger than the smallest objects it serves; its cell says where it is.
+    """
+    centre, stride = _centre_and_stride(anchors)
+    return torch.cat([centre - stride / 2, centre + stride / 2], dim=-1)
+
+
+def _centre_and_stride(anchors: Tensor) -> Tuple[Tensor, Tensor]:
+    low, high = anchors.chunk(2, dim=-1)
+    return (low + high) / 2, (high - low)[..., :1] / _ANCHOR_SIZE
+
+
+class GFLHead(nn.Module):
+    """Two towers and two predictors, shared by all levels but for a scale of the box logits.
+
+    Args:
+        input_shape: the maps, of equal channels, which are also the channels of the towers.
+        num_classes: K.
+        num_convs: 3x3 convolutions in each tower.
+        reg_max: n of the box distributions over 0, 1, ..., n.
+        norm: as for :func:`detectron2.layers.get_norm`.
+        prior_prob: score of every class at the start.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: List[ShapeSpec],
+        num_classes: int,
+        num_convs: int = 4,
+        reg_max: int = 16,
+        norm=group_norm,
+        prior_prob: float = 0.01,
+    ):
+        super().__init__()
+        channels = input_shape[0].channels
+        self.cls_tower = _tower(channels, num_convs, norm)
+        self.box_tower = _tower(channels, num_convs, norm)
+        self.cls_score = nn.Conv2d(channels, num_classes, 3, padding=1)
+        self.box_distribution = nn.Conv2d(channels, 4 * (reg_max + 1), 3, padding=1)
+        self.scales = nn.ParameterList([nn.Parameter(torch.ones(())) for _ in input_shape])
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.01)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
+
+    def forward(self, features: List[Tensor]) -> Tuple[List[Tensor], List[Tensor]]:
+        """
+        Args:
+            features: per level (N, C, H, W).
+
+        Returns:
+            per level class logits (N, K, H, W), and logits (N, 4(n+1), H, W) of the distances to
+            left, top, right and bottom; float32 also under autocast.
+        """
+        logits = [self.cls_score(self.cls_tower(x)).float() for x in features]
+        distributions = [
+            scale * self.box_distribution(self.box_tower(x)).float()
+            for x, scale in zip(features, self.scales)
+        ]
+        return logits, distributions
+
+
+def _tower(channels: int, num_convs: int, norm) -> nn.Sequential:
+    return nn.Sequential(
+        *(
+            Conv2d(
+                channels,
+                channels,
+                3,
+                padding=1,
+                bias=not norm,
+                norm=get_norm(norm, channels),
+                activation=F.relu,
+            )
+            for _ in range(num_convs)
+        )
+    )
+
+
+class AnchorLosses(NamedTuple):
+    """Unreduced losses of N images with R anchors each, P of all being positive.
+
+    Attributes:
+        positive: (N, R) bool.
+        qfl: (N, R) quality focal loss, summed over classes; 0 where ignored.
+        giou: (P,) GIoU loss.
+        dfl: (P,) distribution focal loss, mean over the four sides.
+        weight: (P,) q = max_c sigmoid(cls), the weight of both.
+    """
+
+    positive: Tensor
+    qfl: Tensor
+    giou: Tensor
+    dfl: Tensor
+    weight: Tensor
+
+
+@META_ARCH_REGISTRY.register()
+class GFL(DenseDetector):
+    """Generalized Focal Loss (Li et al., NeurIPS 2020).
+
+    One square anchor of 8 strides at each location, centred at multiples of the stride, assigned by
+    ATSS. With s the class scores, y the IoU of the predicted box with its object and q the highest
+    score of an anchor, the last two without gradient:
+
+        L = sum QFL(s, y) / N_pos + sum_pos q (2 GIoU + 0.25 DFL) / sum_pos q
+
+    Both divisors are means over GPUs, at least 1.
+
+    Args:
+        backbone: with maps of equal channels.
+        head: as :class:`GFLHead`.
+        head_in_features: maps that the head looks at; all of them by default.
+        num_classes: K.
+        reg_max: n of the box distributions over 0, 1, ..., n.
+        atss_candidates: candidates of an object on each level.
+        quality_focal_loss_beta: exponent of QFL.
+        giou_loss_weight: factor on GIoU.
+        distribution_focal_loss_weight: factor on DFL.
+        test_score_thresh: detections have a higher score.
+        test_topk_candidates: detections kept on each level before NMS.
+        test_nms_thresh: IoU of the class-wise NMS.
+        max_detections_per_image: detections kept after NMS.
+        pixel_mean, pixel_std: per channel, see :class:`DenseDetector`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        head: nn.Module,
+        head_in_features: Optional[List[str]] = None,
+        num_classes: int,
+        reg_max: int = 16,
+        atss_candidates: int = 9,
+        quality_focal_loss_beta: float = 2.0,
+        giou_loss_weight: float = 2.0,
+        distribution_focal_loss_weight: float = 0.25,
+        test_score_thresh: float = 0.05,
+        test_topk_candidates: int = 1000,
+        test_nms_thresh: float = 0.6,
+        max_detections_per_image: int = 100,
+        pixel_mean: List[float],
+        pixel_std: List[float],
+    ):
+        super().__init__(
+            backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
+        )
+        self.num_classes = num_classes
+        self.reg_max = reg_max
+        shapes = backbone.output_shape()
+        strides = [shapes[name].stride for name in self.head_in_features]
+        self.anchor_generator = DefaultAnchorGenerator(
+            sizes=[[_ANCHOR_SIZE * stride] for stride in strides],
+            aspect_ratios=[[1.0]],
+            strides=strides,
+            offset=0.0,
+        )
+        self.box2box_transform = BoxDistribution(reg_max)
+        self.atss_candidates = atss_candidates
+        self.quality_focal_loss_beta = quality_focal_loss_beta
+        self.giou_loss_weight = giou_loss_weight
+        self.distribution_focal_loss_weight = distribution_focal_loss_weight
+        self.test_score_thresh = test_score_thresh
+        self.test_topk_candidates = test_topk_candidates
+        self.test_nms_thresh = test_nms_thresh
+        self.max_detections_per_image = max_detections_per_image
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode):
+        node = cfg.MODEL.GFL
+        backbone = build_backbone(cfg)
+        shapes = backbone.output_shape()
+        head = GFLHead(
+            input_shape=[shapes[name] for name in node.IN_FEATURES],
+            num_classes=node.NUM_CLASSES,
+            num_convs=node.NUM_CONVS,
+            reg_max=node.REG_MAX,
+            norm=group_norm if node.NORM == "GN" else node.NORM,
+            prior_prob=node.PRIOR_PROB,
+        )
+        return {
+            "backbone": backbone,
+            "head": head,
+            "head_in_features": node.IN_FEATURES,
+            "num_classes": node.NUM_CLASSES,
+            "reg_max": node.REG_MAX,
+            "atss_candidates": node.ATSS_CANDIDATES,
+            "quality_focal_loss_beta": node.QUALITY_FOCAL_LOSS_BETA,
+            "giou_loss_weight": node.GIOU_LOSS_WEIGHT,
+            "distribution_focal_loss_weight": node.DISTRIBUTION_FOCAL_LOSS_WEIGHT,
+            "test_score_thresh": node.SCORE_THRESH_TEST,
+            "test_topk_candidates": node.TOPK_CANDIDATES_TEST,
+            "test_nms_thresh": node.NMS_THRESH_TEST,
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    def forward_training(
+        self,
+        images: ImageList,
+        features: List[Tensor],
+        predictions: Tuple[List[Tensor], List[Tensor]],
+        gt_instances: List[Instances],
+    ) -> Dict[str, Tensor]:
+        logits, distributions = self._flatten(predictions)
+        anchors = self.anchor_generator(features)
+        labels, boxes = self.label_anchors(anchors, gt_instances)
+        losses = self.anchor_losses(
+            Boxes.cat(anchors).tensor,
+            torch.cat(logits, dim=1),
+            torch.cat(distributions, dim=1),
+            torch.stack(labels),
+            torch.stack(boxes),
+        )
+        divisors = torch.stack([losses.positive.sum().float(), losses.weight.sum()])
+        num_positive, sum_weight = mean_over_gpus(divisors).clamp(min=1).unbind()
+        giou, dfl = ((losses.weight * x).sum() / sum_weight for x in (losses.giou, losses.dfl))
+        return {
+            "loss_cls": losses.qfl.sum() / num_positive,
+            "loss_box_reg": self.giou_loss_weight * giou,
+            "loss_dfl": self.distribution_focal_loss_weight * dfl,
+        }
+
+    @torch.no_grad()
+    def label_anchors(
+        self, anchors: List[Boxes], gt_instances: List[Instances]
+    ) -> Tuple[List[Tensor], List[Tensor]]:
+        """Assign anchors to objects by ATSS; the interface of :meth:`RetinaNet.label_anchors`.
+
+        Args:
+            anchors: per level, R in all.
+            gt_instances: objects of each image.
+
+        Returns:
+            per image the class (R,) of each anchor, K for background, and the box (R, 4) of its
+            object, zeros for background.
+        """
+        sizes, every_anchor = [len(x) for x in anchors], Boxes.cat(anchors).tensor
+        labels, matched = [], []
+        for objects in gt_instances:
+            classes, boxes = objects.gt_classes, objects.gt_boxes.tensor
+            owner = atss_match(every_anchor, sizes, boxes, self.atss_candidates)
+            # The owner of background is -1, which is the row added at the end.
+            labels.append(torch.cat([classes, classes.new_full((1,), self.num_classes)])[owner])
+            matched.append(torch.cat([boxes, boxes.new_zeros(1, 4)])[owner])
+        return labels, matched
+
+    def anchor_losses(
+        self,
+        anchors: Tensor,
+        logits: Tensor,
+        distributions: Tensor,
+        labels: Tensor,
+        boxes: Tensor,
+    ) -> AnchorLosses:
+        """The losses of every anchor.
+
+        Args:
+            anchors: (R, 4).
+            logits: (N, R, K) of the classes.
+            distributions: (N, R, 4(n+1)) logits of the distances.
+            labels: (N, R) class; K for background, -1 for ignored.
+            boxes: (N, R, 4) object of each positive anchor.
+        """
+        positive = (labels >= 0) & (labels < self.num_classes)
+        anchors, targets = anchors.expand_as(boxes)[positive], boxes[positive]
+        distributions = distributions[positive]
+        predicted = self.box2box_transform.apply_deltas(distributions, anchors)
+
+        quality = torch.zeros_like(logits)
+        quality[positive, labels[positive]] = matched_pairwise_iou(
+            Boxes(predicted.detach()), Boxes(targets)
+        )
+        qfl = quality_focal_loss(logits, quality, self.quality_focal_loss_beta).sum(-1)
+        distances = self.box2box_transform.get_deltas(anchors, targets)
+        dfl = distribution_focal_loss(
+            distributions.unflatten(-1, (4, self.reg_max + 1)),
+            distances.clamp(0, self.reg_max - _BELOW_LAST_BIN),
+        )
+        return AnchorLosses(
+            positive=positive,
+            qfl=qfl * (labels >= 0),
+            giou=giou_loss(predicted, targets, reduction="none"),
+            dfl=dfl.mean(-1),
+            weight=logits[positive].detach().sigmoid().amax(-1),
+        )
+
+    def forward_inference(
+        self,
+        images: ImageList,
+        features: List[Tensor],
+        predictions: Tuple[List[Tensor], List[Tensor]],
+    ) -> List[Instances]:
+        logits, distributions = self._flatten(predictions)
+        anchors = self.anchor_generator(features)
+        results = []
+        for index, image_size in enumerate(images.image_sizes):
+            detections = self._decode_multi_level_predictions(
+                anchors,
+                [x[index].sigmoid() for x in logits],
+                [x[index] for x in distributions],
+                self.test_score_thresh,
+                self.test_topk_candidates,
+                image_size,
+            )
+            keep = batched_nms(
+                detections.pred_boxes.tensor,
+                detections.scores,
+                detections.pred_classes,
+                self.test_nms_thresh,
+            )
+            results.append(detections[keep[: self.max_detections_per_image]])
+        return results
+
+    def _flatten(self, predictions) -> List[List[Tensor]]:
+        return self._transpose_dense_predictions(
+            predictions, [self.num_classes, 4 * (self.reg_max + 1)]
+        )
+
+
+def mean_over_gpus(values: Tensor) -> Tensor:
+    """Mean of a tensor without gradient over all processes; itself where there is one."""
+    if comm.get_world_size() > 1:
+        values = values / comm.get_world_size()
+        torch.distributed.all_reduce(values)
+    return values
