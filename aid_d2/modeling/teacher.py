@@ -99,10 +99,14 @@ class _StrictCheckpointer(DetectionCheckpointer):
         return super().load(path, *args, **kwargs)
 
     def _log_incompatible_keys(self, incompatible):
+        # Older files hold buffers, such as pixel_mean, that now come from the config.
+        harmless = {name for name, _ in self.model.named_buffers()}
         wrong = {
             "missing": incompatible.missing_keys,
             "left over": [
-                k for k in incompatible.unexpected_keys if not k.startswith(DISTILLER_PREFIX)
+                key
+                for key in incompatible.unexpected_keys
+                if not key.startswith(DISTILLER_PREFIX) and key not in harmless
             ],
             "of other shape": [
                 f"{key} (file {tuple(found)}, model {tuple(wanted)})"

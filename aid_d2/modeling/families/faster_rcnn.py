@@ -85,15 +85,18 @@ class FasterRCNNFamily(DetectorFamily):
         )
         logits, deltas = predictor(heads.box_head(pooled))
         cls = F.cross_entropy(logits.float(), objects.classes, reduction="none")
-        deltas = deltas.float().view(len(deltas), -1, 4)
         # With a class-agnostic regressor every class has index 0.
+        deltas = deltas.float().unflatten(1, (deltas.shape[1] // 4, 4))
         row = torch.arange(len(deltas), device=deltas.device)
         deltas = deltas[row, objects.classes.clamp(max=deltas.shape[1] - 1)]
+        # Augmentation can leave a box without area, which no delta starts from.
+        low, high = objects.boxes.chunk(2, dim=1)
+        boxes = torch.cat([low, torch.maximum(high, low + 1)], dim=1)
         box = box_regression_loss(
             predictor.box2box_transform,
-            objects.boxes,
+            boxes,
             deltas,
-            objects.boxes,
+            boxes,
             predictor.box_reg_loss_type,
             predictor.smooth_l1_beta,
         )

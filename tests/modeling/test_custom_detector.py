@@ -1,0 +1,128 @@
+"""A detector of one's own: any meta-architecture with a Detectron2 backbone."""
+
+import pytest
+import torch
+from torch import nn
+
+from aid_d2.modeling import family_of
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.structures import ImageList
+from detectron2.utils.events import EventStorage
+
+KD_LOSSES = {
+    "loss_AttentionGuided_feature",
+    "loss_AttentionGuided_channel",
+    "loss_AttentionGuided_spatial",
+    "loss_NonLocal_relation",
+}
+
+
+@META_ARCH_REGISTRY.register()
+class MeanOfFinestMap(nn.Module):
+    """A detector in name only."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.backbone = build_backbone(cfg)
+        self.register_buffer("pixel_mean", torch.tensor(cfg.MODEL.PIXEL_MEAN).view(-1, 1, 1), False)
+
+    def preprocess_image(self, batched_inputs):
+        images = [x["image"].float() - self.pixel_mean for x in batched_inputs]
+        return ImageList.from_tensors(images, self.backbone.size_divisibility)
+
+    def forward(self, batched_inputs):
+        maps = self.backbone(self.preprocess_image(batched_inputs).tensor)
+        mean = maps["p3"].mean((1, 2, 3))
+        return {"loss_mean": mean.square().mean()} if self.training else list(mean)
+
+
+@META_ARCH_REGISTRY.register()
+class NoBackbone(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+
+def toy_cfg(small_cfg, changes=None):
+    return small_cfg("RetinaNet", {"MODEL.META_ARCHITECTURE": "MeanOfFinestMap", **(changes or {})})
+
+
+@pytest.fixture(scope="module")
+def toy_teacher(small_cfg, build_seeded, save_teacher):
+    cfg = toy_cfg(small_cfg)
+    return save_teacher(cfg, build_seeded(cfg, 50))
+
+
+def step(model, batch):
+    with EventStorage(0):
+        return model.train()(batch)
+
+
+@pytest.mark.parametrize("aid", [True, False])
+@pytest.mark.parametrize("teacher,strides", [("RetinaNet", 5), ("FasterRCNN", 3)])
+def test_as_a_student_of_a_known_teacher(
+    small_cfg, distilled_cfg, build_seeded, make_batch, teacher, strides, aid
+):
+    changes = {"DISTILL.STUDENT": "MeanOfFinestMap", "DISTILL.AID.ENABLED": aid}
+    model = build_seeded(distilled_cfg("RetinaNet", changes, teacher=teacher), 0)
+    plain = build_seeded(toy_cfg(small_cfg), 0)
+    assert len(model.pairs) == strides
+    expected = step(plain, make_batch())["loss_mean"]
+    losses = step(model, make_batch())
+    assert set(losses) == {"loss_mean"} | KD_LOSSES
+    assert torch.equal(losses["loss_mean"], expected)
+    sum(losses[name] for name in KD_LOSSES).backward()
+    assert model.student.backbone.bottom_up.res3[0].conv1.weight.grad.abs().sum() > 0
+    model.eval()
+    assert torch.equal(torch.stack(model(make_batch())), torch.stack(plain.eval()(make_batch())))
+
+
+@pytest.mark.parametrize("student", ["RetinaNet", "FasterRCNN"])
+def test_as_a_teacher_without_aid(
+    distilled_cfg, build_seeded, make_batch, toy_teacher, student
+):
+    changes = {**toy_teacher, "DISTILL.AID.ENABLED": False}
+    model = build_seeded(distilled_cfg(student, changes), 0)
+    losses = step(model, make_batch())
+    assert KD_LOSSES <= set(losses)
+    assert all(losses[name].isfinite() and losses[name] > 0 for name in KD_LOSSES)
+
+
+def test_as_a_teacher_with_aid_it_is_named_with_a_remedy(
+    distilled_cfg, build_seeded, make_batch, toy_teacher
+):
+    with pytest.raises(
+        (NotImplementedError, ValueError),
+        match="MeanOfFinestMap.*RetinaNet.*DISTILL.AID.ENABLED False",
+    ):
+        step(build_seeded(distilled_cfg("RetinaNet", toy_teacher), 0), make_batch())
+
+
+def test_a_model_without_backbone_is_named(small_cfg, distilled_cfg, build_seeded):
+    model = build_seeded(
+        small_cfg("RetinaNet", {"MODEL.META_ARCHITECTURE": "NoBackbone"}), 0
+    )
+    with pytest.raises(ValueError, match="NoBackbone.*backbone"):
+        family_of(model)
+    with pytest.raises(ValueError, match="NoBackbone.*backbone"):
+        build_seeded(distilled_cfg("RetinaNet", {"DISTILL.STUDENT": "NoBackbone"}), 0)
+
+
+def test_cascade_teachers_are_refused_by_name(
+    small_cfg, distilled_cfg, build_seeded, save_teacher, make_batch
+):
+    """Several box heads have no one loss; without AID they teach as any other."""
+    cfg = small_cfg(
+        "FasterRCNN",
+        {
+            "MODEL.ROI_HEADS.NAME": "CascadeROIHeads",
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True,
+        },
+    )
+    files = save_teacher(cfg, build_seeded(cfg, 0))
+    with pytest.raises(
+        (NotImplementedError, ValueError), match="CascadeROIHeads.*DISTILL.AID.ENABLED False"
+    ):
+        step(build_seeded(distilled_cfg("FasterRCNN", files), 0), make_batch())
+    off = {**files, "DISTILL.AID.ENABLED": False}
+    assert KD_LOSSES <= set(step(build_seeded(distilled_cfg("FasterRCNN", off), 0), make_batch()))

@@ -1,0 +1,632 @@
+"""What a user relies on when a student is trained with a teacher."""
+
+import copy
+import gc
+import random
+import weakref
+
+import numpy as np
+import pytest
+import torch
+
+from aid_d2.aid import GRANULARITIES
+from aid_d2.modeling import DistilledDetector, Teacher, family_of
+from aid_d2.modeling.levels import pair_levels
+from detectron2.solver import build_optimizer
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+FAMILIES = ("RetinaNet", "FasterRCNN")
+KD_LOSSES = {
+    "loss_AttentionGuided_feature",
+    "loss_AttentionGuided_channel",
+    "loss_AttentionGuided_spatial",
+    "loss_NonLocal_relation",
+}
+# Teacher of another width, so that no adapter is the identity.
+WIDE = {"MODEL.FPN.OUT_CHANNELS": 24}
+
+
+@pytest.fixture(scope="module")
+def wide_teachers(small_cfg, build_seeded, save_teacher):
+    result = {}
+    for family in FAMILIES:
+        cfg = small_cfg(family, WIDE)
+        result[family] = save_teacher(cfg, build_seeded(cfg, seed=101))
+    return result
+
+
+def step(model, batch, iteration=0, seed=0):
+    """Losses of one training step, its random numbers seeded."""
+    torch.manual_seed(seed)
+    model.train()
+    with EventStorage(iteration):
+        return model(batch)
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def losses_and_gradients(model, batch, iteration=0):
+    model.zero_grad()
+    losses = step(model, batch, iteration)
+    sum(losses.values()).backward()
+    return {name: loss.detach() for name, loss in losses.items()}, gradients(model)
+
+
+def distillation_of(losses):
+    return sum(loss for name, loss in losses.items() if name in KD_LOSSES)
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+# --- the losses
+
+
+@pytest.mark.parametrize("teacher", FAMILIES)
+@pytest.mark.parametrize("student", FAMILIES)
+def test_training_adds_its_losses_to_the_students(
+    build_seeded, small_cfg, distilled_cfg, make_batch, student, teacher
+):
+    plain = step(build_seeded(small_cfg(student), 0), make_batch())
+    losses = step(build_seeded(distilled_cfg(student, teacher=teacher), 0), make_batch())
+    assert set(losses) == set(plain) | KD_LOSSES
+    for name, loss in plain.items():
+        assert torch.equal(losses[name], loss)
+    for name in KD_LOSSES:
+        assert losses[name].shape == () and losses[name].isfinite() and losses[name] > 0
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_alpha_zero_is_distillation_without_aid_bit_for_bit(
+    build_seeded, distilled_cfg, wide_teachers, make_batch, family, granularity
+):
+    batch = make_batch((2, 0))
+    aid = {
+        **wide_teachers[family],
+        "DISTILL.AID.ALPHA": 0.0,
+        "DISTILL.AID.GRANULARITY": granularity,
+    }
+    plain = {**wide_teachers[family], "DISTILL.AID.ENABLED": False}
+    if family == "FasterRCNN":
+        batch = make_batch((2, 1))
+    results = [
+        losses_and_gradients(build_seeded(distilled_cfg(family, changes), 0), batch)
+        for changes in (aid, plain)
+    ]
+    assert_equal(results[0][0], results[1][0])
+    assert_equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_aid_lowers_the_losses(build_seeded, distilled_cfg, make_batch, family, granularity):
+    def losses(alpha):
+        changes = {"DISTILL.AID.ALPHA": alpha, "DISTILL.AID.GRANULARITY": granularity}
+        return step(build_seeded(distilled_cfg(family, changes), 0), make_batch((2, 1)))
+
+    full, half, none = losses(0.0), losses(0.1), losses(1.0)
+    for name in KD_LOSSES:
+        assert full[name] > half[name] > none[name] > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_student_equal_to_its_teacher_learns_nothing_from_it(
+    build_seeded, distilled_cfg, small_cfg, save_teacher, make_batch, family
+):
+    cfg = small_cfg(family)
+    files = save_teacher(cfg, build_seeded(cfg, seed=5))
+    model = build_seeded(distilled_cfg(family, files), seed=5)
+    losses = step(model, make_batch())
+    distillation_of(losses).backward()
+    assert all(losses[name] == 0 for name in KD_LOSSES)
+    assert all((x == 0).all() for x in gradients(model).values())
+    assert gradients(model.student)
+
+
+def test_weight_and_warm_up_scale_the_losses(build_seeded, distilled_cfg, make_batch):
+    changes = {"DISTILL.WEIGHT": 3.0, "DISTILL.WARMUP_ITERS": 10}
+    expected = step(build_seeded(distilled_cfg("RetinaNet"), 0), make_batch())
+    model = build_seeded(distilled_cfg("RetinaNet", changes), 0)
+    for iteration, factor in ((0, 0.0), (1, 0.1), (5, 0.5), (10, 1.0), (25, 1.0)):
+        losses = step(model, make_batch(), iteration)
+        for name in KD_LOSSES:
+            value = 3.0 * factor * expected[name].item()
+            assert losses[name].item() == pytest.approx(value, rel=1e-5)
+
+
+# --- plain training
+
+
+def train(model, cfg, batch, steps=3):
+    """Losses of the student, and parameters, of an optimizer at work on one batch."""
+    optimizer = build_optimizer(cfg, model)
+    history = []
+    model.train()
+    with EventStorage(0) as storage:
+        for _ in range(steps):
+            losses = model(batch)
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+            storage.step()
+            history.append({n: x.detach() for n, x in losses.items() if n not in KD_LOSSES})
+    student = getattr(model, "student", model)
+    return history, {name: p.detach().clone() for name, p in student.named_parameters()}
+
+
+def seed_everything(seed):
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def random_state():
+    return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weight_zero_equals_plain_training(
+    build_seeded, small_cfg, distilled_cfg, make_batch, family, clip
+):
+    common = {
+        "SOLVER.BASE_LR": 1e-4,
+        "SOLVER.CLIP_GRADIENTS.ENABLED": clip,
+        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "norm",
+    }
+    results = []
+    for cfg in (
+        small_cfg(family, common),
+        distilled_cfg(family, {**common, "DISTILL.WEIGHT": 0.0}),
+    ):
+        model = build_seeded(cfg, 3)
+        seed_everything(4)
+        results.append((*train(model, cfg, make_batch((2, 1))), random_state()))
+    plain, distilled = results
+    for a, b in zip(plain[0], distilled[0]):
+        assert_equal(a, b)
+    assert_equal(plain[1], distilled[1])
+    assert plain[2] == distilled[2]
+    initial = dict(build_seeded(small_cfg(family), 3).named_parameters())
+    assert any(not torch.equal(initial[name], p) for name, p in plain[1].items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_building_leaves_random_numbers_and_the_students_start_alone(
+    small_cfg, distilled_cfg, build_seeded, family
+):
+    results = []
+    for cfg in (small_cfg(family), distilled_cfg(family)):
+        seed_everything(7)
+        model = build_seeded(cfg, 7)
+        student = getattr(model, "student", model)
+        results.append((student.state_dict(), random_state()))
+    assert_equal(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
+
+
+def test_the_adapters_do_not_start_alike_by_accident_of_the_seed(distilled_cfg, build_seeded):
+    """Two seeds give two starts, though the student's random numbers are kept apart."""
+    wide = {"DISTILL.METHODS": ["NonLocal"]}
+    a, b = (build_seeded(distilled_cfg("RetinaNet", wide), seed) for seed in (0, 1))
+    key = "student_blocks.8.theta.weight"
+    first, second = (dict(m.distiller["NonLocal"].named_parameters())[key] for m in (a, b))
+    assert not torch.equal(first, second)
+
+
+# --- inference and the switch
+
+
+def assert_same_detections(a, b):
+    assert len(a) == len(b)
+    for x, y in zip(a, b):
+        x, y = x["instances"], y["instances"]
+        assert torch.equal(x.pred_boxes.tensor, y.pred_boxes.tensor)
+        assert torch.equal(x.scores, y.scores)
+        assert torch.equal(x.pred_classes, y.pred_classes)
+
+
+def detect(model, batch):
+    """Detections with every score, of which a detector without training has many."""
+    detector = getattr(model, "student", model)
+    if hasattr(detector, "roi_heads"):
+        detector.roi_heads.box_predictor.test_score_thresh = 0.0
+    else:
+        detector.test_score_thresh = 0.0
+    model.eval()
+    with torch.no_grad():
+        detections = model(batch)
+    assert all(len(x["instances"]) for x in detections)
+    return detections
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_inference_is_the_students(build_seeded, small_cfg, distilled_cfg, make_batch, family):
+    plain, model = (build_seeded(cfg, 0) for cfg in (small_cfg(family), distilled_cfg(family)))
+    assert_same_detections(detect(plain, make_batch()), detect(model, make_batch()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_switched_off_it_is_the_student_and_needs_no_teacher(
+    build_seeded, small_cfg, distilled_cfg, make_batch, family
+):
+    off = {
+        "DISTILL.ENABLED": False,
+        "DISTILL.TEACHER.CONFIG_FILE": "",
+        "DISTILL.TEACHER.WEIGHTS": "",
+    }
+    plain, model = (build_seeded(cfg, 0) for cfg in (small_cfg(family), distilled_cfg(family, off)))
+    assert_equal(plain.state_dict(), dict(model.state_dict()))
+    assert_equal(step(plain, make_batch()), step(model, make_batch()))
+    assert_same_detections(detect(plain, make_batch()), detect(model, make_batch()))
+
+
+# --- the teacher
+
+
+def with_bn(small_cfg, build_seeded, save_teacher, family):
+    """A teacher whose statistics would move in train mode."""
+    cfg = small_cfg(family, {"MODEL.RESNETS.NORM": "BN", "MODEL.FPN.NORM": "BN"})
+    return save_teacher(cfg, build_seeded(cfg, 11))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_teacher_stays_frozen(
+    build_seeded, small_cfg, distilled_cfg, save_teacher, make_batch, family
+):
+    files = with_bn(small_cfg, build_seeded, save_teacher, family)
+    cfg = distilled_cfg(family, {**files, "SOLVER.BASE_LR": 1e-4})
+    model = build_seeded(cfg, 0)
+    before = copy.deepcopy(model.teacher.model.state_dict())
+    assert any(key.endswith("running_mean") for key in before)
+    for _ in range(2):
+        model.eval()
+        model.train()
+        train(model, cfg, make_batch(), steps=1)
+    assert not any(m.training for m in model.teacher.model.modules())
+    assert not any(p.requires_grad for p in model.teacher.model.parameters())
+    assert all(p.grad is None for p in model.teacher.model.parameters())
+    assert_equal(before, model.teacher.model.state_dict())
+
+
+def test_teacher_belongs_to_no_module(build_seeded, distilled_cfg):
+    cfg = distilled_cfg("RetinaNet")
+    model = build_seeded(cfg, 0)
+    mine = {id(p) for p in [*model.parameters(), *model.buffers()]}
+    optimized = {id(p) for g in build_optimizer(cfg, model).param_groups for p in g["params"]}
+    saved = {x.data_ptr() for x in model.state_dict().values() if x.numel()}
+    for p in [*model.teacher.model.parameters(), *model.teacher.model.buffers()]:
+        assert id(p) not in mine and id(p) not in optimized
+        assert p.numel() == 0 or p.data_ptr() not in saved
+    assert not set(model.modules()) & set(model.teacher.model.modules())
+    trainable = {id(p) for p in model.parameters() if p.requires_grad}
+    assert {id(p) for p in model.distiller.parameters()} <= trainable == optimized
+
+
+def test_teacher_follows_the_student(build_seeded, distilled_cfg):
+    model = build_seeded(distilled_cfg("RetinaNet"), 0).to(torch.float64)
+    for part in (model.student, model.distiller, model.teacher.model):
+        tensors = [*part.parameters(), *part.buffers()]
+        assert {x.dtype for x in tensors if x.is_floating_point()} == {torch.float64}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_teacher_leaves_the_students_curves_alone(
+    build_seeded, small_cfg, distilled_cfg, make_batch, family
+):
+    """At any iteration only teacher/* and aid/* are added, and at some they are."""
+    plain, model = (build_seeded(cfg, 0) for cfg in (small_cfg(family), distilled_cfg(family)))
+    added = set()
+    for iteration in (0, 1, 19, 20):
+        curves = []
+        for detector in (plain, model):
+            torch.manual_seed(0)
+            detector.train()
+            with EventStorage(iteration) as storage:
+                detector(make_batch())
+            curves.append({k: v.latest() for k, v in storage.histories().items()})
+            histograms = {name for name, *_ in (x.values() for x in storage._histograms)}
+            added |= histograms if detector is model else set()
+            assert detector is model or not histograms
+        assert {k: curves[1][k] for k in curves[0]} == curves[0]
+        added |= set(curves[1]) - set(curves[0])
+    assert added and all(name.startswith(("teacher/", "aid/")) for name in added)
+    assert {"teacher/loss_cls", "teacher/loss_box"} <= added
+
+
+def test_logged_weights_are_the_mean_of_the_maps(build_seeded, distilled_cfg, make_batch):
+    """With `level` granularity a map has one value, exp(-alpha x loss)."""
+    changes = {"DISTILL.AID.GRANULARITY": "level", "DISTILL.AID.ALPHA": 0.1}
+    model = build_seeded(distilled_cfg("RetinaNet", changes), 0).train()
+    for iteration in (0, 19, 20):
+        with EventStorage(iteration) as storage:
+            model(make_batch())
+        curves = {k: v.latest() for k, v in storage.histories().items()}
+        logged = [curves[k] for k in curves if k.startswith("aid/weight_stride")]
+        if logged:
+            # The levels' losses add up to the detector's, and so their weights multiply.
+            loss = curves["teacher/loss_cls"] + curves["teacher/loss_box"]
+            assert np.prod(logged) == pytest.approx(np.exp(-0.1 * loss), rel=1e-4)
+            return
+    pytest.fail("nothing was logged")
+
+
+def hooks(model):
+    return sum(
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
+        for m in model.modules()
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_leaves_nothing_behind(build_seeded, distilled_cfg, make_batch, family):
+    model = build_seeded(distilled_cfg(family), 0)
+    maps = []
+
+    def watch(module, inputs, output):
+        maps.extend(weakref.ref(x) for x in output.values())
+
+    for backbone in (model.student.backbone, model.teacher.model.backbone):
+        backbone.register_forward_hook(watch)
+    count = hooks(model)
+    step(model, make_batch())
+    attributes = {name: set(vars(m)) for name, m in model.named_modules()}
+    losses = step(model, make_batch())
+    assert len(maps) == 4 * 5
+    sum(losses.values()).backward()
+    del losses
+    gc.collect()
+    assert [x for x in maps if x() is not None] == []
+    assert hooks(model) == count
+    assert {name: set(vars(m)) for name, m in model.named_modules()} == attributes
+
+
+def test_no_hook_survives_a_failed_step(build_seeded, distilled_cfg, make_batch):
+    model = build_seeded(distilled_cfg("RetinaNet"), 0)
+    batch = make_batch()
+    del batch[0]["instances"], batch[1]["instances"]
+    with pytest.raises((AssertionError, KeyError)):
+        step(model, batch)
+    assert hooks(model) == 0
+
+
+# --- unlike detectors
+
+
+@pytest.mark.parametrize("student,teacher", [FAMILIES, FAMILIES[::-1]])
+def test_mixed_pairs_share_the_levels_that_mean_the_same(
+    build_seeded, small_cfg, student, teacher
+):
+    families = [family_of(build_seeded(small_cfg(f), 0)) for f in (student, teacher)]
+    assert [pair.stride for pair in pair_levels(*families)] == [8, 16, 32]
+
+
+@pytest.mark.parametrize("family,strides", [("RetinaNet", 8), ("FasterRCNN", 4)])
+def test_equal_pairs_share_five_levels(build_seeded, small_cfg, family, strides):
+    own = family_of(build_seeded(small_cfg(family), 0))
+    other = family_of(build_seeded(small_cfg(family, WIDE), 0))
+    pairs = pair_levels(own, other)
+    assert [pair.stride for pair in pairs] == [strides * 2**i for i in range(5)]
+    assert {(p.student_channels, p.teacher_channels) for p in pairs} == {(16, 24)}
+
+
+def test_maps_of_different_padding_are_cropped_to_the_common_cells(
+    build_seeded, distilled_cfg, make_batch
+):
+    """A teacher that pads more sees the same image in the same corner."""
+    model = build_seeded(distilled_cfg("RetinaNet", {"DISTILL.AID.ENABLED": True}), 0)
+    seen = []
+    model.distiller["NonLocal"].register_forward_pre_hook(lambda _, args: seen.append(args))
+    batch = make_batch(size=(96, 100))
+    model.teacher.model.backbone._size_divisibility = 128
+    step(model, batch)
+    student, teacher, trust = seen[0]
+    for stride, x in student.features.items():
+        height, width = -(-96 // stride), -(-128 // stride)
+        assert x.shape[-2:] == teacher.features[stride].shape[-2:] == (height, width)
+        assert trust.maps[stride].shape == (2, 1, height, width)
+        assert x.dtype == teacher.features[stride].dtype == torch.float32
+    whole = model.teacher.observe(batch, "BGR", False).features
+    assert whole[8].shape[-2:] == (16, 16)
+    assert torch.equal(whole[8][..., :12, :16], teacher.features[8])
+
+
+def flipped_copy(small_cfg, build_seeded, save_teacher, family):
+    """The student as it would be had it been trained on RGB, with another scale of the pixels."""
+    mean, std = [10.0, 120.0, 95.0], [2.0, 4.0, 0.5]
+    changes = {"MODEL.PIXEL_MEAN": mean, "MODEL.PIXEL_STD": std}
+    student_cfg = small_cfg(family, changes)
+    model = build_seeded(student_cfg, 5)
+    flipped = {"MODEL.PIXEL_MEAN": mean[::-1], "MODEL.PIXEL_STD": std[::-1], "INPUT.FORMAT": "RGB"}
+    stem = model.backbone.bottom_up.stem.conv1
+    stem.weight.data = stem.weight.data.flip(1)
+    return changes, save_teacher(small_cfg(family, flipped), model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_teacher_sees_its_own_channel_order_and_normalisation(
+    build_seeded, small_cfg, distilled_cfg, save_teacher, make_batch, family
+):
+    changes, files = flipped_copy(small_cfg, build_seeded, save_teacher, family)
+    model = build_seeded(distilled_cfg(family, {**changes, **files}), 5)
+    batch = make_batch()
+    image = batch[0]["image"].clone()
+    teacher = model.teacher.observe(batch, "BGR", False).features
+    with torch.no_grad():
+        student = model.student.backbone(model.student.preprocess_image(batch).tensor)
+    for (stride, x), y in zip(teacher.items(), student.values()):
+        # The stem adds its channels up in another order.
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4 * y.abs().max().item())
+    assert torch.equal(batch[0]["image"], image)
+
+
+def test_other_kinds_of_channels_are_refused(
+    small_cfg, build_seeded, distilled_cfg, save_teacher
+):
+    cfg = small_cfg("RetinaNet", {"INPUT.FORMAT": "YUV-BT.601"})
+    files = save_teacher(cfg, build_seeded(cfg, 0))
+    with pytest.raises(ValueError, match="INPUT.FORMAT.*YUV-BT.601"):
+        build_seeded(distilled_cfg("RetinaNet", files), 0)
+
+
+def test_other_number_of_classes_needs_aid_off(
+    small_cfg, build_seeded, distilled_cfg, save_teacher, make_batch
+):
+    cfg = small_cfg("RetinaNet", {"MODEL.RETINANET.NUM_CLASSES": 7})
+    files = save_teacher(cfg, build_seeded(cfg, 0))
+    with pytest.raises(ValueError, match="7 classes.*3.*DISTILL.AID.ENABLED"):
+        build_seeded(distilled_cfg("RetinaNet", files), 0)
+    off = {**files, "DISTILL.AID.ENABLED": False}
+    losses = step(build_seeded(distilled_cfg("RetinaNet", off), 0), make_batch())
+    assert KD_LOSSES <= set(losses)
+
+
+# --- gradients of the adapters
+
+
+@pytest.mark.parametrize("counts", [(2, 1), (0, 0), (0, 2)], ids=str)
+@pytest.mark.parametrize("warmup", [0, 100])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_parameter_has_a_gradient_in_each_step(
+    build_seeded, distilled_cfg, wide_teachers, make_batch, family, warmup, counts
+):
+    """Else DDP waits for it for ever."""
+    changes = {**wide_teachers[family], "DISTILL.WARMUP_ITERS": warmup}
+    model = build_seeded(distilled_cfg(family, changes), 0)
+    losses, grads = losses_and_gradients(model, make_batch(counts))
+    expected = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert set(grads) == expected
+    adapters = torch.cat([g.flatten() for n, g in grads.items() if n.startswith("distiller.")])
+    assert adapters.isfinite().all()
+    assert (adapters == 0).all() == (warmup > 0)
+    assert all(x.isfinite() for x in losses.values())
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("size", [(33, 40), (64, 300)])
+def test_images_of_unusual_size(build_seeded, distilled_cfg, make_batch, size, images):
+    batch = make_batch((1,) * images, size=size)
+    for record in batch:
+        record["instances"].gt_boxes.tensor[:] = torch.tensor([3.0, 4, 30, 31])
+    losses = step(build_seeded(distilled_cfg("RetinaNet"), 0), batch)
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+# --- mixed precision
+
+
+@pytest.mark.parametrize(
+    "family,granularity", [*(("RetinaNet", g) for g in GRANULARITIES), ("FasterRCNN", "instance")]
+)
+def test_autocast(build_seeded, distilled_cfg, make_batch, family, granularity):
+    """Distillation runs in float32 on maps of bfloat16, near to the losses in full precision."""
+    model = build_seeded(distilled_cfg(family, {"DISTILL.AID.GRANULARITY": granularity}), 0)
+    full = step(model, make_batch())
+    dtypes = []
+    model.student.backbone.register_forward_hook(
+        lambda _, __, output: dtypes.extend(x.dtype for x in output.values())
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = step(model, make_batch())
+    assert torch.bfloat16 in dtypes
+    for name in KD_LOSSES:
+        assert losses[name].dtype == torch.float32
+        assert losses[name].item() == pytest.approx(full[name].item(), rel=0.2)
+    sum(losses.values()).backward()
+    assert all(g.isfinite().all() for g in gradients(model).values())
+
+
+# --- errors
+
+
+@pytest.mark.parametrize(
+    "key,value,message",
+    [
+        ("DISTILL.STUDENT", "RetinNet", "DISTILL.STUDENT 'RetinNet'.*RetinaNet"),
+        ("DISTILL.STUDENT", "DistilledDetector", "DISTILL.STUDENT 'DistilledDetector'"),
+        ("DISTILL.METHODS", ["Attention"], "DISTILL.METHODS.*Attention.*AttentionGuided.*NonLocal"),
+        ("DISTILL.METHODS", [], "DISTILL.METHODS.*AttentionGuided.*DISTILL.ENABLED"),
+        ("DISTILL.AID.GRANULARITY", "pixel", "DISTILL.AID.GRANULARITY.*pixel.*instance"),
+        ("DISTILL.AID.NORMALIZER", "none", "DISTILL.AID.NORMALIZER.*none.*per_level"),
+        ("DISTILL.AID.ALPHA", -0.1, "DISTILL.AID.ALPHA.*-0.1.*0 or more"),
+        ("DISTILL.AID.ALPHA", float("nan"), "DISTILL.AID.ALPHA.*nan"),
+        ("DISTILL.AID.ALPHA", float("inf"), "DISTILL.AID.ALPHA.*inf"),
+        ("DISTILL.WEIGHT", -1.0, "DISTILL.WEIGHT.*-1.0"),
+        ("DISTILL.WARMUP_ITERS", -5, "DISTILL.WARMUP_ITERS.*-5"),
+    ],
+)
+def test_wrong_keys_are_named(build_seeded, distilled_cfg, key, value, message):
+    cfg = distilled_cfg("RetinaNet")
+    node, name = cfg, key.split(".")
+    for part in name[:-1]:
+        node = node[part]
+    node[name[-1]] = value
+    with pytest.raises(ValueError, match=message):
+        build_seeded(cfg, 0)
+
+
+def test_constructed_without_a_teacher_it_is_the_student(small_cfg, build_seeded):
+    student = build_seeded(small_cfg("RetinaNet"), 0)
+    model = DistilledDetector(student=student)
+    assert model.teacher is None and list(model.distiller) == []
+
+
+def test_constructed_by_hand_it_distils(small_cfg, build_seeded, make_batch):
+    """A distiller of one's own needs no config: L1 of the finest maps, weighted by AID's trust."""
+    from aid_d2.aid import compute_trust
+    from aid_d2.distillers import Distiller
+
+    class L1(Distiller):
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+
+        def forward(self, student, teacher, trust):
+            s, t = student.features[8], teacher.features[8]
+            return {"mean": (trust.maps[8] * (s - t)).abs().mean()}
+
+    student, detector = (build_seeded(small_cfg("RetinaNet"), seed) for seed in (0, 1))
+    teacher = Teacher(detector, "BGR")
+    model = DistilledDetector(
+        student=student,
+        teacher=teacher,
+        distillers={"L1": L1()},
+        pairs=pair_levels(family_of(student), teacher.family),
+        weigh=lambda losses: compute_trust(losses, 0.0, "instance"),
+        weight=2.0,
+    )
+    batch = make_batch()
+    losses = step(model, batch)
+    with torch.no_grad():
+        maps = [m.backbone(m.preprocess_image(batch).tensor)["p3"] for m in (student, detector)]
+    expected = 2 * (maps[0] - maps[1]).abs().double().mean().item()
+    assert losses["loss_L1_mean"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_ignore_regions_reach_the_teacher(build_seeded, distilled_cfg, make_batch):
+    """An instance of class -1 is no object: it lowers the background's loss and crashes nothing."""
+    from aid_d2.modeling import mask_ignore_regions
+
+    model = build_seeded(distilled_cfg("RetinaNet"), 0)
+    mask_ignore_regions(model)
+    batch = make_batch((1, 1))
+    seen = []
+    model.weigh = lambda losses, weigh=model.weigh: seen.append(losses) or weigh(losses)
+    step(model, batch)
+    for record in batch:
+        old = record["instances"]
+        record["instances"] = Instances(
+            old.image_size,
+            gt_boxes=Boxes.cat([old.gt_boxes, Boxes(torch.tensor([[0.0, 0, 96, 64]]))]),
+            gt_classes=torch.cat([old.gt_classes, torch.tensor([-1])]),
+        )
+    step(model, batch)
+    assert seen[0].objects.counts == seen[1].objects.counts == [1, 1]
+    assert (seen[1].background < seen[0].background).any()
+    assert (seen[1].background <= seen[0].background).all()

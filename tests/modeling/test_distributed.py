@@ -1,0 +1,69 @@
+"""Training on two processes, as Detectron2's launch does on two GPUs."""
+
+import multiprocessing
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+import aid_d2  # noqa: F401
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+
+def train(rank, cfg, batches, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    torch.manual_seed(0)
+    model = DistributedDataParallel(build_model(cfg))
+    torch.manual_seed(rank)
+    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=1e-4)
+    model.train()
+    gradients = []
+    with EventStorage(0) as storage:
+        for batch in batches[rank]:
+            losses = model(batch)
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            with_gradient = ((n, p.grad) for n, p in model.named_parameters() if p.grad is not None)
+            gradients.append({name: grad.clone() for name, grad in with_gradient})
+            optimizer.step()
+            storage.step()
+    state = {k: v.detach() for k, v in model.module.named_parameters()}
+    torch.save((state, gradients), os.path.join(folder, f"{rank}.pth"))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("family", ["RetinaNet", "FasterRCNN"])
+def test_two_processes_keep_equal_parameters(
+    distilled_cfg, build_seeded, make_batch, tmp_path, family
+):
+    """The second has no objects at all in its first batch; the warm-up begins with weight 0."""
+    cfg = distilled_cfg(family, {"DISTILL.WARMUP_ITERS": 1})
+    batches = [
+        [make_batch((2, 1), seed=1), make_batch((1, 0), seed=2)],
+        [make_batch((0, 0), seed=3), make_batch((0, 2), seed=4)],
+    ]
+    # The server imports once, for all processes.
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["aid_d2"])
+    torch.multiprocessing.start_processes(
+        train, (cfg, batches, str(tmp_path)), nprocs=2, start_method="forkserver"
+    )
+    (first, gradients), (second, other) = (torch.load(tmp_path / f"{i}.pth") for i in range(2))
+    initial = dict(build_seeded(cfg, 0).named_parameters())
+    trainable = {name for name, p in initial.items() if p.requires_grad}
+    assert set(first) == set(second) == set(initial)
+    for name, p in first.items():
+        assert torch.equal(p, second[name]), name
+    for a, b in zip(gradients, other):
+        assert {n.removeprefix("module.") for n in a} == trainable
+        for name in a:
+            assert torch.equal(a[name], b[name]), name
+    adapters = [n for n in gradients[0] if ".distiller." in n]
+    assert all((gradients[0][n] == 0).all() for n in adapters)
+    assert any(gradients[1][n].abs().sum() > 0 for n in adapters)
+    assert any(not torch.equal(first[name], initial[name]) for name in trainable)
