@@ -30,10 +30,10 @@ from detectron2.modeling import build_model
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = {
-    "teacher": "retinanet_teacher",
-    "student": "retinanet_student",
-    "student + distillation": "retinanet_student_zhang",
-    "student + distillation + AID": "retinanet_student_aid",
+    "teacher": "gfl_teacher",
+    "student": "gfl_student",
+    "student + distillation": "gfl_student_zhang",
+    "student + distillation + AID": "gfl_student_aid",
 }
 PICTURE = Path("output/quickstart/comparison.png")
 

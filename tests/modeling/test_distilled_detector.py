@@ -4,13 +4,15 @@ import copy
 import gc
 import random
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from aid_d2.aid import GRANULARITIES
-from aid_d2.modeling import DistilledDetector, Teacher, family_of
+from aid_d2.aid import GRANULARITIES, compute_trust
+from aid_d2.distillers import Distiller
+from aid_d2.modeling import DistilledDetector, Teacher, family_of, mask_ignore_regions
 from aid_d2.modeling.levels import pair_levels
 from detectron2.solver import build_optimizer
 from detectron2.structures import Boxes, Instances
@@ -82,34 +84,29 @@ def test_training_adds_its_losses_to_the_students(
         assert losses[name].shape == () and losses[name].isfinite() and losses[name] > 0
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_alpha_zero_is_distillation_without_aid_bit_for_bit(
-    build_seeded, distilled_cfg, wide_teachers, make_batch, family, granularity
+    build_seeded, distilled_cfg, wide_teachers, make_batch, family
 ):
-    batch = make_batch((2, 0))
-    aid = {
-        **wide_teachers[family],
-        "DISTILL.AID.ALPHA": 0.0,
-        "DISTILL.AID.GRANULARITY": granularity,
-    }
-    plain = {**wide_teachers[family], "DISTILL.AID.ENABLED": False}
-    if family == "FasterRCNN":
-        batch = make_batch((2, 1))
-    results = [
-        losses_and_gradients(build_seeded(distilled_cfg(family, changes), 0), batch)
-        for changes in (aid, plain)
-    ]
-    assert_equal(results[0][0], results[1][0])
-    assert_equal(results[0][1], results[1][1])
+    def run(changes):
+        model = build_seeded(distilled_cfg(family, {**wide_teachers[family], **changes}), 0)
+        return losses_and_gradients(model, make_batch((2, 0)))
+
+    expected = run({"DISTILL.AID.ENABLED": False})
+    for granularity in GRANULARITIES:
+        actual = run({"DISTILL.AID.ALPHA": 0.0, "DISTILL.AID.GRANULARITY": granularity})
+        for a, b in zip(actual, expected):
+            assert_equal(a, b)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_aid_lowers_the_losses(build_seeded, distilled_cfg, make_batch, family, granularity):
+    model = build_seeded(distilled_cfg(family), 0)
+
     def losses(alpha):
-        changes = {"DISTILL.AID.ALPHA": alpha, "DISTILL.AID.GRANULARITY": granularity}
-        return step(build_seeded(distilled_cfg(family, changes), 0), make_batch((2, 1)))
+        model.weigh = partial(compute_trust, alpha=alpha, granularity=granularity)
+        return step(model, make_batch((2, 1)))
 
     full, half, none = losses(0.0), losses(0.1), losses(1.0)
     for name in KD_LOSSES:
@@ -527,15 +524,20 @@ def test_images_of_unusual_size(build_seeded, distilled_cfg, make_batch, size, i
 )
 def test_autocast(build_seeded, distilled_cfg, make_batch, family, granularity):
     """Distillation runs in float32 on maps of bfloat16, near to the losses in full precision."""
+    adapted = []
     model = build_seeded(distilled_cfg(family, {"DISTILL.AID.GRANULARITY": granularity}), 0)
     full = step(model, make_batch())
     dtypes = []
     model.student.backbone.register_forward_hook(
         lambda _, __, output: dtypes.extend(x.dtype for x in output.values())
     )
+    for module in model.distiller.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+            module.register_forward_hook(lambda _, __, output: adapted.append(output.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = step(model, make_batch())
     assert torch.bfloat16 in dtypes
+    assert set(adapted) == {torch.float32}
     for name in KD_LOSSES:
         assert losses[name].dtype == torch.float32
         assert losses[name].item() == pytest.approx(full[name].item(), rel=0.2)
@@ -580,9 +582,6 @@ def test_constructed_without_a_teacher_it_is_the_student(small_cfg, build_seeded
 
 def test_constructed_by_hand_it_distils(small_cfg, build_seeded, make_batch):
     """A distiller of one's own needs no config: L1 of the finest maps, weighted by AID's trust."""
-    from aid_d2.aid import compute_trust
-    from aid_d2.distillers import Distiller
-
     class L1(Distiller):
         def __init__(self):
             torch.nn.Module.__init__(self)
@@ -611,8 +610,6 @@ def test_constructed_by_hand_it_distils(small_cfg, build_seeded, make_batch):
 
 def test_ignore_regions_reach_the_teacher(build_seeded, distilled_cfg, make_batch):
     """An instance of class -1 is no object: it lowers the background's loss and crashes nothing."""
-    from aid_d2.modeling import mask_ignore_regions
-
     model = build_seeded(distilled_cfg("RetinaNet"), 0)
     mask_ignore_regions(model)
     batch = make_batch((1, 1))
