@@ -178,8 +178,10 @@ def compute_trust(
         normalizer: of `level` and `image`, one of NORMALIZERS; see :func:`level_loss`.
 
     Raises:
-        ValueError: unknown granularity.
+        ValueError: unknown granularity or normalizer.
     """
+    if normalizer not in NORMALIZERS:
+        raise ValueError(f"Unknown normalizer {normalizer!r}: choose one of {NORMALIZERS}.")
     if granularity == "level":
         per_level = level_loss(losses, normalizer)[None].expand(len(losses.cls), -1)
         maps = _constant_maps(trust_weight(per_level, alpha), losses.levels)

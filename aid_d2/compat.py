@@ -116,6 +116,7 @@ def _load_model_zoo(root: Path) -> list[str]:
     if (
         not _mentions(root, "model_zoo/model_zoo.py", "import pkg_resources")
         or importlib.util.find_spec("pkg_resources") is not None
+        or "detectron2.model_zoo.model_zoo" in sys.modules
     ):
         return []
 

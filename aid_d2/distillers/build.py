@@ -17,14 +17,15 @@ def build_distillers(cfg: CfgNode, setting: Setting) -> Dict[str, Distiller]:
     """The methods of DISTILL.METHODS, by name.
 
     Raises:
-        ValueError: an unknown name, or none.
+        ValueError: an unknown or repeated name, or none.
     """
     known = [name for name, _ in DISTILLER_REGISTRY]
     unknown = [name for name in cfg.DISTILL.METHODS if name not in known]
-    if unknown or not cfg.DISTILL.METHODS:
+    repeated = len(set(cfg.DISTILL.METHODS)) < len(cfg.DISTILL.METHODS)
+    if unknown or repeated or not cfg.DISTILL.METHODS:
         raise ValueError(
-            f"DISTILL.METHODS is {list(cfg.DISTILL.METHODS)}; choose from {known}. To train the "
-            "student alone set DISTILL.ENABLED False."
+            f"DISTILL.METHODS is {list(cfg.DISTILL.METHODS)}; name methods of {known}, each once. To "
+            "train the student alone set DISTILL.ENABLED False."
         )
     return {
         name: DISTILLER_REGISTRY.get(name)(method_node(cfg, name), setting)

@@ -84,7 +84,8 @@ class NonLocal(Distiller):
         # Values of AID's released code (2022). Zhang & Ma's own: 4.2e-4 and 7e-5.
         node.ONE_STAGE = CN({"WEIGHT": 4.9e-4})
         node.TWO_STAGE = CN({"WEIGHT": 4e-5})
-        # Inner channels and pooling of the block at each level, finest first (released code).
+        # Inner channels and pooling of the block at each level of the student, finest first
+        # (released code).
         node.INNER_CHANNELS = (64, 64, 128, 128, 128)
         node.POOL = (8, 4, 2, 2, 2)
         # Keep the teacher's block as it starts, the identity, instead of training it too.
@@ -95,18 +96,20 @@ class NonLocal(Distiller):
 
     def __init__(self, node, setting):
         super().__init__(node, setting)
-        if len(setting.pairs) > min(len(node.INNER_CHANNELS), len(node.POOL)):
+        num_levels = max(pair.position for pair in setting.pairs) + 1
+        if num_levels > min(len(node.INNER_CHANNELS), len(node.POOL)):
             raise ValueError(
-                f"DISTILL.NONLOCAL.INNER_CHANNELS and POOL need a value for each of the "
-                f"{len(setting.pairs)} levels."
+                f"DISTILL.NONLOCAL.INNER_CHANNELS and POOL need a value for each of the student's "
+                f"{num_levels} levels."
             )
         self.weight = setting.constants(node).WEIGHT
         self.normalize = node.NORMALIZE
         self.student_blocks = nn.ModuleDict()
         self.teacher_blocks = nn.ModuleDict()
         self.adapters = nn.ModuleDict()
-        for pair, inner, pool in zip(setting.pairs, node.INNER_CHANNELS, node.POOL):
+        for pair in setting.pairs:
             key = str(pair.stride)
+            inner, pool = node.INNER_CHANNELS[pair.position], node.POOL[pair.position]
             self.student_blocks[key] = NonLocalBlock(pair.student_channels, inner, pool)
             self.teacher_blocks[key] = NonLocalBlock(pair.teacher_channels, inner, pool)
             self.adapters[key] = identity_conv(pair.student_channels, pair.teacher_channels, 1)

@@ -74,7 +74,8 @@ class DistilledDetector(nn.Module):
         self.input_format = input_format
         self._family = family_of(student)
         self._register_state_dict_hook(_strip_student_prefix)
-        self.register_load_state_dict_pre_hook(_add_student_prefix)
+        # The public name of this method is younger than torch 2.4.
+        self._register_load_state_dict_pre_hook(_add_student_prefix, with_module=True)
 
     @classmethod
     def from_config(cls, cfg: CfgNode):
@@ -94,7 +95,9 @@ class DistilledDetector(nn.Module):
 
         # Whatever distillation builds, the student's own random numbers stay those of plain
         # training.
-        with torch.random.fork_rng():
+        device = torch.device(cfg.MODEL.DEVICE)
+        gpus = [torch.cuda.current_device()] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=gpus):
             teacher = Teacher.from_config(cfg)
             _check_compatible(cfg, student, teacher)
             pairs = pair_levels(family_of(student), teacher.family)
@@ -210,8 +213,11 @@ def _check_compatible(cfg: CfgNode, student: nn.Module, teacher: Teacher) -> Non
             "for the teacher. Channels can be reordered but not converted: use a teacher that was "
             "trained on the same ones."
         )
+    if not cfg.DISTILL.AID.ENABLED:
+        return
+    teacher.family.check_losses()
     expected, found = family_of(student).num_classes, teacher.family.num_classes
-    if cfg.DISTILL.AID.ENABLED and None not in (expected, found) and expected != found:
+    if expected not in (None, found):
         raise ValueError(
             f"The teacher has {found} classes and the student {expected}. AID needs the teacher's "
             "loss on the student's labels: use a teacher of the same classes, or set "

@@ -35,11 +35,19 @@ class Level:
 
 @dataclass(frozen=True)
 class LevelPair:
-    """The maps of student and teacher at one stride."""
+    """The maps of student and teacher at one stride.
+
+    Attributes:
+        stride: in pixels of the network's input.
+        student_channels: of the student's map.
+        teacher_channels: of the teacher's map.
+        position: of the level in the student's pyramid, 0 being the finest.
+    """
 
     stride: int
     student_channels: int
     teacher_channels: int
+    position: int
 
 
 def pair_levels(student: DetectorFamily, teacher: DetectorFamily) -> List[LevelPair]:
@@ -50,8 +58,8 @@ def pair_levels(student: DetectorFamily, teacher: DetectorFamily) -> List[LevelP
     """
     theirs = {(level.stride, level.origin): level for level in teacher.levels}
     pairs = [
-        LevelPair(level.stride, level.channels, theirs[level.stride, level.origin].channels)
-        for level in student.levels
+        LevelPair(level.stride, level.channels, theirs[level.stride, level.origin].channels, i)
+        for i, level in enumerate(student.levels)
         if (level.stride, level.origin) in theirs
     ]
     described = "; ".join(

@@ -26,7 +26,8 @@ class Teacher:
     mode, optimizer, DDP buckets and checkpoints.
 
     Args:
-        model: the trained detector.
+        model: the trained detector, with a `backbone` and `preprocess_image` as Detectron2's
+            meta-architectures have them.
         input_format: channel order the detector was trained with, such as `BGR`.
     """
 

@@ -24,7 +24,7 @@ def build(strides, channels=(4, 4), two_stage=False, **changes):
     for key, value in changes.items():
         setattr(node, key, value)
     family = SimpleNamespace(two_stage=two_stage)
-    setting = Setting([LevelPair(s, *channels) for s in strides], family, family)
+    setting = Setting([LevelPair(s, *channels, i) for i, s in enumerate(strides)], family, family)
     return AttentionGuided(node, setting).double()
 
 

@@ -26,7 +26,7 @@ def build(sizes, channels=(4, 4), two_stage=False, **changes):
     for key, value in changes.items():
         setattr(node, key, value)
     family = SimpleNamespace(two_stage=two_stage)
-    pairs = [LevelPair(s, *channels) for s in sizes]
+    pairs = [LevelPair(s, *channels, i) for i, s in enumerate(sizes)]
     return NonLocal(node, Setting(pairs, family, family)).double()
 
 

@@ -64,6 +64,18 @@ class DetectorFamily:
                 levels.append(Level(name, shape.stride, shape.channels, origin))
         return sorted(levels, key=lambda level: level.stride)
 
+    def check_losses(self) -> None:
+        """
+        Raises:
+            NotImplementedError: AID does not know the losses of this detector.
+        """
+        if type(self).teacher_losses is DetectorFamily.teacher_losses:
+            raise NotImplementedError(
+                f"AID does not know the losses of a {type(self.model).__name__} teacher. It knows "
+                f"{', '.join(f.detector.__name__ for _, f in FAMILY_REGISTRY)}; for others set "
+                "DISTILL.AID.ENABLED False, or register a DetectorFamily."
+            )
+
     def teacher_losses(
         self, features: Dict[int, Tensor], predictions, objects: Objects
     ) -> TeacherLosses:
@@ -75,13 +87,9 @@ class DetectorFamily:
             objects: the ground truth.
 
         Raises:
-            NotImplementedError: the family has none.
+            NotImplementedError: see :meth:`check_losses`.
         """
-        raise NotImplementedError(
-            f"AID does not know the losses of a {type(self.model).__name__} teacher. It knows "
-            f"{', '.join(f.detector.__name__ for _, f in FAMILY_REGISTRY)}; for others set "
-            "DISTILL.AID.ENABLED False, or register a DetectorFamily."
-        )
+        self.check_losses()
 
 
 def family_of(model: nn.Module) -> DetectorFamily:

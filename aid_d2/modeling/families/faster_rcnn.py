@@ -36,7 +36,22 @@ class FasterRCNNFamily(DetectorFamily):
     def head(self):
         return self.model.proposal_generator.rpn_head
 
+    def check_losses(self):
+        rpn, heads = self.model.proposal_generator, self.model.roi_heads
+        if not isinstance(heads, StandardROIHeads) or not hasattr(heads.box_predictor, "bbox_pred"):
+            raise NotImplementedError(
+                f"AID knows the losses of StandardROIHeads with one box head, not of "
+                f"{type(heads).__name__}. Set DISTILL.AID.ENABLED False for this teacher."
+            )
+        if rpn.anchor_boundary_thresh >= 0 or not set(heads.box_in_features) <= set(rpn.in_features):
+            raise NotImplementedError(
+                "AID needs a Faster R-CNN teacher with MODEL.RPN.BOUNDARY_THRESH -1 and all of "
+                f"MODEL.ROI_HEADS.IN_FEATURES {heads.box_in_features} among MODEL.RPN.IN_FEATURES "
+                f"{rpn.in_features}. Set DISTILL.AID.ENABLED False for this teacher."
+            )
+
     def teacher_losses(self, features, predictions, objects):
+        self.check_losses()
         rpn = self.model.proposal_generator
         logit_maps, delta_maps = predictions
         levels = level_shapes(logit_maps, list(features), values=1)
@@ -72,11 +87,6 @@ class FasterRCNNFamily(DetectorFamily):
     def _box_head_losses(self, features, objects):
         """(M,) cross-entropy + box loss of the box head on each object's own box."""
         heads = self.model.roi_heads
-        if not isinstance(heads, StandardROIHeads) or not hasattr(heads.box_predictor, "bbox_pred"):
-            raise NotImplementedError(
-                f"AID knows the losses of StandardROIHeads with one box head, not of "
-                f"{type(heads).__name__}. Set DISTILL.AID.ENABLED False for this teacher."
-            )
         predictor = heads.box_predictor
         by_name = {level.name: features[level.stride] for level in self.levels}
         pooled = heads.box_pooler(
