@@ -7,18 +7,19 @@ import torch
 
 from aid_d2 import add_aid_config, compat
 from aid_d2.data import IgnoreRegionMapper, register_coco_json
+from aid_d2.evaluation import KITTIEvaluator
 from aid_d2.modeling import check_num_classes, mask_ignore_regions
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
-from detectron2.data import build_detection_train_loader
+from detectron2.data import MetadataCatalog, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
-from detectron2.evaluation import COCOEvaluator, verify_results
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluators, verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 
 class Trainer(DefaultTrainer):
-    """`DefaultTrainer` with the COCO evaluator."""
+    """`DefaultTrainer` with the COCO evaluator, and KITTI's own metrics where they apply."""
 
     def __init__(self, cfg):
         super().__init__(cfg)
@@ -48,7 +49,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):
-        return COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
+        coco = COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
+        if MetadataCatalog.get(dataset_name).get("evaluator_type") == "kitti":
+            return DatasetEvaluators([coco, KITTIEvaluator(dataset_name)])
+        return coco
 
 
 def setup(args):

@@ -73,7 +73,9 @@ def _convert_coco_traffic(json_file: Path, image_root: Path, num_classes: int):
     return fingerprint(num_classes, sources), build
 
 
-def _register(name, conversion, image_root: Path, classes: dict[int, str], extra_keys=None) -> None:
+def _register(
+    name, conversion, image_root: Path, classes: dict[int, str], evaluator: str, extra_keys=None
+) -> None:
     json_file = f"{_PREFIX}{name}"
     _CONVERSIONS[name] = conversion
     DatasetCatalog.register(
@@ -82,7 +84,7 @@ def _register(name, conversion, image_root: Path, classes: dict[int, str], extra
     MetadataCatalog.get(name).set(
         json_file=json_file,
         image_root=str(image_root),
-        evaluator_type="coco",
+        evaluator_type=evaluator,
         thing_classes=list(classes.values()),
         thing_dataset_id_to_contiguous_id={id_: i for i, id_ in enumerate(classes)},
     )
@@ -92,7 +94,7 @@ def _register_kitti(name: str, folder: str, split: str, classes: Sequence[str]) 
     root = datasets_root() / folder
     conversion = partial(_convert_kitti, root, split, classes)
     ids = dict(enumerate(classes, start=1))
-    _register(name, conversion, root / "training" / "image_2", ids, EXTRA_ANNOTATION_KEYS)
+    _register(name, conversion, root / "training" / "image_2", ids, "kitti", EXTRA_ANNOTATION_KEYS)
 
 
 def _register_all() -> None:
@@ -107,7 +109,7 @@ def _register_all() -> None:
         for prefix, num_classes in (("coco_traffic", 13), ("coco_traffic_11class", 11)):
             conversion = partial(_convert_coco_traffic, json_file, images, num_classes)
             classes = coco_traffic_classes(num_classes)
-            _register(f"{prefix}_2017_{split}", conversion, images, classes)
+            _register(f"{prefix}_2017_{split}", conversion, images, classes, "coco")
 
 
 _register_all()

@@ -113,7 +113,7 @@ def test_kitti_by_name(report):
     assert [len(sets[f"kitti_{s}"]["files"]) for s in ("train", "val", "trainval")] == [2, 1, 3]
     val = sets["kitti_val"]
     assert val["files"][0].endswith("kitti/training/image_2/000002.png")
-    assert val["classes"] == ["Car", "Pedestrian", "Cyclist"] and val["evaluator"] == "coco"
+    assert val["classes"] == ["Car", "Pedestrian", "Cyclist"] and val["evaluator"] == "kitti"
     car = next(a for a in val["objects"] if not a["iscrowd"])
     assert (car["category_id"], car["kitti_type"]) == (0, "Car")
     assert (car["truncated"], car["occluded"]) == (0.2, 1)
