@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from aid_d2 import add_aid_config
 from aid_d2.aid import (
     BACKGROUND,
     GRANULARITIES,
@@ -15,33 +14,19 @@ from aid_d2.aid import (
     level_loss,
 )
 from aid_d2.distillers import Setting, build_distillers
-from aid_d2.modeling import DistilledDetector, Teacher, backbones, family_of  # noqa: F401
+from aid_d2.modeling import DistilledDetector, Teacher, family_of
 from aid_d2.modeling.families.fcos import FCOSFamily
-from aid_d2.modeling.fcos import add_fcos_config
 from aid_d2.modeling.levels import pair_levels
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
+from tiny import K, dense_cfg, instances
 
-K, STRIDES = 3, (8, 16, 32, 64, 128)
+STRIDES = (8, 16, 32, 64, 128)
 
 
 def tiny_cfg():
-    cfg = get_cfg()
-    add_aid_config(cfg)
-    add_fcos_config(cfg)
-    cfg.merge_from_file("configs/Base-FCOS.yaml")
-    cfg.MODEL.WEIGHTS = ""
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.RESNETS.DEPTH = 18
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
-    cfg.MODEL.RESNETS.NORM = "BN"
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    cfg.MODEL.FPN.OUT_CHANNELS = 32
-    cfg.MODEL.FCOS.NUM_CONVS = 2
-    cfg.MODEL.FCOS.NUM_CLASSES = K
-    return cfg
+    return dense_cfg("FCOS", num_convs=2)
 
 
 def tiny_model(seed=0):
@@ -52,11 +37,6 @@ def tiny_model(seed=0):
 @pytest.fixture(scope="module")
 def model():
     return tiny_model()
-
-
-def instances(boxes, classes, size=(96, 96)):
-    boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    return Instances(size, gt_boxes=Boxes(boxes), gt_classes=torch.as_tensor(classes).long())
 
 
 TRUTH = [

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from aid_d2 import add_aid_config
 from aid_d2.aid import (
     BACKGROUND,
     GRANULARITIES,
@@ -19,41 +18,27 @@ from aid_d2.aid import (
     object_loss,
 )
 from aid_d2.distillers import Setting, build_distillers
-from aid_d2.modeling import DistilledDetector, Teacher, backbones, family_of  # noqa: F401
+from aid_d2.modeling import DistilledDetector, Teacher, family_of
 from aid_d2.modeling.atss import atss_match
 from aid_d2.modeling.families.gfl import GFLFamily
 from aid_d2.modeling.gfl import (
     BoxDistribution,
-    add_gfl_config,
     distribution_focal_loss,
     mean_over_gpus,
     quality_focal_loss,
 )
 from aid_d2.modeling.levels import pair_levels
-from detectron2.config import get_cfg
 from detectron2.layers import batched_nms
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import Boxes, ImageList
 from detectron2.utils.events import EventStorage
+from tiny import K, dense_cfg, instances
 
-K, BINS, STRIDES = 3, 17, (8, 16, 32, 64, 128)
+BINS, STRIDES = 17, (8, 16, 32, 64, 128)
 
 
 def tiny_cfg():
-    cfg = get_cfg()
-    add_aid_config(cfg)
-    add_gfl_config(cfg)
-    cfg.merge_from_file("configs/Base-GFL.yaml")
-    cfg.MODEL.WEIGHTS = ""
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.RESNETS.DEPTH = 18
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
-    cfg.MODEL.RESNETS.NORM = "BN"
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    cfg.MODEL.FPN.OUT_CHANNELS = 32
-    cfg.MODEL.GFL.NUM_CONVS = 1
-    cfg.MODEL.GFL.NUM_CLASSES = K
-    return cfg
+    return dense_cfg("GFL", num_convs=1)
 
 
 def tiny_model(seed=0):
@@ -64,11 +49,6 @@ def tiny_model(seed=0):
 @pytest.fixture(scope="module")
 def model():
     return tiny_model()
-
-
-def instances(boxes, classes, size=(96, 96)):
-    boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    return Instances(size, gt_boxes=Boxes(boxes), gt_classes=torch.as_tensor(classes).long())
 
 
 def grids(height, width):

@@ -92,6 +92,22 @@ class DetectorFamily:
         self.check_losses()
 
 
+class DenseFamily(DetectorFamily):
+    """A family on Detectron2's `DenseDetector`."""
+
+    @property
+    def in_features(self):
+        return list(self.model.head_in_features)
+
+    @property
+    def num_classes(self):
+        return self.model.num_classes
+
+    @property
+    def head(self):
+        return self.model.head
+
+
 def family_of(model: nn.Module) -> DetectorFamily:
     """The registered family of a detector, or the general one that knows features alone.
 

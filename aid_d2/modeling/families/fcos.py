@@ -9,7 +9,7 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes, Instances
 
 from ...aid import IGNORED, TeacherLosses
-from .base import FAMILY_REGISTRY, DetectorFamily
+from .base import FAMILY_REGISTRY, DenseFamily
 from .dense import (
     assign,
     background_loss,
@@ -21,7 +21,7 @@ from .dense import (
 
 
 @FAMILY_REGISTRY.register()
-class FCOSFamily(DetectorFamily):
+class FCOSFamily(DenseFamily):
     """Focal loss of every location; GIoU and centerness of the positive ones as the box loss.
 
     Centerness counts as box loss because it judges where the location lies in the object's box,
@@ -29,18 +29,6 @@ class FCOSFamily(DetectorFamily):
     """
 
     detector = FCOS
-
-    @property
-    def in_features(self):
-        return list(self.model.head_in_features)
-
-    @property
-    def num_classes(self):
-        return self.model.num_classes
-
-    @property
-    def head(self):
-        return self.model.head
 
     def teacher_losses(self, features, predictions, objects):
         model = self.model

@@ -9,12 +9,12 @@ from detectron2.structures import Boxes
 from ...aid import IGNORED, TeacherLosses
 from ..atss import atss_match
 from ..gfl import GFL, location_cells, quality_focal_loss
-from .base import FAMILY_REGISTRY, DetectorFamily
+from .base import FAMILY_REGISTRY, DenseFamily
 from .dense import assign, background_loss, flatten_levels, level_shapes, owned
 
 
 @FAMILY_REGISTRY.register()
-class GFLFamily(DetectorFamily):
+class GFLFamily(DenseFamily):
     """Losses against hard labels for each object, and GFL's own loss for levels and images.
 
     GFL's own loss is near 0 on an object that the teacher misses: the class is to be as low as the
@@ -24,18 +24,6 @@ class GFLFamily(DetectorFamily):
     """
 
     detector = GFL
-
-    @property
-    def in_features(self):
-        return list(self.model.head_in_features)
-
-    @property
-    def num_classes(self):
-        return self.model.num_classes
-
-    @property
-    def head(self):
-        return self.model.head
 
     def teacher_losses(self, features, predictions, objects):
         model = self.model

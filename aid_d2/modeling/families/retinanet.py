@@ -8,7 +8,7 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.structures import Boxes
 
 from ...aid import IGNORED, TeacherLosses
-from .base import FAMILY_REGISTRY, DetectorFamily
+from .base import FAMILY_REGISTRY, DenseFamily
 from .dense import (
     background_loss,
     box_regression_loss,
@@ -20,22 +20,10 @@ from .dense import (
 
 
 @FAMILY_REGISTRY.register()
-class RetinaNetFamily(DetectorFamily):
+class RetinaNetFamily(DenseFamily):
     """Focal loss and box loss of every anchor, by the detector's own assignment."""
 
     detector = RetinaNet
-
-    @property
-    def in_features(self):
-        return list(self.model.head_in_features)
-
-    @property
-    def num_classes(self):
-        return self.model.num_classes
-
-    @property
-    def head(self):
-        return self.model.head
 
     def teacher_losses(self, features, predictions, objects):
         model = self.model
