@@ -1,0 +1,113 @@
+"""tools/complexity.py: layers counted by hand, and the table of the AID paper's code."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from aid_d2 import add_aid_config
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+
+# Not by `import tools`: Detectron2's source release installs a package of that name.
+_SPEC = importlib.util.spec_from_file_location(
+    "complexity", Path(__file__).parents[1] / "tools" / "complexity.py"
+)
+complexity = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(complexity)
+
+# Of 11 classes, as the table counts, with torchvision's place of the stride.
+OF_THE_TABLE = [
+    *("MODEL.GFL.NUM_CLASSES", "11", "MODEL.ROI_HEADS.NUM_CLASSES", "11"),
+    *("MODEL.RESNETS.STRIDE_IN_1X1", "False"),
+]
+
+
+class TwoLayers(Backbone):
+    """A 3x3 convolution of stride 2, which is frozen, and a 1x1 convolution with a norm."""
+
+    size_divisibility = 4
+
+    def __init__(self, *args):
+        super().__init__()
+        self.frozen = nn.Conv2d(3, 8, 3, stride=2, padding=1).requires_grad_(False)
+        self.trained = nn.Sequential(nn.Conv2d(8, 16, 1), nn.BatchNorm2d(16), nn.ReLU())
+
+    def forward(self, x):
+        return {"p3": self.trained(self.frozen(x))}
+
+    def output_shape(self):
+        return {"p3": ShapeSpec(channels=16, stride=2)}
+
+
+def test_counts_by_hand(monkeypatch):
+    monkeypatch.setitem(BACKBONE_REGISTRY._obj_map, "TwoLayers", TwoLayers)
+    cfg = get_cfg()
+    add_aid_config(cfg)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.BACKBONE.NAME = "GFL", "TwoLayers"
+    cfg.MODEL.GFL.IN_FEATURES, cfg.MODEL.GFL.NUM_CONVS, cfg.MODEL.GFL.NUM_CLASSES = ["p3"], 1, 5
+    # 6x7 is enlarged to 8x8, and its map is 4x4.
+    parts = complexity.complexity(cfg, (6, 7))
+    cells = 4 * 4
+    backbone = (8 * 16 + 16) + 2 * 16, cells * (3 * 9 * 8 + 8 * 16)
+    tower = 16 * 9 * 16
+    predictors = 16 * 9 * (5 + 68)
+    # A tower's convolution has no bias but a norm's scale and shift, the predictors have biases,
+    # and the level has its scale.
+    head = 2 * (tower + 2 * 16) + predictors + 5 + 68 + 1, cells * (2 * tower + predictors)
+    assert parts == {
+        "backbone": backbone,
+        "head": head,
+        "total": (backbone[0] + head[0], backbone[1] + head[1]),
+    }
+
+
+def test_second_stage_by_hand_and_in_proportion_to_its_proposals():
+    cfg = complexity.detectors(
+        "configs/kitti/faster_rcnn_R_50.yaml",
+        ["MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "32"],
+    )[""]
+    layers = [(16 * 7 * 7, 32), (32, 32), (32, 3 + 1), (32, 4 * 3)]
+    few, many = (complexity.complexity(cfg, (64, 64), number) for number in (1, 1000))
+    for parts, number in ((few, 1), (many, 1000)):
+        assert parts["box head"] == (
+            sum(i * o + o for i, o in layers),
+            number * sum(i * o for i, o in layers),
+        )
+    assert few["RPN"] == many["RPN"] and few["neck"] == many["neck"]
+
+
+@pytest.mark.parametrize(
+    "name, parameters, macs",
+    [
+        ("gfl_R_50", 32.06, 10.07),
+        ("gfl_R_101", 51.05, 13.79),
+        ("faster_rcnn_R_50", 41.17, 23.40),
+        ("faster_rcnn_R_101", 60.17, 27.13),
+    ],
+)
+def test_table_of_the_paper(name, parameters, macs):
+    cfg = complexity.detectors(f"configs/coco_traffic/{name}.yaml", OF_THE_TABLE)[""]
+    total = complexity.complexity(cfg, (224, 224))["total"]
+    assert total[0] / 1e6 == pytest.approx(parameters, rel=0.01)
+    assert total[1] / 1e9 == pytest.approx(macs, rel=0.01)
+
+
+def test_distilled_config_prints_student_and_teacher(monkeypatch, capsys):
+    config = "configs/kitti/retinanet_R_50_aid.yaml"
+    narrow = ["MODEL.FPN.OUT_CHANNELS", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "32"]
+    monkeypatch.setattr(
+        "sys.argv", ["complexity.py", "--size", "64", "64", config, "--opts", *narrow]
+    )
+    complexity.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[2].strip() for line in lines[2:]] == [
+        *("backbone", "neck", "head", "total"),
+        *("backbone", "neck", "head", "total"),
+    ]
+    assert f"{config} (student)" in lines[2] and f"{config} (teacher)" in lines[6]
+    student, teacher = (float(lines[i].split("|")[3]) for i in (2, 6))
+    assert teacher > student > 0
