@@ -115,12 +115,17 @@ def trust_text(weight: float) -> str:
     return "w=?" if math.isnan(weight) else f"w={weight:.2f}"
 
 
+def number_of_large_objects(entry: dict) -> int:
+    """Objects of at least 30 pixels' height, without ignore regions."""
+    return sum(x["bbox"][3] >= 30 and not x["iscrowd"] for x in entry["annotations"])
+
+
 def draw_comparison() -> None:
     """One scene: ground truth with AID's weights, and what teacher and students detect."""
     cfg = load_config(RUNS["student + distillation + AID"])
     entries = DatasetCatalog.get(cfg.DATASETS.TEST[0])
     classes = MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes
-    entry = max(entries, key=lambda x: len(x["annotations"]))
+    entry = max(entries, key=number_of_large_objects)
     example = labeled_input(cfg, entry)
     image = read_image(entry["file_name"], "RGB")
     teacher = Teacher.from_config(cfg)
