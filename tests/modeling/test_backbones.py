@@ -9,9 +9,7 @@ import torchvision
 from torch import nn
 
 from aid_d2 import add_aid_config
-from aid_d2.modeling.backbones import LastLevelP6P7Linear, MobileNetV2, add_backbone_config
-from aid_d2.modeling.fcos import add_fcos_config
-from aid_d2.modeling.gfl import add_gfl_config
+from aid_d2.modeling.backbones import LastLevelP6P7Linear, MobileNetV2
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone, build_model
@@ -26,8 +24,6 @@ DENSE_BUILDERS = [
 def small_cfg(builder, in_features=("res3", "res4", "res5")):
     cfg = get_cfg()
     add_aid_config(cfg)
-    for add in (add_gfl_config, add_fcos_config, add_backbone_config):
-        add(cfg)
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.BACKBONE.NAME = builder
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
