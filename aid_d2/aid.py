@@ -15,13 +15,15 @@ Each fills the same :class:`Trust`, one map per level with values in (0, 1]. Eve
 pure function on tensors; a detector family supplies the :class:`TeacherLosses`.
 """
 
-from dataclasses import dataclass
-from typing import Dict, List, Optional, Tuple
+from dataclasses import dataclass, field
+from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from detectron2.structures import Instances
+
+from .trust import Trust
 
 GRANULARITIES = ("level", "image", "instance", "location")
 NORMALIZERS = ("native", "per_level")
@@ -45,12 +47,14 @@ class Objects:
         classes: (M,) int64.
         counts: number of objects in each of the N images.
         ignored: per image the boxes (I, 4) of its ignore regions, where nothing is known.
+        image_sizes: (height, width) of each image, without padding.
     """
 
     boxes: Tensor
     classes: Tensor
     counts: List[int]
     ignored: List[Tensor]
+    image_sizes: List[Tuple[int, int]] = field(default_factory=list)
 
     @classmethod
     def from_instances(cls, instances: List[Instances], device: torch.device) -> "Objects":
@@ -62,6 +66,7 @@ class Objects:
             classes=torch.cat([x.gt_classes for x in real]).to(device),
             counts=[len(x) for x in real],
             ignored=[x.gt_boxes.tensor.to(device) for x in ignored],
+            image_sizes=[x.image_size for x in instances],
         )
 
     @property
@@ -80,6 +85,11 @@ class LevelShape:
     height: int
     width: int
     anchors: int
+
+    @property
+    def num_anchors(self) -> int:
+        """Of an image."""
+        return self.height * self.width * self.anchors
 
 
 @dataclass
@@ -119,36 +129,8 @@ class TeacherLosses:
 
 def split_levels(anchors: Tensor, levels: List[LevelShape]) -> List[Tensor]:
     """Cut (N, R) values into levels, each (N, H, W, A)."""
-    parts = anchors.split([x.height * x.width * x.anchors for x in levels], dim=1)
+    parts = anchors.split([x.num_anchors for x in levels], dim=1)
     return [p.view(len(p), x.height, x.width, x.anchors) for p, x in zip(parts, levels)]
-
-
-@dataclass
-class Trust:
-    """AID's weights: per stride a detached map (N, 1, H, W) in (0, 1], where 1 is full trust."""
-
-    maps: Dict[int, Tensor]
-
-    @classmethod
-    def full(cls, features: Dict[int, Tensor]) -> "Trust":
-        """Weight 1 everywhere, for maps (N, C, H, W) per stride: distillation without AID."""
-        return cls({s: x.new_ones(()).expand(len(x), 1, *x.shape[-2:]) for s, x in features.items()})
-
-    def pooled(self, stride: int, attention: Tensor) -> Tensor:
-        """One weight per image, for terms that pool over space: the attention-weighted mean.
-
-        Args:
-            stride: the level.
-            attention: (N, 1, H, W), not negative, its sum over space positive.
-
-        Returns:
-            (N, 1)
-        """
-        weights = self.maps[stride].flatten(1)
-        share = attention.flatten(1) / attention.flatten(1).sum(1, keepdim=True)
-        # Averaging the differences to one value keeps a constant map exactly constant.
-        anchor = weights[:, :1]
-        return anchor + ((weights - anchor) * share).sum(1, keepdim=True)
 
 
 def trust_weight(loss: Tensor, alpha: float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Dict, List
+from typing import TYPE_CHECKING, Dict, List, Tuple
 
 from torch import Tensor, nn
 
@@ -39,20 +39,33 @@ class Setting:
     teacher: DetectorFamily
 
     def constants(self, node: CfgNode) -> CfgNode:
-        """The published constants that fit the student: the node's ONE_STAGE or TWO_STAGE."""
+        """The published constants that fit the student: those of its meta-architecture if the node
+        has them, such as GFL, and else ONE_STAGE or TWO_STAGE.
+        """
+        own = self.student.detector.__name__.upper()
+        if own in node:
+            return node[own]
         return node.TWO_STAGE if self.student.two_stage else node.ONE_STAGE
 
 
 class Distiller(nn.Module):
     """A distillation method: what it trains beside the student, and its losses.
 
-    A subclass is registered in DISTILLER_REGISTRY and implements the three methods below.
+    A subclass is registered in DISTILLER_REGISTRY and implements `config`, `__init__` and `forward`.
 
     Attributes:
-        needs_predictions: whether it looks at the teacher's dense predictions.
+        detectors: names of the meta-architectures that student and teacher may have; empty for any
+            with a Detectron2 backbone.
+        needs_predictions: whether it compares the dense predictions, `Observation.dense`. Student
+            and teacher then need equal classes, anchors and levels.
     """
 
+    detectors: Tuple[str, ...] = ()
     needs_predictions = False
+
+    def taps(self, family: DetectorFamily) -> List[nn.Module]:
+        """Modules of a detector, student or teacher, of which `Observation.calls` is to tell."""
+        return []
 
     @staticmethod
     def config() -> CfgNode:
@@ -77,8 +90,8 @@ class Distiller(nn.Module):
         Args:
             student: what the student saw. The maps of all three have equal sizes, in float32.
             teacher: what the teacher saw, without gradient.
-            trust: AID's weights. A method multiplies them into the difference inside its norm, so
-                that a constant weight w gives w times the loss.
+            trust: AID's weights. A method multiplies each term of its loss by the weight that
+                belongs there, so that a constant weight w gives w times the loss.
 
         Returns:
             scalar losses by the name of the part. Every parameter of the method has to take part

@@ -1,11 +1,12 @@
 """Distillers from the config."""
 
-from typing import Dict
+from typing import Dict, Type
+
+import torch
 
 from detectron2.config import CfgNode
 
 from .base import DISTILLER_REGISTRY, Distiller, Setting
-
 
 
 def method_node(cfg: CfgNode, method: str) -> CfgNode:
@@ -17,7 +18,8 @@ def build_distillers(cfg: CfgNode, setting: Setting) -> Dict[str, Distiller]:
     """The methods of DISTILL.METHODS, by name.
 
     Raises:
-        ValueError: an unknown or repeated name, or none.
+        ValueError: an unknown or repeated name, or none; or a method that cannot serve the
+            detectors.
     """
     known = [name for name, _ in DISTILLER_REGISTRY]
     unknown = [name for name in cfg.DISTILL.METHODS if name not in known]
@@ -27,7 +29,51 @@ def build_distillers(cfg: CfgNode, setting: Setting) -> Dict[str, Distiller]:
             f"DISTILL.METHODS is {list(cfg.DISTILL.METHODS)}; name methods of {known}, each once. To "
             "train the student alone set DISTILL.ENABLED False."
         )
-    return {
-        name: DISTILLER_REGISTRY.get(name)(method_node(cfg, name), setting)
-        for name in cfg.DISTILL.METHODS
-    }
+    distillers = {}
+    for name in cfg.DISTILL.METHODS:
+        method = DISTILLER_REGISTRY.get(name)
+        _check_detectors(name, method, setting)
+        distillers[name] = method(method_node(cfg, name), setting)
+    return distillers
+
+
+def _check_detectors(name: str, method: Type[Distiller], setting: Setting) -> None:
+    for role, family in (("student", setting.student), ("teacher", setting.teacher)):
+        detector = type(family.model).__name__
+        if method.detectors and family.detector.__name__ not in method.detectors:
+            raise ValueError(
+                f"DISTILL.METHODS: {name} cannot serve a {detector} {role}; it serves student and "
+                f"teacher of {' or '.join(method.detectors)}."
+            )
+        if method.needs_predictions and family.head is None:
+            raise ValueError(
+                f"DISTILL.METHODS: {name} compares dense predictions, and a {detector} {role} has "
+                "none that are known. RetinaNet, FCOS, GFL and GeneralizedRCNN have; for others "
+                "register a DetectorFamily."
+            )
+    if method.needs_predictions:
+        _check_same_predictions(name, setting)
+
+
+def _check_same_predictions(name: str, setting: Setting) -> None:
+    student, teacher = setting.student, setting.teacher
+    problem = None
+    if student.detector is not teacher.detector:
+        problem = f"a {student.detector.__name__} and a {teacher.detector.__name__}"
+    elif student.num_classes != teacher.num_classes:
+        problem = f"{student.num_classes} and {teacher.num_classes} classes"
+    elif not len(setting.pairs) == len(student.levels) == len(teacher.levels):
+        problem = "different pyramid levels"
+    elif not _same_anchors(student, teacher):
+        problem = "different anchors"
+    if problem:
+        raise ValueError(
+            f"DISTILL.METHODS: {name} compares the predictions of student and teacher anchor by "
+            f"anchor, but these have {problem}. Make them agree, or use a method that compares "
+            "features, such as PKD."
+        )
+
+
+def _same_anchors(student, teacher) -> bool:
+    ours, theirs = (list(x.anchor_generator.cell_anchors) for x in (student, teacher))
+    return len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))

@@ -1,7 +1,7 @@
 """The meta-architecture that trains a student with a teacher."""
 
 from functools import partial
-from typing import Callable, Dict, List, Optional
+from typing import Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,9 @@ from ..aid import (
     compute_trust,
 )
 from ..distillers import Distiller, Setting, build_distillers
-from .families import family_of
+from .families import DetectorFamily, family_of
 from .levels import LevelPair, align, pair_levels
-from .observation import Observation, record_outputs
+from .observation import Observation, record_calls
 from .teacher import DISTILLER_PREFIX, Teacher
 
 _STUDENT_PREFIX = "student."
@@ -136,26 +136,38 @@ class DistilledDetector(nn.Module):
         """
         if not self.training or self.teacher is None:
             return self.student(batched_inputs)
-        modules = {"backbone": self.student.backbone}
-        if self._family.head is not None:
-            modules["head"] = self._family.head
-        with record_outputs(modules) as outputs:
-            losses = self.student(batched_inputs)
-        student = Observation.of(self._family, outputs["backbone"], outputs.get("head"))
-        needs_head = self.weigh is not None or any(
-            distiller.needs_predictions for distiller in self.distiller.values()
-        )
-        teacher = self.teacher.observe(batched_inputs, self.input_format, needs_head)
+        student, losses = self._observe_student(batched_inputs)
+        needs_head = self.weigh is not None or self._needs_predictions
+        taps = self._taps(self.teacher.family)
+        teacher = self.teacher.observe(batched_inputs, self.input_format, needs_head, taps)
+        objects = Objects.from_instances([x["instances"] for x in batched_inputs], self.device)
+        student.objects = teacher.objects = objects
         with torch.autocast(self.device.type, enabled=False):
-            trust = self._trust(teacher, batched_inputs)
+            trust = self._trust(teacher)
             losses.update(self._distill(student, teacher, trust))
         return losses
 
-    def _trust(self, teacher: Observation, batched_inputs: List[dict]) -> Trust:
+    @property
+    def _needs_predictions(self) -> bool:
+        return any(distiller.needs_predictions for distiller in self.distiller.values())
+
+    def _taps(self, family: DetectorFamily) -> List[nn.Module]:
+        return [tap for distiller in self.distiller.values() for tap in distiller.taps(family)]
+
+    def _observe_student(self, batched_inputs: List[dict]) -> Tuple[Observation, Dict[str, Tensor]]:
+        """What the student computes for its own losses, and these."""
+        family = self._family
+        own = [module for module in (self.student.backbone, family.head) if module is not None]
+        with record_calls([*own, *self._taps(family)]) as calls:
+            losses = self.student(batched_inputs)
+        features = family.features(calls[self.student.backbone][-1].output)
+        predictions = calls[family.head][-1].output if family.head is not None else None
+        return Observation(features, predictions, calls), losses
+
+    def _trust(self, teacher: Observation) -> Trust:
         if self.weigh is None:
             return Trust.full(teacher.features)
-        objects = Objects.from_instances([x["instances"] for x in batched_inputs], self.device)
-        teacher_losses = self.teacher.losses(teacher, objects)
+        teacher_losses = self.teacher.losses(teacher, teacher.objects)
         trust = self.weigh(teacher_losses)
         self._log(teacher_losses, trust)
         return trust
@@ -164,6 +176,9 @@ class DistilledDetector(nn.Module):
         self, student: Observation, teacher: Observation, trust: Trust
     ) -> Dict[str, Tensor]:
         student, teacher, trust = align(self.pairs, student, teacher, trust)
+        if self._needs_predictions:
+            student.dense = self._family.dense(student.features, student.predictions)
+            teacher.dense = self.teacher.family.dense(teacher.features, teacher.predictions)
         factor = self.weight
         if self.warmup_iters > 0:
             factor *= min(get_event_storage().iter / self.warmup_iters, 1.0)

@@ -195,29 +195,29 @@ class GFLHead(nn.Module):
             per level class logits (N, K, H, W), and logits (N, 4(n+1), H, W) of the distances to
             left, top, right and bottom; float32 also under autocast.
         """
-        logits = [self.cls_score(self.cls_tower(x)).float() for x in features]
+        return self.predict(
+            [self.cls_tower(x) for x in features], [self.box_tower(x) for x in features]
+        )
+
+    def predict(
+        self, cls_maps: List[Tensor], box_maps: List[Tensor]
+    ) -> Tuple[List[Tensor], List[Tensor]]:
+        """The same from what the towers returned."""
+        logits = [self.cls_score(x).float() for x in cls_maps]
         distributions = [
-            scale * self.box_distribution(self.box_tower(x)).float()
-            for x, scale in zip(features, self.scales)
+            scale * self.box_distribution(x).float() for x, scale in zip(box_maps, self.scales)
         ]
         return logits, distributions
 
 
 def _tower(channels: int, num_convs: int, norm) -> nn.Sequential:
-    return nn.Sequential(
-        *(
-            Conv2d(
-                channels,
-                channels,
-                3,
-                padding=1,
-                bias=not norm,
-                norm=get_norm(norm, channels),
-                activation=F.relu,
-            )
-            for _ in range(num_convs)
-        )
-    )
+    layers = []
+    for _ in range(num_convs):
+        norm_layer = get_norm(norm, channels)
+        layers.append(Conv2d(channels, channels, 3, padding=1, bias=not norm, norm=norm_layer))
+        # A module of its own, as in RetinaNet's head, shows what comes before it.
+        layers.append(nn.ReLU())
+    return nn.Sequential(*layers)
 
 
 class AnchorLosses(NamedTuple):

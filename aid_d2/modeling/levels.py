@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, List, Tuple
 
 from ..aid import Trust
@@ -90,7 +90,7 @@ def align(
         for result, x in zip(cut, maps):
             result[pair.stride] = x[..., :height, :width].float()
     return (
-        student.with_features(cut[0]),
-        teacher.with_features(cut[1]),
+        replace(student, features=cut[0]),
+        replace(teacher, features=cut[1]),
         Trust(cut[2]),
     )

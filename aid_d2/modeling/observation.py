@@ -1,12 +1,22 @@
 """What a detector computed on a batch, and how it is read off a forward pass."""
 
+from __future__ import annotations
+
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Dict, Iterator, Tuple
+from dataclasses import dataclass, field
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 from torch import Tensor, nn
 
-from .families import DetectorFamily
+from ..aid import Objects
+from .dense_output import DenseOutput
+
+
+class Call(NamedTuple):
+    """One call of a module: its positional arguments and what it returned."""
+
+    inputs: Tuple
+    output: Any
 
 
 @dataclass
@@ -15,42 +25,34 @@ class Observation:
     Attributes:
         features: the maps (N, C, H, W) that the detector's head looks at, per stride, finest first.
         predictions: output of the dense head (`DetectorFamily.head`), or None.
+        calls: of the modules that distillers asked for (`Distiller.taps`), in order.
+        dense: the predictions, aligned with those of the other detector, where a distiller needs
+            them.
+        objects: ground truth of the images, if it was given.
     """
 
     features: Dict[int, Tensor]
     predictions: Any = None
-
-    @classmethod
-    def of(cls, family: DetectorFamily, maps: Dict[str, Tensor], predictions=None) -> "Observation":
-        """From the backbone's output by name."""
-        return cls({level.stride: maps[level.name] for level in family.levels}, predictions)
-
-    def with_features(self, features: Dict[int, Tensor]) -> "Observation":
-        """The same observation with other maps."""
-        return replace(self, features=features)
+    calls: Dict[nn.Module, List[Call]] = field(default_factory=dict)
+    dense: Optional[DenseOutput] = None
+    objects: Optional[Objects] = None
 
 
 @contextmanager
-def record_outputs(modules: Dict[str, nn.Module]) -> Iterator[Dict[str, Any]]:
-    """While open, keep what each module returned last.
-
-    Args:
-        modules: by the name under which the output is wanted.
+def record_calls(modules: Iterable[nn.Module]) -> Iterator[Dict[nn.Module, List[Call]]]:
+    """While open, keep every call of the modules.
 
     Yields:
         dict, filled when the modules run. The hooks are gone afterwards.
     """
-    outputs: Dict[str, Any] = {}
+    calls: Dict[nn.Module, List[Call]] = {module: [] for module in modules}
 
-    def hook(name: str):
-        def keep(module: nn.Module, inputs: Tuple, output: Any) -> None:
-            outputs[name] = output
+    def keep(module: nn.Module, inputs: Tuple, output: Any) -> None:
+        calls[module].append(Call(inputs, output))
 
-        return keep
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    handles = [module.register_forward_hook(keep) for module in calls]
     try:
-        yield outputs
+        yield calls
     finally:
         for handle in handles:
             handle.remove()

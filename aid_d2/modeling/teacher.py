@@ -1,7 +1,7 @@
 """The teacher: a trained detector that is frozen and belongs to no other module."""
 
 import os
-from typing import List
+from typing import Iterable, List
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..aid import Objects, TeacherLosses
 from .families import family_of
-from .observation import Observation
+from .observation import Observation, record_calls
 
 # Checkpoints of a distilled student carry its adapters under this prefix.
 DISTILLER_PREFIX = "distiller."
@@ -54,7 +54,11 @@ class Teacher:
 
     @torch.no_grad()
     def observe(
-        self, batched_inputs: List[dict], input_format: str, with_predictions: bool
+        self,
+        batched_inputs: List[dict],
+        input_format: str,
+        with_predictions: bool,
+        taps: Iterable[nn.Module] = (),
     ) -> Observation:
         """Run backbone and, if asked, dense head once: no proposals, no decoding, no sampling.
 
@@ -62,14 +66,16 @@ class Teacher:
             batched_inputs: as Detectron2's mapper makes them.
             input_format: channel order of their images.
             with_predictions: whether the dense head is wanted.
+            taps: modules of the teacher whose calls are to be kept.
         """
         if input_format != self.input_format:
             order = [input_format.index(channel) for channel in self.input_format]
             batched_inputs = [{**x, "image": x["image"][order]} for x in batched_inputs]
-        maps = self.model.backbone(self.model.preprocess_image(batched_inputs).tensor)
-        observation = Observation.of(self.family, maps)
-        if with_predictions and self.family.head is not None:
-            observation.predictions = self.family.head(list(observation.features.values()))
+        with record_calls(taps) as calls:
+            maps = self.model.backbone(self.model.preprocess_image(batched_inputs).tensor)
+            observation = Observation(self.family.features(maps), calls=calls)
+            if with_predictions and self.family.head is not None:
+                observation.predictions = self.family.head(list(observation.features.values()))
         return observation
 
     @torch.no_grad()

@@ -1,16 +1,14 @@
 """Attention-guided distillation against its formulas in NumPy, float64."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
 from aid_d2.aid import Trust
-from aid_d2.distillers import AttentionGuided, Setting
+from aid_d2.distillers import AttentionGuided
 from aid_d2.distillers.attention_guided import channel_attention, spatial_attention
 from aid_d2.modeling import Observation
-from aid_d2.modeling.levels import LevelPair
+from toy import build, constant_trust, maps, random_trust, setting, shake
 
 # Maps of 2 images of 800x1333, which are padded to 800x1344.
 REFERENCE_SIZES = {8: (100, 168), 16: (50, 84), 32: (25, 42), 64: (13, 21), 128: (7, 11)}
@@ -19,44 +17,9 @@ PUBLISHED = {False: (5.6e-4, 2.4e-2, 2.4e-2, 0.1), True: (4e-5, 8e-3, 8e-3, 0.5)
 PARTS = ("feature", "channel", "spatial")
 
 
-def build(strides, channels=(4, 4), two_stage=False, **changes):
-    node = AttentionGuided.config()
-    for key, value in changes.items():
-        setattr(node, key, value)
-    family = SimpleNamespace(two_stage=two_stage)
-    setting = Setting([LevelPair(s, *channels, i) for i, s in enumerate(strides)], family, family)
-    return AttentionGuided(node, setting).double()
-
-
-def shake(module, seed=0):
-    """Random parameters, since adapters start as the identity."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype))
-    return module
-
-
-def maps(sizes, channels, images=2, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        stride: torch.randn(images, channels, *size, generator=generator, dtype=torch.float64)
-        for stride, size in sizes.items()
-    }
-
-
-def random_trust(features, seed=9):
-    generator = torch.Generator().manual_seed(seed)
-    return Trust(
-        {
-            s: torch.rand(len(x), 1, *x.shape[-2:], generator=generator, dtype=x.dtype)
-            for s, x in features.items()
-        }
-    )
-
-
-def constant_trust(features, weight):
-    return Trust({s: torch.full_like(x[:, :1], weight) for s, x in features.items()})
+def make(strides, channels=(4, 4), two_stage=False, **changes):
+    detector = "GeneralizedRCNN" if two_stage else "RetinaNet"
+    return build(AttentionGuided, setting(strides, channels, detector), **changes)
 
 
 def softmax(x, axis):
@@ -130,7 +93,7 @@ def test_losses_against_numpy(two_stage, channels):
     sizes = {4: (9, 12), 8: (5, 6), 16: (3, 3), 32: (1, 2), 64: (1, 1)}
     student, teacher = maps(sizes, channels[0], seed=1), maps(sizes, channels[1], seed=2)
     trust = random_trust(teacher)
-    method = shake(build(sizes, channels, two_stage))
+    method = shake(make(sizes, channels, two_stage))
     losses = method(Observation(student), Observation(teacher), trust)
     expected = reference(method, student, teacher, trust, two_stage)
     assert set(losses) == set(PARTS)
@@ -142,7 +105,7 @@ def test_gradient_at_the_student_takes_attention_as_constant():
     """Finite differences of the loss with the masks of the undisturbed student."""
     s, t = maps({8: (3, 4)}, 2, seed=1)[8], maps({8: (3, 4)}, 2, seed=2)[8]
     weight = random_trust({8: t}).maps[8].numpy()
-    method = build([8], (2, 2))
+    method = make([8], (2, 2))
     mask = np.sqrt(
         (numpy_spatial(t.numpy(), 0.1) + numpy_spatial(s.numpy(), 0.1))
         / 2
@@ -169,7 +132,7 @@ def test_gradient_at_the_student_takes_attention_as_constant():
 def test_constant_trust_scales_each_loss(weight):
     sizes = {8: (5, 6), 16: (3, 3)}
     student, teacher = maps(sizes, 4, seed=1), maps(sizes, 4, seed=2)
-    method = shake(build(sizes))
+    method = shake(make(sizes))
     full = method(Observation(student), Observation(teacher), constant_trust(teacher, 1.0))
     weighted = method(Observation(student), Observation(teacher), constant_trust(teacher, weight))
     for part in PARTS:
@@ -180,7 +143,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
     sizes = {8: (5, 6), 16: (3, 3), 32: (1, 1)}
     teacher = {s: x.float() for s, x in maps(sizes, 4).items()}
     student = {s: x.clone().requires_grad_() for s, x in teacher.items()}
-    method = build(sizes).float()
+    method = make(sizes).float()
     losses = method(Observation(student), Observation(teacher), random_trust(teacher))
     sum(losses.values()).backward()
     assert [loss.item() for loss in losses.values()] == [0.0] * 3
@@ -194,7 +157,7 @@ def reference_maps(seed):
 
 def test_normalized_losses_equal_the_published_ones_at_two_images_of_800x1333():
     student, teacher = reference_maps(1), reference_maps(2)
-    plain, normalized = (build(student, (2, 2), NORMALIZE=flag) for flag in (False, True))
+    plain, normalized = (make(student, (2, 2), NORMALIZE=flag) for flag in (False, True))
     trust = constant_trust(teacher, 1.0)
     expected = plain(Observation(student), Observation(teacher), trust)
     actual = normalized(Observation(student), Observation(teacher), trust)
@@ -211,7 +174,7 @@ def test_how_the_losses_grow_with_the_batch(normalize, factor):
     sizes = {8: (5, 6), 16: (3, 3)}
     student, teacher = maps(sizes, 4, seed=1), maps(sizes, 4, seed=2)
     trust = random_trust(teacher)
-    method = shake(build(sizes, NORMALIZE=normalize))
+    method = shake(make(sizes, NORMALIZE=normalize))
     once = method(Observation(student), Observation(teacher), trust)
     twice = method(
         Observation(repeated(student, 2)),
@@ -227,7 +190,7 @@ def test_extreme_maps_give_finite_losses_and_gradients(scale):
     sizes = {8: (5, 6), 16: (1, 1)}
     student = {s: (scale * x).float().requires_grad_() for s, x in maps(sizes, 4, seed=1).items()}
     teacher = {s: (-scale * x).float() for s, x in maps(sizes, 4, seed=2).items()}
-    losses = build(sizes).float()(
+    losses = make(sizes).float()(
         Observation(student), Observation(teacher), constant_trust(teacher, 1e-35)
     )
     sum(losses.values()).backward()
@@ -237,7 +200,7 @@ def test_extreme_maps_give_finite_losses_and_gradients(scale):
 
 def test_every_adapter_has_a_gradient():
     sizes = {8: (5, 6), 16: (1, 1)}
-    method = build(sizes, (3, 5))
+    method = make(sizes, (3, 5))
     losses = method(
         Observation(maps(sizes, 3, seed=1)),
         Observation(maps(sizes, 5, seed=2)),

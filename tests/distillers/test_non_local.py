@@ -1,52 +1,22 @@
 """Non-local distillation against the all-pairs form of its papers, float64."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
 from aid_d2.aid import Trust
-from aid_d2.distillers import NonLocal, Setting
+from aid_d2.distillers import NonLocal
 from aid_d2.distillers.non_local import NonLocalBlock, non_local
 from aid_d2.modeling import Observation
-from aid_d2.modeling.levels import LevelPair
+from toy import build, constant_trust, maps, rand, random_trust, setting, shake
 
 REFERENCE_SIZES = {4: (200, 336), 8: (100, 168), 16: (50, 84), 32: (25, 42), 64: (13, 21)}
 PUBLISHED = {False: 4.9e-4, True: 4e-5}
 
 
-def rand(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def build(sizes, channels=(4, 4), two_stage=False, **changes):
-    node = NonLocal.config()
-    for key, value in changes.items():
-        setattr(node, key, value)
-    family = SimpleNamespace(two_stage=two_stage)
-    pairs = [LevelPair(s, *channels, i) for i, s in enumerate(sizes)]
-    return NonLocal(node, Setting(pairs, family, family)).double()
-
-
-def shake(module, seed=0):
-    """Random parameters, since the blocks start as the identity."""
-    for i, p in enumerate(module.parameters()):
-        p.data = rand(*p.shape, seed=seed + i) / 2
-    return module
-
-
-def maps(sizes, channels, images=2, seed=0):
-    return {s: rand(images, channels, *size, seed=seed + s) for s, size in sizes.items()}
-
-
-def full_trust(features, weight=1.0):
-    return Trust({s: torch.full_like(x[:, :1], weight) for s, x in features.items()})
-
-
-def random_trust(features):
-    return Trust({s: rand(*x[:, :1].shape, seed=9).sigmoid() for s, x in features.items()})
+def make(sizes, channels=(4, 4), two_stage=False, **changes):
+    detector = "GeneralizedRCNN" if two_stage else "RetinaNet"
+    return build(NonLocal, setting(sizes, channels, detector), **changes)
 
 
 def all_pairs(theta, phi, g):
@@ -124,7 +94,7 @@ def test_loss_against_numpy(two_stage, channels):
     sizes = {4: (9, 12), 8: (5, 6), 16: (3, 3), 32: (1, 2), 64: (1, 1)}
     student, teacher = maps(sizes, channels[0], seed=1), maps(sizes, channels[1], seed=2)
     trust = random_trust(teacher)
-    method = shake(build(sizes, channels, two_stage))
+    method = shake(make(sizes, channels, two_stage))
     losses = method(Observation(student), Observation(teacher), trust)
     expected = 0.0
     # (inner channels, pooling), finest level first.
@@ -144,9 +114,9 @@ def test_loss_against_numpy(two_stage, channels):
 def test_constant_trust_scales_the_loss(weight):
     sizes = {8: (5, 6), 16: (3, 3)}
     student, teacher = Observation(maps(sizes, 4, seed=1)), Observation(maps(sizes, 4, seed=2))
-    method = shake(build(sizes))
-    full = method(student, teacher, full_trust(teacher.features))["relation"]
-    weighted = method(student, teacher, full_trust(teacher.features, weight))["relation"]
+    method = shake(make(sizes))
+    full = method(student, teacher, constant_trust(teacher.features))["relation"]
+    weighted = method(student, teacher, constant_trust(teacher.features, weight))["relation"]
     assert weighted.item() == pytest.approx(weight * full.item(), rel=1e-12)
 
 
@@ -154,7 +124,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
     sizes = {8: (5, 6), 16: (3, 3)}
     teacher = {s: x.float() for s, x in maps(sizes, 4).items()}
     student = {s: x.clone().requires_grad_() for s, x in teacher.items()}
-    method = build(sizes).float()
+    method = make(sizes).float()
     loss = method(Observation(student), Observation(teacher), random_trust(teacher))["relation"]
     loss.backward()
     assert loss.item() == 0
@@ -164,9 +134,9 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
 
 def test_detached_teacher_keeps_its_block():
     sizes = {8: (5, 6)}
-    method = build(sizes, DETACH_TEACHER=True)
+    method = make(sizes, DETACH_TEACHER=True)
     student, teacher = Observation(maps(sizes, 4, seed=1)), Observation(maps(sizes, 4, seed=2))
-    method(student, teacher, full_trust(teacher.features))["relation"].backward()
+    method(student, teacher, constant_trust(teacher.features))["relation"].backward()
     assert all(p.grad is None for p in method.teacher_blocks.parameters())
     assert all(p.grad is not None for p in method.student_blocks.parameters())
     assert torch.equal(method.teacher_blocks["8"](teacher.features[8]), teacher.features[8])
@@ -174,9 +144,9 @@ def test_detached_teacher_keeps_its_block():
 
 def test_every_parameter_has_a_gradient_although_the_blocks_start_as_the_identity():
     sizes = {8: (5, 6), 16: (1, 1)}
-    method = build(sizes, (3, 5))
+    method = make(sizes, (3, 5))
     student, teacher = Observation(maps(sizes, 3, seed=1)), Observation(maps(sizes, 5, seed=2))
-    method(student, teacher, full_trust(teacher.features))["relation"].backward()
+    method(student, teacher, constant_trust(teacher.features))["relation"].backward()
     assert all(p.grad is not None for p in method.parameters())
     for blocks in (method.student_blocks, method.teacher_blocks):
         # From zero gamma and beta the block starts to learn through these.
@@ -187,10 +157,10 @@ def test_normalized_loss_equals_the_published_one_at_two_images_of_800x1333():
     channels = (2, 2)
     student = Observation(maps(REFERENCE_SIZES, 2, seed=1))
     teacher = Observation(maps(REFERENCE_SIZES, 2, seed=2))
-    trust = full_trust(teacher.features)
+    trust = constant_trust(teacher.features)
     small = {"INNER_CHANNELS": (2,) * 5}
-    plain = build(REFERENCE_SIZES, channels, **small)(student, teacher, trust)
-    normalized = build(REFERENCE_SIZES, channels, NORMALIZE=True, **small)(student, teacher, trust)
+    plain = make(REFERENCE_SIZES, channels, **small)(student, teacher, trust)
+    normalized = make(REFERENCE_SIZES, channels, NORMALIZE=True, **small)(student, teacher, trust)
     assert normalized["relation"].item() == pytest.approx(plain["relation"].item(), rel=1e-12)
 
 
@@ -199,7 +169,7 @@ def test_how_the_loss_grows_with_the_batch(normalize, factor):
     sizes = {8: (5, 6), 16: (3, 3)}
     student, teacher = maps(sizes, 4, seed=1), maps(sizes, 4, seed=2)
     trust = random_trust(teacher)
-    method = shake(build(sizes, NORMALIZE=normalize))
+    method = shake(make(sizes, NORMALIZE=normalize))
     once = method(Observation(student), Observation(teacher), trust)["relation"]
     repeated = [
         {s: x.repeat(2, 1, 1, 1) for s, x in y.items()} for y in (student, teacher, trust.maps)
@@ -213,10 +183,10 @@ def test_how_the_loss_grows_with_the_batch(normalize, factor):
 def test_tiny_maps(images, size):
     """The top of a pyramid on a small image can be a single cell, on one image per GPU too."""
     sizes = {128: size}
-    method = shake(build(sizes))
+    method = shake(make(sizes))
     student = {128: rand(images, 4, *size, seed=1).requires_grad_()}
     teacher = maps(sizes, 4, images=images, seed=2)
-    loss = method(Observation(student), Observation(teacher), full_trust(teacher))["relation"]
+    loss = method(Observation(student), Observation(teacher), constant_trust(teacher))["relation"]
     loss.backward()
     assert loss.isfinite() and loss > 0
     assert student[128].grad.isfinite().all()
@@ -227,12 +197,12 @@ def test_extreme_maps_give_a_finite_loss_and_gradients(scale):
     sizes = {8: (5, 6)}
     student = {8: (scale * rand(2, 4, 5, 6, seed=1)).float().requires_grad_()}
     teacher = {8: (-scale * rand(2, 4, 5, 6, seed=2)).float()}
-    method = shake(build(sizes)).float()
-    loss = method(Observation(student), Observation(teacher), full_trust(teacher))["relation"]
+    method = shake(make(sizes)).float()
+    loss = method(Observation(student), Observation(teacher), constant_trust(teacher))["relation"]
     loss.backward()
     assert loss.isfinite() and student[8].grad.isfinite().all()
 
 
 def test_too_few_constants_for_the_levels_are_named():
     with pytest.raises(ValueError, match="INNER_CHANNELS and POOL.*2 levels"):
-        build({8: (5, 6), 16: (3, 3)}, POOL=(8,))
+        make({8: (5, 6), 16: (3, 3)}, POOL=(8,))

@@ -8,6 +8,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.registry import Registry
 
 from ...aid import Objects, TeacherLosses
+from ..dense_output import DenseOutput
 from ..levels import Level
 
 FAMILY_REGISTRY = Registry("DETECTOR_FAMILY")
@@ -64,6 +65,49 @@ class DetectorFamily:
                 levels.append(Level(name, shape.stride, shape.channels, origin))
         return sorted(levels, key=lambda level: level.stride)
 
+    @property
+    def anchor_generator(self) -> Optional[nn.Module]:
+        """Of the dense head; None where there is none."""
+        return None
+
+    @property
+    def towers(self) -> Dict[str, nn.Sequential]:
+        """The convolutions before the predictors of the dense head, `cls` and `box`, with each
+        activation a module of its own; empty where there are none.
+        """
+        return {}
+
+    def features(self, maps: Dict[str, Tensor]) -> Dict[int, Tensor]:
+        """What the head looks at of the backbone's output, per stride, finest first."""
+        return {level.stride: maps[level.name] for level in self.levels}
+
+    def dense(self, features: Dict[int, Tensor], predictions) -> DenseOutput:
+        """The dense predictions in the form that all families share.
+
+        Args:
+            features: maps (N, C, H, W) per stride, finest first.
+            predictions: what `head` returned for them, or for maps that padding made larger.
+
+        Raises:
+            NotImplementedError: the detector is of no family that is known.
+        """
+        raise NotImplementedError(
+            f"Nothing is known of the predictions of a {type(self.model).__name__}, only of those of "
+            f"{_known_detectors()}. Register a DetectorFamily for it."
+        )
+
+    def owners(self, dense: DenseOutput, objects: Objects) -> Tensor:
+        """The detector's own assignment of anchors to objects, without sampling.
+
+        Returns:
+            (N, R) int64: index into objects.boxes, BACKGROUND or IGNORED.
+        """
+        raise NotImplementedError
+
+    def predict(self, towers: Dict[str, List[Tensor]]):
+        """The dense head's predictions, as `head` returns them, from the output of its `towers`."""
+        raise NotImplementedError
+
     def check_losses(self) -> None:
         """
         Raises:
@@ -72,8 +116,8 @@ class DetectorFamily:
         if type(self).teacher_losses is DetectorFamily.teacher_losses:
             raise NotImplementedError(
                 f"AID does not know the losses of a {type(self.model).__name__} teacher. It knows "
-                f"{', '.join(f.detector.__name__ for _, f in FAMILY_REGISTRY)}; for others set "
-                "DISTILL.AID.ENABLED False, or register a DetectorFamily."
+                f"{_known_detectors()}; for others set DISTILL.AID.ENABLED False, or register a "
+                "DetectorFamily."
             )
 
     def teacher_losses(
@@ -82,7 +126,7 @@ class DetectorFamily:
         """The detector's losses on a batch, unreduced, with the detector in eval mode.
 
         Args:
-            features: maps (N, C, H, W) per stride.
+            features: maps (N, C, H, W) per stride, finest first.
             predictions: what `head` returned for them.
             objects: the ground truth.
 
@@ -107,6 +151,10 @@ class DenseFamily(DetectorFamily):
     def head(self):
         return self.model.head
 
+    @property
+    def anchor_generator(self):
+        return self.model.anchor_generator
+
 
 def family_of(model: nn.Module) -> DetectorFamily:
     """The registered family of a detector, or the general one that knows features alone.
@@ -122,6 +170,10 @@ def family_of(model: nn.Module) -> DetectorFamily:
             f"{type(model).__name__} has no Detectron2 backbone, and distillation needs its maps."
         )
     return DetectorFamily(model)
+
+
+def _known_detectors() -> str:
+    return ", ".join(family.detector.__name__ for _, family in FAMILY_REGISTRY)
 
 
 def check_num_classes(model: nn.Module, datasets: Sequence[str]) -> None:

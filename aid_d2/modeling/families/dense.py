@@ -1,6 +1,6 @@
 """Dense predictions against ground truth, without reduction: shared by the detector families."""
 
-from typing import Callable, List
+from typing import Callable, Iterable, List
 
 import torch
 from fvcore.nn import giou_loss, smooth_l1_loss
@@ -20,6 +20,11 @@ _IOU_LOSSES = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
 def flatten_levels(maps: List[Tensor], values: int) -> Tensor:
     """Per-level maps (N, A x values, H, W) as one float32 (N, R, values), in anchor order."""
     return torch.cat([permute_to_N_HWA_K(x, values) for x in maps], dim=1).float()
+
+
+def cut_to(features: Iterable[Tensor], maps: List[Tensor]) -> List[Tensor]:
+    """Per-level maps, cut to the height and width of the features."""
+    return [x[..., : f.shape[-2], : f.shape[-1]] for f, x in zip(features, maps)]
 
 
 def level_shapes(maps: List[Tensor], strides: List[int], values: int) -> List[LevelShape]:

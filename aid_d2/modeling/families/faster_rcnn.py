@@ -1,15 +1,19 @@
 """Faster R-CNN (Ren et al., NeurIPS 2015) on a feature pyramid."""
 
+from typing import Dict, List, Tuple
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes
 
 from ...aid import BACKGROUND, IGNORED, TeacherLosses, split_levels
+from ..dense_output import DenseOutput
 from .base import FAMILY_REGISTRY, DetectorFamily
-from .dense import box_regression_loss, flatten_levels, level_shapes, match_by_iou, owned
+from .dense import box_regression_loss, cut_to, flatten_levels, level_shapes, match_by_iou, owned
 
 
 @FAMILY_REGISTRY.register()
@@ -36,6 +40,41 @@ class FasterRCNNFamily(DetectorFamily):
     def head(self):
         return self.model.proposal_generator.rpn_head
 
+    @property
+    def anchor_generator(self):
+        return self.model.proposal_generator.anchor_generator
+
+    def dense(self, features, predictions):
+        logit_maps, delta_maps = (cut_to(features.values(), maps) for maps in predictions)
+        return DenseOutput(
+            levels=level_shapes(logit_maps, list(features), values=1),
+            anchors=Boxes.cat(self.anchor_generator(list(features.values()))).tensor,
+            logits=flatten_levels(logit_maps, 1),
+            regression=flatten_levels(delta_maps, 4),
+            transform=self.model.proposal_generator.box2box_transform,
+        )
+
+    def owners(self, dense, objects):
+        return match_by_iou(self.model.proposal_generator.anchor_matcher, dense.anchors, objects)
+
+    def score(self, features: Dict[int, Tensor], boxes: List[Tensor]) -> Tuple[Tensor, Tensor]:
+        """The box head on given boxes.
+
+        Args:
+            features: maps (N, C, H, W) per stride.
+            boxes: of each image (B_i, 4).
+
+        Returns:
+            class logits (sum of B_i, K+1), the background last, and box deltas, float32.
+        """
+        heads = self.model.roi_heads
+        by_name = {level.name: features[level.stride] for level in self.levels}
+        pooled = heads.box_pooler(
+            [by_name[name].float() for name in heads.box_in_features], [Boxes(x) for x in boxes]
+        )
+        logits, deltas = heads.box_predictor(heads.box_head(pooled))
+        return logits.float(), deltas.float()
+
     def check_losses(self):
         rpn, heads = self.model.proposal_generator, self.model.roi_heads
         if not isinstance(heads, StandardROIHeads) or not hasattr(heads.box_predictor, "bbox_pred"):
@@ -53,50 +92,43 @@ class FasterRCNNFamily(DetectorFamily):
     def teacher_losses(self, features, predictions, objects):
         self.check_losses()
         rpn = self.model.proposal_generator
-        logit_maps, delta_maps = predictions
-        levels = level_shapes(logit_maps, list(features), values=1)
-        anchors = Boxes.cat(rpn.anchor_generator(list(features.values()))).tensor
-        owner = match_by_iou(rpn.anchor_matcher, anchors, objects)
+        dense = self.dense(features, predictions)
+        owner = self.owners(dense, objects)
         positive = owner >= 0
 
-        logits = flatten_levels(logit_maps, 1).squeeze(-1)
-        cls = F.binary_cross_entropy_with_logits(logits, positive.float(), reduction="none")
+        cls = F.binary_cross_entropy_with_logits(
+            dense.logits.squeeze(-1), positive.float(), reduction="none"
+        )
         cls = cls * (owner != IGNORED) * rpn.loss_weight.get("loss_rpn_cls", 1.0)
         box = positive * box_regression_loss(
             rpn.box2box_transform,
-            anchors,
-            flatten_levels(delta_maps, 4),
-            owned(objects.boxes, owner, anchors),
+            dense.anchors,
+            dense.regression,
+            owned(objects.boxes, owner, dense.anchors),
             rpn.box_reg_loss_type,
             rpn.smooth_l1_beta,
         )
         per_image = torch.full_like(cls[:, 0], rpn.batch_size_per_image)
         return TeacherLosses(
-            levels=levels,
+            levels=dense.levels,
             cls=cls,
             box=box * rpn.loss_weight.get("loss_rpn_loc", 1.0),
             owner=owner,
             frequency=sampling_frequency(owner, rpn.batch_size_per_image, rpn.positive_fraction),
             image_normalizer=per_image,
             batch_normalizer=per_image.sum(),
-            background=hardest_background(cls, owner, levels, rpn.batch_size_per_image),
+            background=hardest_background(cls, owner, dense.levels, rpn.batch_size_per_image),
             objects=objects,
             roi=self._box_head_losses(features, objects),
         )
 
     def _box_head_losses(self, features, objects):
         """(M,) cross-entropy + box loss of the box head on each object's own box."""
-        heads = self.model.roi_heads
-        predictor = heads.box_predictor
-        by_name = {level.name: features[level.stride] for level in self.levels}
-        pooled = heads.box_pooler(
-            [by_name[name].float() for name in heads.box_in_features],
-            [Boxes(boxes) for boxes in objects.boxes.split(objects.counts)],
-        )
-        logits, deltas = predictor(heads.box_head(pooled))
-        cls = F.cross_entropy(logits.float(), objects.classes, reduction="none")
+        predictor = self.model.roi_heads.box_predictor
+        logits, deltas = self.score(features, objects.boxes.split(objects.counts))
+        cls = F.cross_entropy(logits, objects.classes, reduction="none")
         # With a class-agnostic regressor every class has index 0.
-        deltas = deltas.float().unflatten(1, (deltas.shape[1] // 4, 4))
+        deltas = deltas.unflatten(1, (deltas.shape[1] // 4, 4))
         row = torch.arange(len(deltas), device=deltas.device)
         deltas = deltas[row, objects.classes.clamp(max=deltas.shape[1] - 1)]
         # Augmentation can leave a box without area, which no delta starts from.

@@ -9,11 +9,13 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes, Instances
 
 from ...aid import IGNORED, TeacherLosses
+from ..dense_output import DenseOutput
 from .base import FAMILY_REGISTRY, DenseFamily
 from .dense import (
     assign,
     background_loss,
     box_regression_loss,
+    cut_to,
     flatten_levels,
     level_shapes,
     owned,
@@ -30,19 +32,45 @@ class FCOSFamily(DenseFamily):
 
     detector = FCOS
 
+    @property
+    def towers(self):
+        return {"cls": self.head.cls_subnet, "box": self.head.bbox_subnet}
+
+    def predict(self, towers):
+        maps = (
+            [self.head.cls_score(x) for x in towers["cls"]],
+            [self.head.bbox_pred(x) for x in towers["box"]],
+            [self.head.ctrness(x) for x in towers["box"]],
+        )
+        return [[x.float() for x in level] for level in maps]
+
+    def dense(self, features, predictions):
+        logit_maps, delta_maps, centerness_maps = (
+            cut_to(features.values(), maps) for maps in predictions
+        )
+        return DenseOutput(
+            levels=level_shapes(delta_maps, list(features), values=4),
+            anchors=Boxes.cat(self.anchor_generator(list(features.values()))).tensor,
+            logits=flatten_levels(logit_maps, self.num_classes),
+            regression=flatten_levels(delta_maps, 4),
+            transform=self.model.box2box_transform,
+            centerness=flatten_levels(centerness_maps, 1).squeeze(-1),
+        )
+
+    def owners(self, dense, objects):
+        per_level = dense.anchors_by_level
+        return assign(lambda boxes: self._match(per_level, boxes), dense.anchors, objects)
+
     def teacher_losses(self, features, predictions, objects):
         model = self.model
-        logit_maps, delta_maps, centerness_maps = predictions
-        levels = level_shapes(delta_maps, list(features), values=4)
-        per_level = model.anchor_generator(list(features.values()))
-        anchors = Boxes.cat(per_level).tensor
-        owner = assign(lambda boxes: self._match(per_level, boxes), anchors, objects)
+        dense = self.dense(features, predictions)
+        anchors, owner = dense.anchors, self.owners(dense, objects)
         positive = owner >= 0
 
         labels = owned(objects.classes, owner, torch.zeros_like(owner))
         one_hot = F.one_hot(labels, model.num_classes) * positive[..., None]
         cls = sigmoid_focal_loss(
-            flatten_levels(logit_maps, model.num_classes),
+            dense.logits,
             one_hot.float(),
             alpha=model.focal_loss_alpha,
             gamma=model.focal_loss_gamma,
@@ -51,18 +79,18 @@ class FCOSFamily(DenseFamily):
         giou = box_regression_loss(
             model.box2box_transform,
             anchors,
-            flatten_levels(delta_maps, 4),
+            dense.regression,
             targets,
             kind="giou",
             beta=0.0,
         )
         centerness = F.binary_cross_entropy_with_logits(
-            flatten_levels(centerness_maps, 1).squeeze(-1),
+            dense.centerness,
             self._centerness(anchors, targets),
             reduction="none",
         )
         return TeacherLosses(
-            levels=levels,
+            levels=dense.levels,
             cls=cls,
             box=positive * (giou + centerness),
             owner=owner,
@@ -70,7 +98,7 @@ class FCOSFamily(DenseFamily):
             # The detector divides by a running mean of the positives, which no checkpoint keeps.
             image_normalizer=positive.sum(1).clamp(min=1),
             batch_normalizer=positive.sum().clamp(min=1),
-            background=background_loss(cls, owner, levels),
+            background=background_loss(cls, owner, dense.levels),
             objects=objects,
         )
 

@@ -9,8 +9,9 @@ from detectron2.structures import Boxes
 from ...aid import IGNORED, TeacherLosses
 from ..atss import atss_match
 from ..gfl import GFL, location_cells, quality_focal_loss
+from ..dense_output import DenseOutput
 from .base import FAMILY_REGISTRY, DenseFamily
-from .dense import assign, background_loss, flatten_levels, level_shapes, owned
+from .dense import assign, background_loss, cut_to, flatten_levels, level_shapes, owned
 
 
 @FAMILY_REGISTRY.register()
@@ -25,31 +26,48 @@ class GFLFamily(DenseFamily):
 
     detector = GFL
 
-    def teacher_losses(self, features, predictions, objects):
-        model = self.model
-        logit_maps, distribution_maps = predictions
-        levels = level_shapes(logit_maps, list(features), values=model.num_classes)
-        per_level = model.anchor_generator(list(features.values()))
-        sizes, anchors = [len(x) for x in per_level], Boxes.cat(per_level).tensor
-        owner = assign(
-            lambda boxes: atss_match(anchors, sizes, boxes, model.atss_candidates),
-            location_cells(anchors),
+    @property
+    def towers(self):
+        return {"cls": self.head.cls_tower, "box": self.head.box_tower}
+
+    def predict(self, towers):
+        return self.head.predict(towers["cls"], towers["box"])
+
+    def dense(self, features, predictions):
+        logit_maps, distribution_maps = (cut_to(features.values(), maps) for maps in predictions)
+        return DenseOutput(
+            levels=level_shapes(logit_maps, list(features), values=self.num_classes),
+            anchors=Boxes.cat(self.anchor_generator(list(features.values()))).tensor,
+            logits=flatten_levels(logit_maps, self.num_classes),
+            regression=flatten_levels(distribution_maps, 4 * (self.model.reg_max + 1)),
+            transform=self.model.box2box_transform,
+        )
+
+    def owners(self, dense, objects):
+        sizes = [x.num_anchors for x in dense.levels]
+        return assign(
+            lambda boxes: atss_match(dense.anchors, sizes, boxes, self.model.atss_candidates),
+            location_cells(dense.anchors),
             objects,
         )
+
+    def teacher_losses(self, features, predictions, objects):
+        model = self.model
+        dense = self.dense(features, predictions)
+        owner = self.owners(dense, objects)
         no_class = torch.where(owner == IGNORED, -1, model.num_classes)
         labels = owned(objects.classes, owner, no_class)
-        logits = flatten_levels(logit_maps, model.num_classes)
         own = model.anchor_losses(
-            anchors,
-            logits,
-            flatten_levels(distribution_maps, 4 * (model.reg_max + 1)),
+            dense.anchors,
+            dense.logits,
+            dense.regression,
             labels,
-            owned(objects.boxes, owner, anchors),
+            owned(objects.boxes, owner, dense.anchors),
         )
         positive = own.positive
         one_hot = F.one_hot(labels.clamp(min=0), model.num_classes + 1)[..., :-1]
         hard = quality_focal_loss(
-            logits, (one_hot * positive[..., None]).float(), model.quality_focal_loss_beta
+            dense.logits, (one_hot * positive[..., None]).float(), model.quality_focal_loss_beta
         ).sum(-1)
         cls = hard * (owner != IGNORED)
         box = torch.zeros_like(cls).masked_scatter(positive, own.giou)
@@ -65,7 +83,7 @@ class GFLFamily(DenseFamily):
         own_loss = own.qfl + own_box * (batch_count / batch_weight)
         of_image = own.qfl.sum(1) / count.clamp(min=1) + own_box.sum(1) / weight.clamp(min=1)
         return TeacherLosses(
-            levels=levels,
+            levels=dense.levels,
             cls=cls,
             box=box,
             owner=owner,
@@ -73,11 +91,12 @@ class GFLFamily(DenseFamily):
             # Of an image alone sum q differs: the divisor that gives GFL's loss on it.
             image_normalizer=_ratio(own_loss.sum(1), of_image),
             batch_normalizer=batch_count,
-            background=background_loss(cls, owner, levels),
+            background=background_loss(cls, owner, dense.levels),
             objects=objects,
         )
 
 
 def _ratio(value: Tensor, reference: Tensor) -> Tensor:
     """value / reference; 1 where the reference is 0, and then the value too."""
-    return torch.where(reference > 0, value / reference, 1.0)
+    # The inner choice keeps the gradient finite there.
+    return torch.where(reference > 0, value / torch.where(reference > 0, reference, 1.0), 1.0)

@@ -8,10 +8,12 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.structures import Boxes
 
 from ...aid import IGNORED, TeacherLosses
+from ..dense_output import DenseOutput
 from .base import FAMILY_REGISTRY, DenseFamily
 from .dense import (
     background_loss,
     box_regression_loss,
+    cut_to,
     flatten_levels,
     level_shapes,
     match_by_iou,
@@ -25,32 +27,53 @@ class RetinaNetFamily(DenseFamily):
 
     detector = RetinaNet
 
+    @property
+    def towers(self):
+        return {"cls": self.head.cls_subnet, "box": self.head.bbox_subnet}
+
+    def predict(self, towers):
+        return (
+            [self.head.cls_score(x) for x in towers["cls"]],
+            [self.head.bbox_pred(x) for x in towers["box"]],
+        )
+
+    def dense(self, features, predictions):
+        logit_maps, delta_maps = (cut_to(features.values(), maps) for maps in predictions)
+        return DenseOutput(
+            levels=level_shapes(delta_maps, list(features), values=4),
+            anchors=Boxes.cat(self.anchor_generator(list(features.values()))).tensor,
+            logits=flatten_levels(logit_maps, self.num_classes),
+            regression=flatten_levels(delta_maps, 4),
+            transform=self.model.box2box_transform,
+        )
+
+    def owners(self, dense, objects):
+        return match_by_iou(self.model.anchor_matcher, dense.anchors, objects)
+
     def teacher_losses(self, features, predictions, objects):
         model = self.model
-        logit_maps, delta_maps = predictions
-        levels = level_shapes(delta_maps, list(features), values=4)
-        anchors = Boxes.cat(model.anchor_generator(list(features.values()))).tensor
-        owner = match_by_iou(model.anchor_matcher, anchors, objects)
+        dense = self.dense(features, predictions)
+        owner = self.owners(dense, objects)
         positive = owner >= 0
 
         labels = owned(objects.classes, owner, torch.zeros_like(owner))
         target = F.one_hot(labels, model.num_classes) * positive[..., None]
         cls = sigmoid_focal_loss(
-            flatten_levels(logit_maps, model.num_classes),
+            dense.logits,
             target.float(),
             alpha=model.focal_loss_alpha,
             gamma=model.focal_loss_gamma,
         ).sum(-1) * (owner != IGNORED)
         box = positive * box_regression_loss(
             model.box2box_transform,
-            anchors,
-            flatten_levels(delta_maps, 4),
-            owned(objects.boxes, owner, anchors),
+            dense.anchors,
+            dense.regression,
+            owned(objects.boxes, owner, dense.anchors),
             model.box_reg_loss_type,
             model.smooth_l1_beta,
         )
         return TeacherLosses(
-            levels=levels,
+            levels=dense.levels,
             cls=cls,
             box=box,
             owner=owner,
@@ -58,6 +81,6 @@ class RetinaNetFamily(DenseFamily):
             # The detector divides by a running mean of the positives, which no checkpoint keeps.
             image_normalizer=positive.sum(1).clamp(min=1),
             batch_normalizer=positive.sum().clamp(min=1),
-            background=background_loss(cls, owner, levels),
+            background=background_loss(cls, owner, dense.levels),
             objects=objects,
         )

@@ -1,0 +1,54 @@
+"""Random maps, weights and settings on which a distiller runs without detectors, float64."""
+
+from types import SimpleNamespace
+
+import torch
+
+from aid_d2.aid import Trust
+from aid_d2.distillers import Setting
+from aid_d2.modeling.levels import LevelPair
+
+
+def rand(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def maps(sizes, channels, images=2, seed=0):
+    """Maps (images, channels, *size) by stride, from sizes by stride."""
+    return {stride: rand(images, channels, *size, seed=seed + stride) for stride, size in sizes.items()}
+
+
+def constant_trust(features, weight=1.0):
+    return Trust({stride: torch.full_like(x[:, :1], weight) for stride, x in features.items()})
+
+
+def random_trust(features, seed=9):
+    return Trust(
+        {s: rand(*x[:, :1].shape, seed=seed + s).sigmoid() for s, x in features.items()}
+    )
+
+
+def setting(strides, channels=(4, 4), detector="RetinaNet"):
+    """For maps of (student, teacher) channels, both detectors being of one meta-architecture."""
+    family = SimpleNamespace(
+        two_stage=detector == "GeneralizedRCNN", detector=type(detector, (), {})
+    )
+    pairs = [LevelPair(stride, *channels, i) for i, stride in enumerate(strides)]
+    return Setting(pairs, family, family)
+
+
+def build(method, setting, **changes):
+    """The method with its published keys, but for the changes, in float64."""
+    node = method.config()
+    for key, value in changes.items():
+        setattr(node, key, value)
+    return method(node, setting).double()
+
+
+def shake(module, seed=0):
+    """Random parameters, since adapters may start as the identity."""
+    with torch.no_grad():
+        for i, p in enumerate(module.parameters()):
+            p.copy_(rand(*p.shape, seed=seed + i) / 2)
+    return module
