@@ -6,7 +6,7 @@ import os
 import torch
 
 from aid_d2 import add_aid_config, compat
-from aid_d2.data import IgnoreRegionMapper, register_coco_json
+from aid_d2.data import IgnoreRegionMapper, build_mixed_train_loader, register_coco_json
 from aid_d2.evaluation import KITTIEvaluator
 from aid_d2.modeling import check_num_classes, mask_ignore_regions
 from detectron2.checkpoint import DetectionCheckpointer
@@ -23,7 +23,7 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg):
         super().__init__(cfg)
-        check_num_classes(self.model, cfg.DATASETS.TRAIN)
+        check_num_classes(self.model, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.UNLABELED))
 
     # v0.6 leaves the optimizer out of its checkpoints; later versions do as follows.
     def state_dict(self):
@@ -43,9 +43,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        if cfg.INPUT.MASK_IGNORE_REGIONS:
-            return build_detection_train_loader(cfg, mapper=IgnoreRegionMapper(cfg, is_train=True))
-        return super().build_train_loader(cfg)
+        mapper = IgnoreRegionMapper(cfg, True) if cfg.INPUT.MASK_IGNORE_REGIONS else None
+        if cfg.DATASETS.UNLABELED:
+            return build_mixed_train_loader(cfg, mapper)
+        return build_detection_train_loader(cfg, mapper=mapper)
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):

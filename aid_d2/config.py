@@ -17,6 +17,10 @@ def add_aid_config(cfg: CN) -> None:
     # Own COCO-json data sets to register: a list of [name, json file, image folder], relative paths
     # being under $DETECTRON2_DATASETS.
     cfg.DATASETS.COCO_JSON = []
+    # Data sets with labels of a teacher (tools/pseudo_label.py) that are mixed into every batch, and
+    # their share of it.
+    cfg.DATASETS.UNLABELED = ()
+    cfg.DATALOADER.UNLABELED_RATIO = 0.5
     # Leave ignore regions (`iscrowd`) out of the training loss. By default they are background, as
     # in AID's released code.
     cfg.INPUT.MASK_IGNORE_REGIONS = False
@@ -37,6 +41,10 @@ def add_aid_config(cfg: CN) -> None:
     cfg.DISTILL.TEACHER.CONFIG_FILE = ""
     # Checkpoint of the teacher; has to fit its config completely.
     cfg.DISTILL.TEACHER.WEIGHTS = ""
+
+    # Start the student's pyramid and heads from the teacher's, where names and shapes agree.
+    # MODEL.WEIGHTS is loaded after that, and ImageNet weights leave them alone.
+    cfg.DISTILL.INHERIT = False
 
     # Names of distillers, added up.
     cfg.DISTILL.METHODS = ("AttentionGuided", "NonLocal")

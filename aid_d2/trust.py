@@ -26,6 +26,13 @@ class Trust:
         """Weight 1 everywhere, for maps (N, C, H, W) per stride: distillation without AID."""
         return cls({s: x.new_ones(()).expand(len(x), 1, *x.shape[-2:]) for s, x in features.items()})
 
+    def with_full(self, images: List[int]) -> Trust:
+        """The same, with full trust in some of the images."""
+        maps = {stride: x.clone() for stride, x in self.maps.items()}
+        for x in maps.values():
+            x[images] = 1.0
+        return Trust(maps)
+
     def pooled(self, stride: int, attention: Tensor) -> Tensor:
         """One weight per image, for terms that pool over space: the attention-weighted mean.
 

@@ -1,7 +1,11 @@
 """Small detectors, teachers and images that the tests share."""
 
+import importlib.util
+import json
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -25,6 +29,8 @@ SMALL = {
     "MODEL.FPN.OUT_CHANNELS": 16,
 }
 SMALL_FAMILY = {
+    "GFL": {"MODEL.GFL.NUM_CLASSES": NUM_CLASSES, "MODEL.GFL.NUM_CONVS": 1},
+    "FCOS": {"MODEL.FCOS.NUM_CLASSES": NUM_CLASSES, "MODEL.FCOS.NUM_CONVS": 1},
     "RetinaNet": {
         "MODEL.RETINANET.NUM_CLASSES": NUM_CLASSES,
         "MODEL.RETINANET.NUM_CONVS": 1,
@@ -136,6 +142,48 @@ def distilled_cfg(teachers):
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def rectangles(tmp_path_factory):
+    """Eight images of coloured rectangles in COCO format: an entry of DATASETS.COCO_JSON."""
+    root = tmp_path_factory.mktemp("rectangles")
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for i in range(8):
+        picture = np.full((64, 96, 3), 90, np.uint8)
+        for label in range(3):
+            x, y = int(rng.integers(0, 60)), int(rng.integers(0, 30))
+            color = [0, 0, 0]
+            color[label] = 255
+            cv2.rectangle(picture, (x, y), (x + 30, y + 30), color, -1)
+            box = {"bbox": [x, y, 30, 30], "area": 900, "iscrowd": 0}
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": i, "category_id": label + 1, **box}
+            )
+        cv2.imwrite(str(root / f"{i}.png"), picture)
+        images.append({"id": i, "file_name": f"{i}.png", "height": 64, "width": 96})
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate("rgb")]
+    coco = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+    (root / "boxes.json").write_text(json.dumps(coco))
+    return ["rectangles", str(root / "boxes.json"), str(root)]
+
+
+@pytest.fixture(scope="session")
+def load_tool():
+    """`load_tool(name)`: the module tools/<name>.py.
+
+    Not by `import tools`: Detectron2's source release installs a package of that name.
+    """
+
+    def load(name):
+        path = CONFIGS.parent / "tools" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture

@@ -1,8 +1,5 @@
 """tools/complexity.py: layers counted by hand, and the table of the AID paper's code."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 from torch import nn
 
@@ -11,18 +8,16 @@ from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 
-# Not by `import tools`: Detectron2's source release installs a package of that name.
-_SPEC = importlib.util.spec_from_file_location(
-    "complexity", Path(__file__).parents[1] / "tools" / "complexity.py"
-)
-complexity = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(complexity)
-
 # Of 11 classes, as the table counts, with torchvision's place of the stride.
 OF_THE_TABLE = [
     *("MODEL.GFL.NUM_CLASSES", "11", "MODEL.ROI_HEADS.NUM_CLASSES", "11"),
     *("MODEL.RESNETS.STRIDE_IN_1X1", "False"),
 ]
+
+
+@pytest.fixture(scope="module")
+def complexity(load_tool):
+    return load_tool("complexity")
 
 
 class TwoLayers(Backbone):
@@ -42,7 +37,7 @@ class TwoLayers(Backbone):
         return {"p3": ShapeSpec(channels=16, stride=2)}
 
 
-def test_counts_by_hand(monkeypatch):
+def test_counts_by_hand(complexity, monkeypatch):
     monkeypatch.setitem(BACKBONE_REGISTRY._obj_map, "TwoLayers", TwoLayers)
     cfg = get_cfg()
     add_aid_config(cfg)
@@ -65,7 +60,7 @@ def test_counts_by_hand(monkeypatch):
     }
 
 
-def test_second_stage_by_hand_and_in_proportion_to_its_proposals():
+def test_second_stage_by_hand_and_in_proportion_to_its_proposals(complexity):
     cfg = complexity.detectors(
         "configs/kitti/faster_rcnn_R_50.yaml",
         ["MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "32"],
@@ -89,14 +84,14 @@ def test_second_stage_by_hand_and_in_proportion_to_its_proposals():
         ("faster_rcnn_R_101", 60.17, 27.13),
     ],
 )
-def test_table_of_the_paper(name, parameters, macs):
+def test_table_of_the_paper(complexity, name, parameters, macs):
     cfg = complexity.detectors(f"configs/coco_traffic/{name}.yaml", OF_THE_TABLE)[""]
     total = complexity.complexity(cfg, (224, 224))["total"]
     assert total[0] / 1e6 == pytest.approx(parameters, rel=0.01)
     assert total[1] / 1e9 == pytest.approx(macs, rel=0.01)
 
 
-def test_distilled_config_prints_student_and_teacher(monkeypatch, capsys):
+def test_distilled_config_prints_student_and_teacher(complexity, monkeypatch, capsys):
     config = "configs/kitti/retinanet_R_50_aid.yaml"
     narrow = ["MODEL.FPN.OUT_CHANNELS", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "32"]
     monkeypatch.setattr(

@@ -8,8 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
 
@@ -41,28 +39,9 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Eight images of coloured rectangles in COCO format: what DATASETS.COCO_JSON takes."""
-    root = tmp_path_factory.mktemp("rectangles")
-    rng = np.random.default_rng(0)
-    images, annotations = [], []
-    for i in range(8):
-        picture = np.full((64, 96, 3), 90, np.uint8)
-        for label in range(3):
-            x, y = int(rng.integers(0, 60)), int(rng.integers(0, 30))
-            color = [0, 0, 0]
-            color[label] = 255
-            cv2.rectangle(picture, (x, y), (x + 30, y + 30), color, -1)
-            box = {"bbox": [x, y, 30, 30], "area": 900, "iscrowd": 0}
-            annotations.append(
-                {"id": len(annotations) + 1, "image_id": i, "category_id": label + 1, **box}
-            )
-        cv2.imwrite(str(root / f"{i}.png"), picture)
-        images.append({"id": i, "file_name": f"{i}.png", "height": 64, "width": 96})
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate("rgb")]
-    coco = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
-    (root / "boxes.json").write_text(json.dumps(coco))
-    return ["rectangles", str(root / "boxes.json"), str(root)]
+def data(rectangles):
+    """What DATASETS.COCO_JSON takes."""
+    return rectangles
 
 
 def command(config, output, data, *flags, **overrides):

@@ -3,5 +3,11 @@
 from . import builtin  # noqa: F401
 from .coco_json import register_coco_json
 from .ignore_regions import IgnoreRegionMapper
+from .semi_supervised import PSEUDO_LABELED, build_mixed_train_loader
 
-__all__ = ["IgnoreRegionMapper", "register_coco_json"]
+__all__ = [
+    "PSEUDO_LABELED",
+    "IgnoreRegionMapper",
+    "build_mixed_train_loader",
+    "register_coco_json",
+]

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
+from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
@@ -99,17 +99,23 @@ def _register_kitti(name: str, folder: str, split: str, classes: Sequence[str]) 
 
 def _register_all() -> None:
     PathManager.register_handler(_ConvertedJsonHandler())
+    coco = datasets_root() / "coco"
     for split in ("train", "val", "trainval"):
         _register_kitti(f"kitti_{split}", "kitti", split, KITTI_CLASSES)
         _register_kitti(f"kitti_8class_{split}", "kitti", split, KITTI_8_CLASSES)
     for split in ("train", "val"):
         _register_kitti(f"synthetic_road_{split}", "synthetic_road", split, KITTI_CLASSES)
-        coco = datasets_root() / "coco"
         json_file, images = coco / f"annotations/instances_{split}2017.json", coco / f"{split}2017"
         for prefix, num_classes in (("coco_traffic", 13), ("coco_traffic_11class", 11)):
             conversion = partial(_convert_coco_traffic, json_file, images, num_classes)
             classes = coco_traffic_classes(num_classes)
             _register(f"{prefix}_2017_{split}", conversion, images, classes, "coco")
+    register_coco_instances(
+        "coco_2017_unlabeled",
+        {},
+        str(coco / "annotations/image_info_unlabeled2017.json"),
+        str(coco / "unlabeled2017"),
+    )
 
 
 _register_all()

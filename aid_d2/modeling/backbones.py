@@ -48,9 +48,7 @@ class LastLevelP6P7Linear(nn.Module):
 class MobileNetV2(Backbone):
     """MobileNetV2 (Sandler et al., CVPR 2018) of torchvision, under its parameter names.
 
-    torchvision's ImageNet file loads by name once it is wrapped for Detectron2's checkpointer: a
-    `.pkl` of ``{"model": state dict, "__author__": "torchvision", "matching_heuristics": True}``.
-    It wants INPUT.FORMAT RGB and torchvision's mean and deviation.
+    `tools/convert_torchvision.py` makes its ImageNet file one that Detectron2 loads.
 
     Args:
         norm: as for :func:`detectron2.layers.get_norm`.

@@ -18,8 +18,10 @@ from ..aid import (
     Trust,
     compute_trust,
 )
+from ..data import PSEUDO_LABELED
 from ..distillers import Distiller, Setting, build_distillers
 from .families import DetectorFamily, family_of
+from .inherit import inherit
 from .levels import LevelPair, align, pair_levels
 from .observation import Observation, record_calls
 from .teacher import DISTILLER_PREFIX, Teacher
@@ -100,6 +102,8 @@ class DistilledDetector(nn.Module):
         with torch.random.fork_rng(devices=gpus):
             teacher = Teacher.from_config(cfg)
             _check_compatible(cfg, student, teacher)
+            if cfg.DISTILL.INHERIT:
+                inherit(student, teacher.model)
             pairs = pair_levels(family_of(student), teacher.family)
             distillers = build_distillers(cfg, Setting(pairs, family_of(student), teacher.family))
         weigh = None
@@ -143,7 +147,7 @@ class DistilledDetector(nn.Module):
         objects = Objects.from_instances([x["instances"] for x in batched_inputs], self.device)
         student.objects = teacher.objects = objects
         with torch.autocast(self.device.type, enabled=False):
-            trust = self._trust(teacher)
+            trust = self._trust(teacher, batched_inputs)
             losses.update(self._distill(student, teacher, trust))
         return losses
 
@@ -164,11 +168,15 @@ class DistilledDetector(nn.Module):
         predictions = calls[family.head][-1].output if family.head is not None else None
         return Observation(features, predictions, calls), losses
 
-    def _trust(self, teacher: Observation) -> Trust:
+    def _trust(self, teacher: Observation, batched_inputs: List[dict]) -> Trust:
         if self.weigh is None:
             return Trust.full(teacher.features)
         teacher_losses = self.teacher.losses(teacher, teacher.objects)
         trust = self.weigh(teacher_losses)
+        # A teacher's loss on its own labels cannot show where it is wrong.
+        pseudo_labeled = [i for i, x in enumerate(batched_inputs) if x.get(PSEUDO_LABELED)]
+        if pseudo_labeled:
+            trust = trust.with_full(pseudo_labeled)
         self._log(teacher_losses, trust)
         return trust
 

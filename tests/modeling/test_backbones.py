@@ -1,16 +1,12 @@
 """Feature pyramids for the detectors, and MobileNetV2."""
 
-import pickle
-
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import nn
 
 from aid_d2 import add_aid_config
 from aid_d2.modeling.backbones import LastLevelP6P7Linear, MobileNetV2
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone, build_model
 
@@ -72,26 +68,6 @@ def test_mobilenet_stages():
     assert channels == {"res2": 24, "res3": 32, "res4": 96, "res5": 320}
     for name, shape in network.output_shape().items():
         assert maps[name].shape == (1, shape.channels, 64 // shape.stride, 64 // shape.stride)
-
-
-def test_mobilenet_equals_torchvision_and_loads_its_file(tmp_path):
-    torch.manual_seed(0)
-    original = torchvision.models.mobilenet_v2().eval()
-    for x in original.modules():
-        if isinstance(x, nn.BatchNorm2d):
-            x.running_mean.normal_()
-            x.running_var.uniform_(0.5, 2)
-    file = tmp_path / "mobilenet_v2.pkl"
-    weights = {k: v.numpy() for k, v in original.state_dict().items()}
-    content = {"model": weights, "__author__": "torchvision", "matching_heuristics": True}
-    file.write_bytes(pickle.dumps(content))
-    backbone = build_backbone(small_cfg("build_gfl_mobilenetv2_fpn_backbone"))
-    DetectionCheckpointer(backbone).load(str(file))
-    image = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            backbone.bottom_up(image)["res5"], original.features[:18](image), rtol=1e-3, atol=1e-3
-        )
 
 
 @pytest.mark.parametrize("freeze_at, first_trained", [(0, 0), (1, 1), (2, 4), (5, 18)])

@@ -1,0 +1,55 @@
+"""Mini-batches of labeled images and images that a teacher labeled (SAD, Tang et al., BMVC 2019)."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Optional
+
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.utils import comm
+
+# Key of a data set dict, kept by Detectron2's mapper.
+PSEUDO_LABELED = "pseudo_labeled"
+
+
+class MixedLoader:
+    """Joins the batches of two endless loaders, those of the first one in front."""
+
+    def __init__(self, labeled: Iterable[list[dict]], unlabeled: Iterable[list[dict]]):
+        self.labeled = labeled
+        self.unlabeled = unlabeled
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        return (a + b for a, b in zip(self.labeled, self.unlabeled))
+
+
+def build_mixed_train_loader(cfg: CfgNode, mapper: Optional[Callable] = None) -> MixedLoader:
+    """Training batches of SOLVER.IMS_PER_BATCH images, the share DATALOADER.UNLABELED_RATIO of them
+    from DATASETS.UNLABELED and marked as PSEUDO_LABELED, the others from DATASETS.TRAIN.
+
+    Raises:
+        ValueError: the ratio does not divide the batch of a GPU into two parts.
+    """
+    total, gpus = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
+    per_gpu = total * cfg.DATALOADER.UNLABELED_RATIO / gpus
+    unlabeled = round(per_gpu) * gpus
+    if abs(per_gpu - round(per_gpu)) > 1e-6 or not 0 < unlabeled < total:
+        raise ValueError(
+            f"DATALOADER.UNLABELED_RATIO {cfg.DATALOADER.UNLABELED_RATIO} of SOLVER.IMS_PER_BATCH "
+            f"{total} on {gpus} GPU(s) is {per_gpu:g} images each; it has to be a whole number, and "
+            "leave room for labeled ones."
+        )
+    dataset = get_detection_dataset_dicts(
+        cfg.DATASETS.UNLABELED, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    )
+    dataset = [{**record, PSEUDO_LABELED: True} for record in dataset]
+    return MixedLoader(
+        build_detection_train_loader(_with_batch(cfg, total - unlabeled), mapper=mapper),
+        build_detection_train_loader(_with_batch(cfg, unlabeled), mapper=mapper, dataset=dataset),
+    )
+
+
+def _with_batch(cfg: CfgNode, images: int) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.IMS_PER_BATCH = images
+    return cfg

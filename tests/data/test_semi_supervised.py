@@ -1,0 +1,63 @@
+"""Batches of labeled and teacher-labeled images, and how AID sees the latter."""
+
+from itertools import islice
+
+import pytest
+import torch
+
+from aid_d2 import add_aid_config
+from aid_d2.data import build_mixed_train_loader, register_coco_json
+from detectron2.config import get_cfg
+from detectron2.utils.events import EventStorage
+
+
+@pytest.fixture
+def cfg(rectangles):
+    """Two names of the same images stand for the labeled and the unlabeled set."""
+    _, json_file, images = rectangles
+    register_coco_json([[name, json_file, images] for name in ("mixed_labeled", "mixed_pseudo")])
+    cfg = get_cfg()
+    add_aid_config(cfg)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.UNLABELED = ("mixed_labeled",), ("mixed_pseudo",)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.INPUT.MIN_SIZE_TRAIN = (32,)
+    return cfg
+
+
+@pytest.mark.parametrize("ratio,unlabeled", [(0.5, 4), (0.25, 2), (0.875, 7)])
+def test_every_batch_has_the_stated_mixture(cfg, ratio, unlabeled):
+    cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.UNLABELED_RATIO = 8, ratio
+    seen = set()
+    for batch in islice(build_mixed_train_loader(cfg), 8):
+        marks = [x.get("pseudo_labeled", False) for x in batch]
+        assert marks == [False] * (8 - unlabeled) + [True] * unlabeled
+        assert all(len(x["instances"]) for x in batch)
+        seen |= {(mark, x["image_id"]) for mark, x in zip(marks, batch)}
+    assert len(seen) == 16  # all eight images from both sets
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0, 0.3])
+def test_a_ratio_that_does_not_divide_the_batch(cfg, ratio):
+    cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.UNLABELED_RATIO = 8, ratio
+    with pytest.raises(ValueError, match="UNLABELED_RATIO .* of SOLVER.IMS_PER_BATCH 8"):
+        build_mixed_train_loader(cfg)
+
+
+@pytest.mark.parametrize("granularity", ["level", "image", "instance", "location"])
+def test_the_teacher_is_fully_trusted_on_its_own_labels(
+    distilled_cfg, build_seeded, make_batch, granularity
+):
+    changes = {"DISTILL.AID.ALPHA": 1.0, "DISTILL.AID.GRANULARITY": granularity}
+    model = build_seeded(distilled_cfg("RetinaNet", changes), 0).train()
+    batch = make_batch((2, 1, 2))
+    batch[1]["pseudo_labeled"] = True
+    seen = []
+    model.distiller["AttentionGuided"].register_forward_pre_hook(
+        lambda module, args: seen.append(args[2].maps)
+    )
+    with EventStorage(0):
+        model(batch)
+    for weights in seen[0].values():
+        assert (weights[1] == 1).all()
+        assert (weights[[0, 2]] < 1).all()
+        assert torch.isfinite(weights).all()

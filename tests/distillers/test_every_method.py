@@ -1,0 +1,89 @@
+"""Every method on every detector, with AID and without, or its refusal."""
+
+import pytest
+import torch
+
+from aid_d2.distillers import DISTILLER_REGISTRY
+from detectron2.utils.events import EventStorage
+
+METHODS = sorted(name for name, _ in DISTILLER_REGISTRY)
+DETECTORS = ("RetinaNet", "FCOS", "GFL", "FasterRCNN")
+DENSE = ("RetinaNet", "FCOS", "GFL")
+# Methods that not every detector can use.
+SERVES = {"CrossKD": DENSE, "LD": ("GFL",), "DKD": ("FasterRCNN",)}
+SERVED = [(m, d) for m in METHODS for d in SERVES.get(m, DETECTORS)]
+REFUSED = [(m, d) for m in METHODS for d in DETECTORS if (m, d) not in SERVED]
+# The towers of the small detectors have a single convolution.
+SHALLOW = {f"DISTILL.CROSSKD.{name.upper()}.POSITION": 1 for name in DENSE}
+
+
+def make(distilled_cfg, build_seeded, method, detector, changes):
+    changes = {"DISTILL.METHODS": (method,), **changes}
+    if method == "CrossKD":
+        changes.update(SHALLOW)
+    return build_seeded(distilled_cfg(detector, changes), seed=0)
+
+
+def train(model, batch, steps):
+    """Losses and gradients of each of the first steps of SGD."""
+    model.train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1e-3)
+    history = []
+    for iteration in range(steps):
+        torch.manual_seed(iteration)
+        optimizer.zero_grad()
+        with EventStorage(iteration):
+            losses = model(batch)
+        sum(losses.values()).backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        history.append(({name: x.detach() for name, x in losses.items()}, gradients))
+        optimizer.step()
+    return history
+
+
+@pytest.mark.parametrize("aid", [False, True], ids=["alone", "aid"])
+@pytest.mark.parametrize("method,detector", SERVED)
+def test_trains(distilled_cfg, build_seeded, make_batch, method, detector, aid):
+    changes = {"DISTILL.AID.ENABLED": aid}
+    model = make(distilled_cfg, build_seeded, method, detector, changes)
+    seen = set()
+    for losses, gradients in train(model, make_batch(), steps=3):
+        distillation = {n: x for n, x in losses.items() if n.startswith(f"loss_{method}_")}
+        assert sum(distillation.values()) > 0
+        assert all(x.isfinite() for x in losses.values())
+        assert all(x.isfinite().all() for x in gradients.values())
+        trained = {f"distiller.{name}" for name, _ in model.distiller.named_parameters()}
+        assert trained <= gradients.keys()
+        seen |= {name for name in trained if gradients[name].any()}
+    assert seen == trained
+
+
+@pytest.mark.parametrize("method,detector", SERVED)
+def test_alpha_zero_is_the_method_alone(
+    distilled_cfg, build_seeded, make_batch, method, detector
+):
+    """Bit for bit: losses and gradients of the first step."""
+    histories = []
+    for changes in ({"DISTILL.AID.ENABLED": False}, {"DISTILL.AID.ALPHA": 0.0}):
+        model = make(distilled_cfg, build_seeded, method, detector, changes)
+        histories += train(model, make_batch(), steps=1)
+    (alone, alone_gradients), (gated, gated_gradients) = histories
+    assert alone.keys() == gated.keys() and alone_gradients.keys() == gated_gradients.keys()
+    assert all(torch.equal(alone[name], gated[name]) for name in alone)
+    assert all(torch.equal(alone_gradients[n], gated_gradients[n]) for n in alone_gradients)
+
+
+@pytest.mark.parametrize("method,detector", SERVED)
+def test_images_without_objects(distilled_cfg, build_seeded, make_batch, method, detector):
+    model = make(distilled_cfg, build_seeded, method, detector, {})
+    for losses, gradients in train(model, make_batch(counts=(0, 0)), steps=1):
+        assert all(x.isfinite() for x in losses.values())
+        assert all(x.isfinite().all() for x in gradients.values())
+        trained = {f"distiller.{name}" for name, _ in model.distiller.named_parameters()}
+        assert trained <= gradients.keys()
+
+
+@pytest.mark.parametrize("method,detector", REFUSED)
+def test_refuses_a_detector_it_cannot_serve(distilled_cfg, build_seeded, method, detector):
+    with pytest.raises(ValueError, match=f"{method} cannot serve a .*; it serves"):
+        make(distilled_cfg, build_seeded, method, detector, {})

@@ -1,0 +1,212 @@
+r"""Labels images with a trained detector, for semi-supervised distillation (SAD, BMVC 2019).
+
+    python tools/pseudo_label.py --config-file configs/coco/retinanet_R_101_2x.yaml \
+        --weights output/coco/retinanet_R_101_2x/model_final.pth \
+        --dataset coco_2017_unlabeled --output pseudo/unlabeled2017.json
+
+`--images DIR` labels the jpg and png files under a folder instead of a registered data set. Labels
+that a data set may have are not looked at.
+
+The result is a COCO-json file of the boxes that score at least `--threshold`; images without one
+are left out. Stopped halfway, the same command goes on where it was: finished images are in
+OUTPUT.partial until the end. Give the result to DATASETS.COCO_JSON and DATASETS.UNLABELED.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from aid_d2.data import register_coco_json
+from aid_d2.modeling.teacher import load_teacher_config
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+)
+from detectron2.evaluation import inference_context
+from detectron2.modeling import build_model
+from detectron2.structures import BoxMode, Instances
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, help="of the teacher")
+    parser.add_argument("--weights", required=True, help="of the teacher")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--dataset", help="a registered data set, or one of DATASETS.COCO_JSON")
+    source.add_argument("--images", type=Path, metavar="DIR")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
+    parser.add_argument("--threshold", type=float, default=0.4, help="least score (default 0.4)")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ... of the config")
+    args = parser.parse_args()
+
+    cfg = teacher_config(args)
+    if args.output.exists():
+        raise FileExistsError(f"{args.output} exists already: remove it, or choose another --output.")
+    images = registered_images(args.dataset) if args.dataset else images_under(args.images)
+    classes = class_names(cfg)
+    partial = args.output.with_name(args.output.name + ".partial")
+    settings = {
+        "config": args.config_file,
+        "weights": args.weights,
+        "threshold": args.threshold,
+        "classes": classes,
+        "opts": args.opts,
+    }
+    done = read_partial(partial, settings)
+    left = [x for x in images if x["file_name"] not in done]
+    if left:
+        model = build_model(cfg)
+        DetectionCheckpointer(model).load(args.weights)
+        label(cfg, model, left, partial, args.threshold)
+    coco, root = to_coco(images, read_partial(partial, settings), classes)
+    scratch = args.output.with_name(args.output.name + ".writing")
+    scratch.write_text(json.dumps(coco))
+    scratch.replace(args.output)
+    partial.unlink()
+    print(
+        f"{len(coco['annotations'])} boxes in {len(coco['images'])} of {len(images)} images. Use as\n"
+        f"DATASETS:\n  COCO_JSON: [[my_unlabeled, {args.output.resolve()}, {root}]]\n"
+        "  UNLABELED: [my_unlabeled]"
+    )
+
+
+def teacher_config(args) -> CfgNode:
+    """The teacher's config with its data sets registered, on the device that there is."""
+    if not 0 <= args.threshold <= 1:
+        raise ValueError(f"--threshold is {args.threshold}; scores lie between 0 and 1.")
+    for what, path in (("--config-file", args.config_file), ("--weights", args.weights)):
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"{what}: there is no file {path}.")
+    cfg = load_teacher_config(args.config_file)
+    cfg.merge_from_list(args.opts)
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    # What the threshold leaves over counts, however little the detector itself would show.
+    for node in (cfg.MODEL.RETINANET, cfg.MODEL.GFL, cfg.MODEL.FCOS, cfg.MODEL.ROI_HEADS):
+        node.SCORE_THRESH_TEST = min(node.SCORE_THRESH_TEST, args.threshold)
+    register_coco_json(cfg.DATASETS.COCO_JSON)
+    return cfg
+
+
+def class_names(cfg: CfgNode) -> list[str]:
+    """Of the data set that the teacher was trained on."""
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("The teacher's config names no DATASETS.TRAIN, which has its classes.")
+    name = cfg.DATASETS.TRAIN[0]
+    if MetadataCatalog.get(name).get("thing_classes") is None:
+        DatasetCatalog.get(name)  # some data sets learn their classes as they are read
+    return list(MetadataCatalog.get(name).thing_classes)
+
+
+def registered_images(name: str) -> list[dict]:
+    """The images of a registered data set, without its annotations."""
+    keys = ("file_name", "height", "width")
+    return [{key: record[key] for key in keys} for record in DatasetCatalog.get(name)]
+
+
+def images_under(folder: Path) -> list[dict]:
+    """The jpg and png files in a folder and below."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--images: there is no folder {folder}.")
+    images = []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
+            continue
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+        except UnidentifiedImageError as error:
+            raise ValueError(f"{path} is no image: remove or repair it.") from error
+        images.append({"file_name": str(path.resolve()), "height": height, "width": width})
+    if not images:
+        raise ValueError(f"--images: {folder} holds no jpg or png file.")
+    return images
+
+
+def read_partial(path: Path, settings: dict) -> dict[str, list]:
+    """Detections [class, score, x, y, w, h] by image file; the file is made if there is none."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings) + "\n")
+        return {}
+    # A run that was killed may have left its last line unfinished: it is cut off.
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+    header, *lines = whole.splitlines() or ["null"]
+    if json.loads(header) != settings:
+        raise ValueError(
+            f"{path} was begun with other settings, {header}: remove it, or choose another --output."
+        )
+    return dict(json.loads(line) for line in lines)
+
+
+def label(
+    cfg: CfgNode, model: torch.nn.Module, images: list[dict], partial: Path, threshold: float
+) -> None:
+    """Append the detections on each image to the partial file."""
+    loader = build_detection_test_loader(
+        images, mapper=DatasetMapper(cfg, is_train=False), num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
+    with partial.open("a") as file, inference_context(model), torch.no_grad():
+        for batch in tqdm(loader, unit="image"):
+            for image, output in zip(batch, model(batch)):
+                found = output["instances"].to("cpu")
+                found = detections(found[found.scores >= threshold])
+                file.write(json.dumps([image["file_name"], found]) + "\n")
+            file.flush()
+
+
+def detections(found: Instances) -> list[list]:
+    boxes = BoxMode.convert(found.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+    return [
+        [class_, score, *box]
+        for class_, score, box in zip(
+            found.pred_classes.tolist(), found.scores.tolist(), boxes.tolist()
+        )
+    ]
+
+
+def to_coco(images: list[dict], found: dict[str, list], classes: list[str]) -> tuple[dict, str]:
+    """COCO's format of the images with detections, and the folder that its names start from."""
+    root = os.path.commonpath([os.path.dirname(x["file_name"]) for x in images])
+    coco = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(classes, start=1)],
+    }
+    for image in images:
+        if not found[image["file_name"]]:
+            continue
+        image_id = len(coco["images"]) + 1
+        name = os.path.relpath(image["file_name"], root)
+        coco["images"].append({**image, "id": image_id, "file_name": name})
+        for class_, score, *box in found[image["file_name"]]:
+            coco["annotations"].append(
+                {
+                    "id": len(coco["annotations"]) + 1,
+                    "image_id": image_id,
+                    "category_id": class_ + 1,
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": 0,
+                    "score": score,
+                }
+            )
+    return coco, root
+
+
+if __name__ == "__main__":
+    main()
