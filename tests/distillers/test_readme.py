@@ -1,0 +1,46 @@
+"""The page "Write your own distiller": its code, run as it says."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "aid_d2" / "distillers" / "README.md"
+
+
+def test_the_page_trains(tmp_path, rectangles, distilled_cfg):
+    method, script = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (command,) = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert method.count("\n") <= 35
+    (tmp_path / "cosine.py").write_text(method)
+    (tmp_path / "train.py").write_text(script)
+    changes = {
+        "DATASETS.COCO_JSON": [["page_rectangles", *rectangles[1:]]],
+        "DATASETS.TRAIN": ("page_rectangles",),
+        "DATASETS.TEST": (),
+        "DATALOADER.NUM_WORKERS": 0,
+        "INPUT.MIN_SIZE_TRAIN": (64,),
+        "SOLVER.IMS_PER_BATCH": 2,
+        "SOLVER.MAX_ITER": 2,
+        "SOLVER.STEPS": (),
+        "OUTPUT_DIR": str(tmp_path / "output"),
+    }
+    (tmp_path / "small.yaml").write_text(distilled_cfg("RetinaNet", changes).dump())
+    _, program, _, config, *options = command.replace("'", "").split()
+    assert (program, (ROOT / config).is_file()) == ("train.py", True)
+    subprocess.run(
+        [sys.executable, "-W", "ignore", program, "--config-file", "small.yaml", *options],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+    )
+    lines = (tmp_path / "output" / "metrics.json").read_text().splitlines()
+    assert json.loads(lines[-1])["loss_Cosine_feature"] > 0
+    saved = torch.load(tmp_path / "output" / "model_final.pth", weights_only=False)["model"]
+    assert any(key.startswith("distiller.Cosine.adapters.") for key in saved)
