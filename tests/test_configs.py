@@ -130,7 +130,8 @@ def test_distilled_config_is_its_student_and_a_teacher_of_the_same_data(name):
     assert teacher_of(name) in NAMES and not is_distilled(teacher_of(name))
     teacher = load(teacher_of(name))
     assert cfg.DISTILL.TEACHER.WEIGHTS == f"{teacher.OUTPUT_DIR}/model_final.pth"
-    assert teacher.DATASETS == cfg.DATASETS == student.DATASETS
+    for when in ("TRAIN", "TEST"):
+        assert teacher.DATASETS[when] == cfg.DATASETS[when] == student.DATASETS[when]
     assert cfg.DISTILL.STUDENT == student.MODEL.META_ARCHITECTURE
     cfg.MODEL.META_ARCHITECTURE = student.MODEL.META_ARCHITECTURE
     for node in ("MODEL", "INPUT", "SOLVER"):

@@ -1,6 +1,13 @@
 """Layers that bring the student's maps to the teacher's shape."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, List
+
 from torch import nn
+
+if TYPE_CHECKING:
+    from ..modeling.levels import LevelPair
 
 
 def identity_conv(in_channels: int, out_channels: int, kernel_size: int) -> nn.Conv2d:
@@ -21,3 +28,31 @@ def identity_linear(in_features: int, out_features: int) -> nn.Linear:
         nn.init.eye_(linear.weight)
         nn.init.zeros_(linear.bias)
     return linear
+
+
+def level_adapters(pairs: List[LevelPair], kernel_size: int) -> nn.ModuleDict:
+    """An :func:`identity_conv` for each level, by stride."""
+    return nn.ModuleDict(
+        {
+            str(pair.stride): identity_conv(
+                pair.student_channels, pair.teacher_channels, kernel_size
+            )
+            for pair in pairs
+        }
+    )
+
+
+def channel_adapters(pairs: List[LevelPair]) -> nn.ModuleDict:
+    """A 1x1 convolution for each level where the numbers of channels differ, by stride; elsewhere
+    nothing is trained and the student's map stays as it is.
+    """
+    return nn.ModuleDict(
+        {
+            str(pair.stride): (
+                nn.Identity()
+                if pair.student_channels == pair.teacher_channels
+                else nn.Conv2d(pair.student_channels, pair.teacher_channels, 1)
+            )
+            for pair in pairs
+        }
+    )

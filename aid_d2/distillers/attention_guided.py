@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from detectron2.config import CfgNode as CN
 
-from .adapters import identity_conv, identity_linear
+from .adapters import identity_conv, identity_linear, level_adapters
 from .base import DISTILLER_REGISTRY, Distiller
 from .normalization import reference_ratio
 
@@ -98,13 +98,14 @@ class AttentionGuided(Distiller):
         super().__init__(node, setting)
         self.constants = setting.constants(node)
         self.normalize = node.NORMALIZE
-        self.feature_adapters = nn.ModuleDict()
+        self.feature_adapters = level_adapters(setting.pairs, 1)
         self.channel_adapters = nn.ModuleDict()
         self.spatial_adapters = nn.ModuleDict()
         for pair in setting.pairs:
-            key, shape = str(pair.stride), (pair.student_channels, pair.teacher_channels)
-            self.feature_adapters[key] = identity_conv(*shape, 1)
-            self.channel_adapters[key] = identity_linear(*shape)
+            key = str(pair.stride)
+            self.channel_adapters[key] = identity_linear(
+                pair.student_channels, pair.teacher_channels
+            )
             self.spatial_adapters[key] = identity_conv(1, 1, 3)
 
     def forward(self, student, teacher, trust):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from detectron2.config import CfgNode as CN
 
-from .adapters import identity_conv
+from .adapters import level_adapters
 from .base import DISTILLER_REGISTRY, Distiller
 from .normalization import reference_ratio
 
@@ -106,13 +106,12 @@ class NonLocal(Distiller):
         self.normalize = node.NORMALIZE
         self.student_blocks = nn.ModuleDict()
         self.teacher_blocks = nn.ModuleDict()
-        self.adapters = nn.ModuleDict()
+        self.adapters = level_adapters(setting.pairs, 1)
         for pair in setting.pairs:
             key = str(pair.stride)
             inner, pool = node.INNER_CHANNELS[pair.position], node.POOL[pair.position]
             self.student_blocks[key] = NonLocalBlock(pair.student_channels, inner, pool)
             self.teacher_blocks[key] = NonLocalBlock(pair.teacher_channels, inner, pool)
-            self.adapters[key] = identity_conv(pair.student_channels, pair.teacher_channels, 1)
         if node.DETACH_TEACHER:
             self.teacher_blocks.requires_grad_(False)
 

@@ -5,8 +5,11 @@ import pytest
 import torch
 
 from aid_d2.aid import Trust
-from aid_d2.distillers import AttentionGuided
-from aid_d2.distillers.attention_guided import channel_attention, spatial_attention
+from aid_d2.distillers.attention_guided import (
+    AttentionGuided,
+    channel_attention,
+    spatial_attention,
+)
 from aid_d2.modeling import Observation
 from toy import build, constant_trust, maps, random_trust, setting, shake
 

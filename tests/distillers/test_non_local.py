@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from aid_d2.aid import Trust
-from aid_d2.distillers import NonLocal
-from aid_d2.distillers.non_local import NonLocalBlock, non_local
+from aid_d2.distillers.non_local import NonLocal, NonLocalBlock, non_local
 from aid_d2.modeling import Observation
 from toy import build, constant_trust, maps, rand, random_trust, setting, shake
 

@@ -61,14 +61,14 @@ class FasterRCNNFamily(DetectorFamily):
         """The box head on given boxes.
 
         Args:
-            features: maps (N, C, H, W) per stride.
+            features: maps (N, C, H, W) per stride, at least those that the box head looks at.
             boxes: of each image (B_i, 4).
 
         Returns:
             class logits (sum of B_i, K+1), the background last, and box deltas, float32.
         """
         heads = self.model.roi_heads
-        by_name = {level.name: features[level.stride] for level in self.levels}
+        by_name = {x.name: features[x.stride] for x in self.levels if x.stride in features}
         pooled = heads.box_pooler(
             [by_name[name].float() for name in heads.box_in_features], [Boxes(x) for x in boxes]
         )

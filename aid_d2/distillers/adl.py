@@ -1,0 +1,144 @@
+"""Adaptive distillation loss (Tang et al., *Learning Efficient Detector with Semi-supervised
+Adaptive Distillation*, BMVC 2019).
+"""
+
+from typing import List, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detectron2.config import CfgNode as CN
+
+from ..aid import IGNORED
+from .base import DISTILLER_REGISTRY, Distiller
+
+_PRESETS = ("PAPER", "RELEASED")
+_FORMS = ("kl", "ce")
+
+
+def binary_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """``KL = q log(q/p) + (1-q) log((1-q)/(1-p))``, p = sigmoid(student), q = sigmoid(teacher).
+
+    Args:
+        student: logits, any shape.
+        teacher: logits, the same shape.
+
+    Returns:
+        the same shape, >= 0.
+    """
+    yes = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
+    no = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+    # Rounding can leave less than 0, of which the power of the adaptive weight is NaN.
+    return (yes + no).clamp(min=0)
+
+
+def weighted_cross_entropy(student: Tensor, teacher: Tensor, alpha: float) -> Tensor:
+    """``CE = -alpha q log p - (1-alpha) (1-q) log(1-p)``, p and q as in :func:`binary_kl`."""
+    yes = teacher.sigmoid() * F.logsigmoid(student)
+    no = (-teacher).sigmoid() * F.logsigmoid(-student)
+    return -alpha * yes - (1 - alpha) * no
+
+
+def binary_entropy(logits: Tensor) -> Tensor:
+    """``H(q) = -q log q - (1-q) log(1-q)``, q = sigmoid(logits), of the same shape."""
+    yes = logits.sigmoid() * F.logsigmoid(logits)
+    return -yes - (-logits).sigmoid() * F.logsigmoid(-logits)
+
+
+def adaptive_loss(divergence: Tensor, entropy: Tensor, beta: float, gamma: float) -> Tensor:
+    """``(1 - exp(-(D + beta H)))^gamma D``: less of what is easy for both detectors.
+
+    Args:
+        divergence: D >= 0, any shape. The gradient flows through the weight too.
+        entropy: H(q) >= 0 of the teacher, the same shape.
+        beta: >= 0, how much a hesitant teacher raises the weight.
+        gamma: >= 1, below which the gradient at D + beta H = 0 is infinite.
+
+    Returns:
+        the same shape.
+    """
+    return (-torch.expm1(-(divergence + beta * entropy))) ** gamma * divergence
+
+
+def centred_in_image(anchors: Tensor, image_sizes: List[Tuple[int, int]]) -> Tensor:
+    """Which anchors have their centre in the image and not in its padding.
+
+    Args:
+        anchors: (R, 4) x1 y1 x2 y2, pixels.
+        image_sizes: (height, width) of each of N images.
+
+    Returns:
+        (N, R) bool
+    """
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    width_height = torch.tensor(image_sizes, device=anchors.device).flip(1)
+    return (centres < width_height[:, None]).all(-1)
+
+
+def _constants(form: str, beta: float, gamma: float) -> CN:
+    node = CN()
+    node.FORM = form  # kl, or ce: the alpha-weighted cross-entropy in place of KL
+    node.ALPHA = 0.5  # of ce: weight of the score; 1 - ALPHA is that of 1 - score
+    node.BETA = beta  # how much the entropy of the teacher's score raises the weight of a term
+    node.GAMMA = gamma  # exponent of the weight, 1 or more
+    node.THETA = 1.8  # exponent of the teacher's scores in the divisor
+    node.TEMPERATURE = 1.0  # T, divides the logits of both
+    return node
+
+
+@DISTILLER_REGISTRY.register()
+class ADL(Distiller):
+    """Imitation of the class scores, most where the detectors differ or the teacher hesitates.
+
+        ADL = sum (1 - exp(-(KL + beta H(q))))^gamma KL / N,   N = max(1, sum q^theta)
+
+    with the scores p = sigmoid(z_s / T) and q = sigmoid(z_t / T), over all classes of the anchors
+    of a GPU. Left out of both sums are anchors that the student's own assignment ignores, and those
+    centred in the padding. In Faster R-CNN the score is the objectness of the RPN. AID multiplies
+    the sum over the classes of an anchor by the anchor's weight; N does not see it.
+
+    The released kernel has an alpha-weighted cross-entropy in place of KL, here FORM "ce", which
+    puts it into the weight too.
+    """
+
+    needs_predictions = True
+
+    @staticmethod
+    def config():
+        node = CN()
+        # Factor on the loss.
+        node.WEIGHT = 1.0
+        # Whose constants: PAPER or RELEASED.
+        node.PRESET = "PAPER"
+        node.PAPER = _constants(form="kl", beta=1.5, gamma=1.0)
+        node.RELEASED = _constants(form="ce", beta=1.0, gamma=2.0)
+        return node
+
+    def __init__(self, node, setting):
+        super().__init__(node, setting)
+        if node.PRESET not in _PRESETS:
+            raise ValueError(f"DISTILL.ADL.PRESET is {node.PRESET!r}; choose one of {_PRESETS}.")
+        constants, name = node[node.PRESET], f"DISTILL.ADL.{node.PRESET}"
+        if constants.FORM not in _FORMS:
+            raise ValueError(f"{name}.FORM is {constants.FORM!r}; choose one of {_FORMS}.")
+        for key, least in (("BETA", 0), ("GAMMA", 1)):
+            if not constants[key] >= least:
+                raise ValueError(f"{name}.{key} is {constants[key]}; it has to be {least} or more.")
+        self.weight, self.constants = node.WEIGHT, constants
+        self.student = setting.student
+
+    def forward(self, student, teacher, trust):
+        constants, dense, objects = self.constants, student.dense, student.objects
+        s, t = (x.dense.logits / constants.TEMPERATURE for x in (student, teacher))
+        if constants.FORM == "kl":
+            divergence = binary_kl(s, t)
+        else:
+            divergence = weighted_cross_entropy(s, t, constants.ALPHA)
+        loss = adaptive_loss(divergence, binary_entropy(t), constants.BETA, constants.GAMMA).sum(-1)
+
+        counted = self.student.owners(dense, objects) != IGNORED
+        counted = counted & centred_in_image(dense.anchors, objects.image_sizes)
+        normalizer = (counted * (t.sigmoid() ** constants.THETA).sum(-1)).sum().clamp(min=1)
+        weight = trust.per_anchor(dense.levels) * counted
+        return {"cls": self.weight * (weight * loss).sum() / normalizer}

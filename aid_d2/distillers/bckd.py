@@ -1,0 +1,71 @@
+"""BCKD (Yang et al., *Bridging Cross-task Protocol Inconsistency for Distillation in Dense Object
+Detection*, ICCV 2023): every class is a binary task, in distillation as in detection.
+"""
+
+from fvcore.nn import giou_loss
+from torch import Tensor
+
+from detectron2.config import CfgNode as CN
+
+from .base import DISTILLER_REGISTRY, Distiller
+from .soft_targets import count_positive, soft_quality_loss
+
+
+def localization_loss(
+    boxes: Tensor, target_boxes: Tensor, logits: Tensor, target_logits: Tensor
+) -> Tensor:
+    """``max_k |q - p| GIoU(b, b_t)``, the weight without gradient.
+
+    Args:
+        boxes: b (..., 4) x1 y1 x2 y2.
+        target_boxes: b_t (..., 4) of the teacher.
+        logits: (..., K), p being their sigmoid.
+        target_logits: (..., K) of the teacher, q being their sigmoid.
+
+    Returns:
+        (...)
+    """
+    weight = (target_logits.sigmoid() - logits.detach().sigmoid()).abs().amax(-1)
+    return weight * giou_loss(boxes, target_boxes, reduction="none")
+
+
+@DISTILLER_REGISTRY.register()
+class BCKD(Distiller):
+    """Imitation of the teacher's scores and boxes where the scores differ.
+
+    With p, b and q, b_t scores and decoded boxes of student and teacher, over all anchors:
+
+        L_cls = sum sum_k |q - p| BCE(p, q) / N_pos
+        L_box = sum max_k |q - p| GIoU(b, b_t) / N_pos
+
+    N_pos are the positive anchors of the student's assigner on the GPU's images, at least 1. Of a
+    Faster R-CNN this imitates the RPN. AID's weight of an anchor's location multiplies both losses
+    of the anchor.
+    """
+
+    detectors = ("RetinaNet", "FCOS", "GFL", "GeneralizedRCNN")
+    needs_predictions = True
+
+    @staticmethod
+    def config():
+        node = CN()
+        # Factors on L_cls and L_box (BCKD).
+        node.CLS_WEIGHT = 1.0
+        node.BOX_WEIGHT = 4.0
+        return node
+
+    def __init__(self, node, setting):
+        super().__init__(node, setting)
+        self.node = node
+        self.student = setting.student
+
+    def forward(self, student, teacher, trust):
+        mine, theirs = student.dense, teacher.dense
+        num_positive = count_positive(self.student, mine, student.objects)
+        weight = trust.per_anchor(mine.levels)
+        cls = soft_quality_loss(mine.logits, theirs.logits)
+        box = localization_loss(mine.boxes, theirs.boxes, mine.logits, theirs.logits)
+        return {
+            "cls": self.node.CLS_WEIGHT * (weight * cls).sum() / num_positive,
+            "box": self.node.BOX_WEIGHT * (weight * box).sum() / num_positive,
+        }

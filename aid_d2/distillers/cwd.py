@@ -1,0 +1,67 @@
+"""CWD (Shu et al., *Channel-wise Knowledge Distillation for Dense Prediction*, ICCV 2021)."""
+
+from torch import Tensor
+
+from detectron2.config import CfgNode as CN
+
+from .adapters import channel_adapters
+from .base import DISTILLER_REGISTRY, Distiller
+
+
+def channel_divergence(
+    teacher: Tensor, student: Tensor, weight: Tensor, temperature: float
+) -> Tensor:
+    """``T^2 / (N C) sum W (p log(p/q) - p + q)``, p and q the softmax of each channel / T over its
+    locations in teacher and student (Shu et al.).
+
+    p and q both sum to 1, so that for a constant W this is W KL(p || q). The terms - p + q matter
+    where W varies: they make each summand positive but at p = q, where the loss is least for any W.
+
+    Args:
+        teacher: (N, C, H, W).
+        student: of the same shape, adapted.
+        weight: W of AID (N, 1, H, W).
+        temperature: T.
+    """
+    log_p, log_q = ((x.flatten(2) / temperature).log_softmax(2) for x in (teacher, student))
+    p, q = log_p.exp(), log_q.exp()
+    divergence = weight.flatten(2) * (p * (log_p - log_q) - p + q)
+    return divergence.sum() * temperature**2 / (teacher.shape[0] * teacher.shape[1])
+
+
+@DISTILLER_REGISTRY.register()
+class CWD(Distiller):
+    """Imitation of where each channel is active: the KL divergence of its distributions over the
+    locations, the mean over images and channels, summed over levels.
+
+    The student has a 1x1 convolution where the numbers of channels differ. AID's map W weights the
+    summand of each location.
+    """
+
+    @staticmethod
+    def config():
+        node = CN()
+        # On each level (released code, RetinaNet). MMRazor's configs have 10 for Faster R-CNN,
+        # RetinaNet and GFL.
+        node.WEIGHT = 5.0
+        # T (both).
+        node.TEMPERATURE = 1.0
+        return node
+
+    def __init__(self, node, setting):
+        super().__init__(node, setting)
+        self.weight = node.WEIGHT
+        self.temperature = node.TEMPERATURE
+        self.adapters = channel_adapters(setting.pairs)
+
+    def forward(self, student, teacher, trust):
+        total = sum(
+            channel_divergence(
+                teacher.features[stride],
+                self.adapters[str(stride)](s),
+                trust.maps[stride],
+                self.temperature,
+            )
+            for stride, s in student.features.items()
+        )
+        return {"channel": self.weight * total}

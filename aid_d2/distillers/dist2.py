@@ -1,0 +1,243 @@
+"""Dist2, *Distribution-Guided Distillation* (Guo, Li, Liu, Luo and Wang, poster of Alibaba DAMO
+Academy): the student's features are to be good input of the teacher's head.
+"""
+
+from typing import Dict, List
+
+import torch
+from torch import Tensor, nn
+
+from detectron2.config import CfgNode as CN
+
+from ..aid import TeacherLosses, Trust
+from .adapters import channel_adapters, identity_conv
+from .base import DISTILLER_REGISTRY, Distiller
+from .soft_targets import MIMIC_BOX_WEIGHTS, count_positive, mimic_losses
+
+# Student's map 2 teacher's map: of the backbone below the pyramid (B) or of the pyramid (N: neck).
+STRATEGIES = ("B2B", "N2N", "N2B", "B2N")
+ALL = "All2All"
+TARGETS = ("ground_truth", "teacher")
+
+
+def feature_loss(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+    """``L_feat = sum W (S - T)^2 / K``, K the number of elements.
+
+    Args:
+        student: S (N, C, H, W), adapted.
+        teacher: T of the same shape.
+        weight: W of AID (N, 1, H, W).
+    """
+    return (weight * (student - teacher) ** 2).mean()
+
+
+def detection_loss(losses: TeacherLosses, trust: Trust) -> Tensor:
+    """The loss of the detector whose unreduced losses these are, with its own normalisers.
+
+    ``sum W (L_cls + L_box) / N`` over the anchors, and of a two-stage detector ``sum W L_roi / M``
+    over the M objects.
+    """
+    anchors = trust.per_anchor(losses.levels) * losses.frequency * (losses.cls + losses.box)
+    total = anchors.sum() / losses.batch_normalizer
+    if losses.roi is None:
+        return total
+    objects = losses.objects
+    weight = trust.per_box(objects.boxes.split(objects.counts))
+    return total + (weight * losses.roi).sum() / max(len(losses.roi), 1)
+
+
+@DISTILLER_REGISTRY.register()
+class Dist2(Distiller):
+    """Detection imitation (DI) and feature imitation (FI).
+
+    DI puts the student's pyramid through the frozen head of the teacher, and optimises what comes
+    out: against the ground truth, by the loss of the teacher's detector, or against the teacher's
+    own predictions, by :func:`mimic_losses` (CrossKD with a cut before the first convolution). A
+    Faster R-CNN has in the first case the expected RPN loss and the box head's loss on the objects'
+    own boxes, in the second the RPN alone. N_pos is that of the teacher's assigner on the GPU's
+    images; no running mean takes part.
+
+    FI is the mean squared error between a map of the student, through a 1x1 convolution, and one of
+    the teacher. A strategy such as B2N says which: the student's backbone against the teacher's
+    pyramid. Levels, being those of the pyramids that both have, and strategies are summed.
+
+    AID's weight multiplies each squared element of FI, and in DI the loss of each anchor and, with
+    the mean inside its box, of each object.
+
+    At the start the student's maps have a scale and meaning that the teacher's head has never seen,
+    so that DI is huge. Raise the loss over some iterations by DISTILL.WARMUP_ITERS, and let the
+    student start from the teacher's pyramid and head by DISTILL.INHERIT.
+
+    The weights of both parts are not published; 1 is this project's choice, as is the 1x1
+    convolution before the teacher's head at levels whose channels differ.
+    """
+
+    detectors = ("RetinaNet", "FCOS", "GFL", "GeneralizedRCNN")
+
+    @staticmethod
+    def config():
+        node = CN()
+        # Factor on DI; 0 leaves it out.
+        node.DI_WEIGHT = 1.0
+        # What DI is to predict: ground_truth, or what the teacher predicts.
+        node.DI_TARGET = "ground_truth"
+        # Factor on FI.
+        node.FI_WEIGHT = 1.0
+        # Strategies of FI: some of B2B, N2N, N2B and B2N (student 2 teacher; Backbone, Neck), or
+        # All2All for all four. Without one there is no FI.
+        node.IMITATION = ("All2All",)
+        return node
+
+    def __init__(self, node, setting):
+        super().__init__(node, setting)
+        self.node = node
+        self.student, self.teacher = setting.student, setting.teacher
+        self.strategies = _parse(node.IMITATION)
+        if node.DI_WEIGHT == 0 and not self.strategies:
+            raise ValueError(
+                "DISTILL.DIST2.DI_WEIGHT is 0 and IMITATION is empty: nothing is left to learn."
+            )
+        if node.DI_WEIGHT != 0:
+            self._check_imitable(setting)
+            self.adapters = channel_adapters(setting.pairs)
+        self._check_bottom_up()
+        self.transforms = nn.ModuleDict({x: self._transforms(x, setting) for x in self.strategies})
+
+    def taps(self, family):
+        side = 0 if family.model is self.student.model else -1
+        if any(strategy[side] == "B" for strategy in self.strategies):
+            return [family.model.backbone.bottom_up]
+        return []
+
+    def forward(self, student, teacher, trust):
+        losses = {}
+        if self.node.DI_WEIGHT != 0:
+            losses["di"] = self.node.DI_WEIGHT * self._imitate_detection(student, teacher, trust)
+        if self.strategies:
+            parts = [
+                part
+                for strategy in self.strategies
+                for part in self._imitate_features(strategy, student, teacher, trust)
+            ]
+            losses["fi"] = self.node.FI_WEIGHT * sum(parts)
+        return losses
+
+    def _imitate_detection(self, student, teacher, trust) -> Tensor:
+        features = {s: self.adapters[str(s)](x) for s, x in student.features.items()}
+        predictions = self.teacher.head(list(features.values()))
+        if self.node.DI_TARGET == "ground_truth":
+            losses = self.teacher.teacher_losses(features, predictions, student.objects)
+            return detection_loss(losses, trust)
+        predicted = self.teacher.dense(features, predictions)
+        detector = self.teacher.detector.__name__
+        cls, box = mimic_losses(
+            predicted,
+            self._target(teacher),
+            detector,
+            count_positive(self.teacher, predicted, student.objects),
+            trust.per_anchor(predicted.levels),
+        )
+        return cls + MIMIC_BOX_WEIGHTS[detector] * box
+
+    @torch.no_grad()
+    def _target(self, teacher):
+        """The teacher's own predictions, which are there if AID or another method asked for them."""
+        predictions = teacher.predictions
+        if predictions is None:
+            predictions = self.teacher.head(list(teacher.features.values()))
+        return self.teacher.dense(teacher.features, predictions)
+
+    def _imitate_features(self, strategy, student, teacher, trust) -> List[Tensor]:
+        source = _maps(strategy[0], self.student, student)
+        target = _maps(strategy[-1], self.teacher, teacher)
+        losses = []
+        for stride, transform in self.transforms[strategy].items():
+            weight = trust.maps[int(stride)]
+            # Maps of the backbone still have the padding of each detector.
+            height, width = weight.shape[-2:]
+            s, t = (x[int(stride)][..., :height, :width] for x in (source, target))
+            losses.append(feature_loss(transform(s), t, weight))
+        return losses
+
+    def _transforms(self, strategy, setting) -> nn.ModuleDict:
+        neck = [
+            {x.stride: x.student_channels for x in setting.pairs},
+            {x.stride: x.teacher_channels for x in setting.pairs},
+        ]
+        source, target = (
+            channels if kind == "N" else _bottom_up_channels(family)
+            for kind, channels, family in zip(
+                (strategy[0], strategy[-1]), neck, (self.student, self.teacher)
+            )
+        )
+        strides = [x.stride for x in setting.pairs if x.stride in source and x.stride in target]
+        if not strides:
+            raise ValueError(
+                f"DISTILL.DIST2.IMITATION: {strategy} finds no maps of equal stride among the "
+                f"student's {sorted(source)}, the teacher's {sorted(target)} and the levels of both "
+                f"pyramids {[x.stride for x in setting.pairs]}. Leave it out."
+            )
+        return nn.ModuleDict({str(x): identity_conv(source[x], target[x], 1) for x in strides})
+
+    def _check_imitable(self, setting) -> None:
+        target = self.node.DI_TARGET
+        leave_out = "or leave DI out by DISTILL.DIST2.DI_WEIGHT 0."
+        if target not in TARGETS:
+            raise ValueError(f"DISTILL.DIST2.DI_TARGET is {target!r}; choose one of {TARGETS}.")
+        if len(setting.pairs) < len(self.teacher.levels):
+            raise ValueError(
+                f"DISTILL.DIST2: the teacher's head needs maps at strides "
+                f"{[x.stride for x in self.teacher.levels]}, and the student shares only "
+                f"{[x.stride for x in setting.pairs]}. Use pyramids of equal levels, {leave_out}"
+            )
+        if target == "teacher":
+            return
+        classes = self.student.num_classes, self.teacher.num_classes
+        if classes[0] != classes[1]:
+            raise ValueError(
+                f"DISTILL.DIST2: the student has {classes[0]} classes and the teacher {classes[1]}, "
+                "so that its head cannot predict the ground truth. Use a teacher of the same "
+                f"classes, set DISTILL.DIST2.DI_TARGET teacher, {leave_out}"
+            )
+        try:
+            self.teacher.check_losses()
+        except NotImplementedError as error:
+            raise ValueError(
+                "DISTILL.DIST2: the loss of the teacher's detector is not known. Set "
+                f"DISTILL.DIST2.DI_TARGET teacher, {leave_out}"
+            ) from error
+
+    def _check_bottom_up(self) -> None:
+        has = [hasattr(x.model.backbone, "bottom_up") for x in (self.student, self.teacher)]
+        works = [x for x in STRATEGIES if (has[0] or x[0] == "N") and (has[1] or x[-1] == "N")]
+        if not set(self.strategies) <= set(works):
+            who = " and ".join(x for x, ok in zip(("student", "teacher"), has) if not ok)
+            raise ValueError(
+                f"DISTILL.DIST2.IMITATION is {tuple(self.node.IMITATION)}, but the backbone of the "
+                f"{who} has no `bottom_up` whose maps could be compared. Choose among {works}."
+            )
+
+
+def _parse(imitation) -> List[str]:
+    unknown = set(imitation) - {*STRATEGIES, ALL}
+    if unknown or isinstance(imitation, str):
+        raise ValueError(
+            f"DISTILL.DIST2.IMITATION is {imitation!r}; it has to be a tuple of some of "
+            f"{STRATEGIES}, or ({ALL!r},) for all."
+        )
+    return [x for x in STRATEGIES if x in imitation or ALL in imitation]
+
+
+def _bottom_up_channels(family) -> Dict[int, int]:
+    shapes = family.model.backbone.bottom_up.output_shape()
+    return {shape.stride: shape.channels for shape in shapes.values()}
+
+
+def _maps(kind: str, family, observation) -> Dict[int, Tensor]:
+    """Per stride the maps of the backbone (B) or the pyramid (N)."""
+    if kind == "N":
+        return observation.features
+    bottom_up = family.model.backbone.bottom_up
+    (call,) = observation.calls[bottom_up]
+    # Of two maps of one stride the deeper comes later. Under autocast they are in half precision.
+    return {x.stride: call.output[name].float() for name, x in bottom_up.output_shape().items()}

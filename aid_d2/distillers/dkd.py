@@ -1,0 +1,155 @@
+"""Decoupled knowledge distillation (Zhao et al., CVPR 2022) of the class scores of a box head."""
+
+from typing import List, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detectron2.config import CfgNode as CN
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.roi_heads import StandardROIHeads
+from detectron2.structures import Boxes, pairwise_iou
+
+from ..aid import Objects
+from .base import DISTILLER_REGISTRY, Distiller
+
+
+def decoupled_divergence(
+    student: Tensor, teacher: Tensor, target: Tensor, temperature: float
+) -> Tuple[Tensor, Tensor]:
+    """The two parts of ``KL(softmax(z_t / T) || softmax(z_s / T))``, times T^2.
+
+        TCKD = KL(b_t || b_s),      b = (p of the target, sum of the others)
+        NCKD = KL(p^_t || p^_s),    p^ = softmax over the classes without the target
+
+    Args:
+        student: (P, C) logits, C >= 2.
+        teacher: (P, C) logits.
+        target: (P,) int64, class of each.
+        temperature: T.
+
+    Returns:
+        TCKD and NCKD, each (P,).
+    """
+    of_target = F.one_hot(target, student.shape[1]).bool()
+
+    def split(logits: Tensor) -> Tuple[Tensor, Tensor]:
+        logits = logits / temperature
+        others = logits.masked_fill(of_target, float("-inf"))
+        binary = torch.stack(
+            [logits.gather(1, target[:, None]).squeeze(1), others.logsumexp(1)], dim=1
+        )
+        # The target gets log p^ = 0 from both, and so adds nothing; -inf would give NaN.
+        return binary.log_softmax(1), others.log_softmax(1).masked_fill(of_target, 0.0)
+
+    tckd, nckd = (
+        temperature**2 * F.kl_div(s, t, reduction="none", log_target=True).sum(1)
+        for s, t in zip(split(student), split(teacher))
+    )
+    return tckd, nckd
+
+
+def proposal_classes(
+    boxes: List[Tensor], objects: Objects, matcher: Matcher, background: int
+) -> Tensor:
+    """The class that a detector's own matcher gives to each proposal.
+
+    Args:
+        boxes: proposals of each of the N images (P_i, 4).
+        objects: the ground truth.
+        matcher: of the box head. It looks at each proposal by itself, so that the class is that
+            with which the proposal was sampled.
+        background: the class of proposals that match no object.
+
+    Returns:
+        (sum of P_i,) int64
+    """
+    of_images = zip(
+        boxes, objects.boxes.split(objects.counts), objects.classes.split(objects.counts)
+    )
+    result = []
+    for proposals, truth, classes in of_images:
+        index, label = matcher(pairwise_iou(Boxes(truth), Boxes(proposals)))
+        # The class after the last keeps the index valid in an image without objects.
+        classes = torch.cat([classes, classes.new_full((1,), background)])
+        result.append(torch.where(label == 1, classes[index], background))
+    return torch.cat(result)
+
+
+@DISTILLER_REGISTRY.register()
+class DKD(Distiller):
+    """Imitation of the teacher's box head on the student's proposals.
+
+        L = alpha mean TCKD + beta mean NCKD
+
+    over the proposals that the student's box head was trained on in this step; the teacher's box
+    head scores the same boxes on its own maps. The target of :func:`decoupled_divergence` is the
+    proposal's ground-truth class, background included. AID multiplies both terms of a proposal by
+    the weight of its box.
+    """
+
+    detectors = ("GeneralizedRCNN",)
+
+    @staticmethod
+    def config():
+        node = CN()
+        # Factor on TCKD, the target against the other classes.
+        node.ALPHA = 1.0
+        # Factor on NCKD, the other classes among each other. 0.25 is the value for detectors.
+        node.BETA = 0.25
+        # T, divides the logits of both.
+        node.TEMPERATURE = 1.0
+        return node
+
+    def __init__(self, node, setting):
+        super().__init__(node, setting)
+        for role, family in (("student", setting.student), ("teacher", setting.teacher)):
+            heads = family.model.roi_heads
+            known = isinstance(heads, StandardROIHeads)
+            # A cascade is one too, with a list of box heads.
+            if not known or not hasattr(heads.box_predictor, "cls_score"):
+                raise ValueError(
+                    "DISTILL.METHODS: DKD needs MODEL.ROI_HEADS.NAME StandardROIHeads with one "
+                    f"box head; that of the {role} is {type(heads).__name__}."
+                )
+        student, teacher = setting.student, setting.teacher
+        if student.num_classes != teacher.num_classes:
+            raise ValueError(
+                f"DISTILL.METHODS: DKD compares class scores, but MODEL.ROI_HEADS.NUM_CLASSES is "
+                f"{student.num_classes} in the student and {teacher.num_classes} in the teacher. "
+                "Use a teacher of the same classes."
+            )
+        strides = {pair.stride for pair in setting.pairs}
+        shared = {level.name for level in teacher.levels if level.stride in strides}
+        needed = set(teacher.model.roi_heads.box_in_features)
+        if not needed <= shared:
+            raise ValueError(
+                f"DISTILL.METHODS: DKD runs the teacher's box head, which needs the maps "
+                f"{sorted(needed)}; the student shares only {sorted(shared)}. Use a teacher with "
+                "the student's MODEL.ROI_HEADS.IN_FEATURES."
+            )
+        self.constants = node
+        self.student, self.teacher = student, teacher
+
+    def taps(self, family):
+        # Which detector it is shows in its model: families are made anew where they are needed.
+        if family.model is not self.student.model:
+            return []
+        heads = family.model.roi_heads
+        return [heads.box_pooler, heads.box_predictor]
+
+    def forward(self, student, teacher, trust):
+        heads = self.student.model.roi_heads
+        boxes = [x.tensor for x in student.calls[heads.box_pooler][-1].inputs[1]]
+        with torch.no_grad():
+            theirs, _ = self.teacher.score(teacher.features, boxes)
+            weight = trust.per_box(boxes)
+            target = proposal_classes(
+                boxes, student.objects, heads.proposal_matcher, self.student.num_classes
+            )
+        # Under autocast the student's are in half precision.
+        logits = student.calls[heads.box_predictor][-1].output[0].to(theirs.dtype)
+        parts = decoupled_divergence(logits, theirs, target, self.constants.TEMPERATURE)
+        tckd, nckd = ((weight * x).sum() / max(len(x), 1) for x in parts)
+        return {"target": self.constants.ALPHA * tckd, "nontarget": self.constants.BETA * nckd}

@@ -1,0 +1,50 @@
+"""Hint learning (Romero et al., *FitNets: Hints for Thin Deep Nets*, ICLR 2015), for detectors as
+in Chen et al., *Learning Efficient Object Detection Models with Knowledge Distillation*, NIPS 2017.
+"""
+
+from torch import Tensor
+
+from detectron2.config import CfgNode as CN
+
+from .adapters import level_adapters
+from .base import DISTILLER_REGISTRY, Distiller
+
+
+def hint_loss(teacher: Tensor, student: Tensor, weight: Tensor) -> Tensor:
+    """``mean W (T - S)^2`` over images, channels and locations.
+
+    Args:
+        teacher: T (N, C, H, W).
+        student: S of the same shape, adapted.
+        weight: W of AID (N, 1, H, W).
+    """
+    return (weight * (teacher - student).square()).mean()
+
+
+@DISTILLER_REGISTRY.register()
+class Hint(Distiller):
+    """Imitation of the teacher's maps, ``mean W (T - f(S))^2`` summed over levels, f a 1x1
+    convolution per level.
+
+    AID's map W weights each squared difference. Each level counts the same, whatever its area.
+    """
+
+    @staticmethod
+    def config():
+        node = CN()
+        # On each level. FitNets and Chen et al. hint at a single layer of the backbone; 1 is what
+        # public code has for a mean over each map of a pyramid (HEAD, ECCV 2022).
+        node.WEIGHT = 1.0
+        return node
+
+    def __init__(self, node, setting):
+        super().__init__(node, setting)
+        self.weight = node.WEIGHT
+        self.adapters = level_adapters(setting.pairs, 1)
+
+    def forward(self, student, teacher, trust):
+        total = sum(
+            hint_loss(teacher.features[stride], self.adapters[str(stride)](s), trust.maps[stride])
+            for stride, s in student.features.items()
+        )
+        return {"feature": self.weight * total}

@@ -1,0 +1,78 @@
+"""Localization distillation (Zheng et al., *Localization Distillation for Dense Object Detection*,
+CVPR 2022).
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from detectron2.config import CfgNode as CN
+
+from ..modeling.gfl import mean_over_gpus
+from .base import DISTILLER_REGISTRY, Distiller
+
+
+def side_divergence(student: Tensor, teacher: Tensor, bins: int, temperature: float) -> Tensor:
+    """``T^2 mean_4 mean_bins KL(softmax(z_t / T) || softmax(z_s / T))`` of the box sides.
+
+    The terms of the KL are averaged over the bins and not summed, as in the released code.
+
+    Args:
+        student: (..., 4 bins) logits of the distances to the four sides.
+        teacher: the same shape.
+        bins: of a distribution.
+        temperature: T.
+
+    Returns:
+        (...)
+    """
+    s, t = ((x.unflatten(-1, (4, bins)) / temperature).log_softmax(-1) for x in (student, teacher))
+    return temperature**2 * F.kl_div(s, t, reduction="none", log_target=True).mean((-2, -1))
+
+
+@DISTILLER_REGISTRY.register()
+class LD(Distiller):
+    """Imitation of GFL's box distributions on the student's positive anchors.
+
+        L = 0.25 sum_pos q LD / sum_pos q
+
+    with LD of :func:`side_divergence` and, as in GFL's own box losses, q the student's highest
+    score without gradient, and the divisor a mean over GPUs, at least 1. This is the paper's main
+    region; its valuable localization region is left out. AID multiplies LD of an anchor by the
+    anchor's weight; the divisor does not see it.
+    """
+
+    detectors = ("GFL",)
+    needs_predictions = True
+
+    @staticmethod
+    def config():
+        node = CN()
+        # Factor on the loss.
+        node.WEIGHT = 0.25
+        # T, divides the logits of both.
+        node.TEMPERATURE = 10.0
+        return node
+
+    def __init__(self, node, setting):
+        super().__init__(node, setting)
+        student, teacher = (x.model.reg_max for x in (setting.student, setting.teacher))
+        if student != teacher:
+            raise ValueError(
+                f"DISTILL.METHODS: LD compares box distributions bin by bin, but MODEL.GFL.REG_MAX "
+                f"is {student} in the student and {teacher} in the teacher. Make them agree."
+            )
+        self.constants = node
+        self.bins = student + 1
+        self.student = setting.student
+
+    def forward(self, student, teacher, trust):
+        dense = student.dense
+        loss = side_divergence(
+            dense.regression, teacher.dense.regression, self.bins, self.constants.TEMPERATURE
+        )
+        # To compute it for all anchors and select by weight needs no wait for the device.
+        positive = self.student.owners(dense, student.objects) >= 0
+        weight = positive * dense.logits.detach().sigmoid().amax(-1)
+        divisor = mean_over_gpus(weight.sum()).clamp(min=1)
+        total = (trust.per_anchor(dense.levels) * weight * loss).sum()
+        return {"box": self.constants.WEIGHT * total / divisor}

@@ -1,0 +1,74 @@
+"""PKD (Cao et al., *PKD: General Distillation Framework for Object Detectors via Pearson
+Correlation Coefficient*, NeurIPS 2022).
+"""
+
+from torch import Tensor
+
+from detectron2.config import CfgNode as CN
+
+from .adapters import channel_adapters
+from .base import DISTILLER_REGISTRY, Distiller
+
+_EPSILON = 1e-6
+
+
+def standardize(x: Tensor) -> Tensor:
+    """``(x - mean) / (std + 1e-6)`` of each channel, over images and locations.
+
+    A channel that is constant becomes 0. The standard deviation is that of the values themselves
+    (1/n, the released code: 1/(n-1)): it exists for a single value too, and makes half the mean
+    squared difference of two channels exactly 1 - r.
+
+    Args:
+        x: (N, C, H, W), as is the result.
+    """
+    mean = x.mean((0, 2, 3), keepdim=True)
+    std = x.std((0, 2, 3), unbiased=False, keepdim=True)
+    return (x - mean) / (std + _EPSILON)
+
+
+def correlation_loss(teacher: Tensor, student: Tensor, weight: Tensor) -> Tensor:
+    """``1/2 mean W (T~ - S~)^2`` of standardized maps (Cao et al.); without W the mean over
+    channels of 1 - r, r being Pearson's correlation.
+
+    Args:
+        teacher: T (N, C, H, W).
+        student: S of the same shape, adapted.
+        weight: W of AID (N, 1, H, W).
+    """
+    return (weight * (standardize(teacher) - standardize(student)).square()).mean() / 2
+
+
+@DISTILLER_REGISTRY.register()
+class PKD(Distiller):
+    """Imitation of the pattern of each channel, whatever its mean and scale: ``1 - r`` summed over
+    levels, which lets student and teacher be of different families.
+
+    No adapter is needed where the numbers of channels agree, and elsewhere a 1x1 convolution. The
+    gradient flows through the student's mean and deviation. AID's map W weights each squared
+    difference of the standardized maps; the statistics do not see it.
+
+    The released configs leave out the coarsest of five levels; here all that have a pair count.
+    """
+
+    @staticmethod
+    def config():
+        node = CN()
+        # On each level (released configs of RetinaNet and Faster R-CNN).
+        node.ONE_STAGE = CN({"WEIGHT": 10.0})
+        node.TWO_STAGE = CN({"WEIGHT": 6.0})
+        return node
+
+    def __init__(self, node, setting):
+        super().__init__(node, setting)
+        self.weight = setting.constants(node).WEIGHT
+        self.adapters = channel_adapters(setting.pairs)
+
+    def forward(self, student, teacher, trust):
+        total = sum(
+            correlation_loss(
+                teacher.features[stride], self.adapters[str(stride)](s), trust.maps[stride]
+            )
+            for stride, s in student.features.items()
+        )
+        return {"feature": self.weight * total}

@@ -1,0 +1,129 @@
+"""The teacher's dense predictions as targets of other dense predictions.
+
+Shared by BCKD, CrossKD and Dist2. The teacher's side is given without gradient.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Tuple
+
+import torch
+import torch.nn.functional as F
+from fvcore.nn import giou_loss
+from torch import Tensor
+
+from ..aid import Objects
+
+if TYPE_CHECKING:
+    from ..modeling.dense_output import DenseOutput
+    from ..modeling.families import DetectorFamily
+
+# CrossKD's factor on the box loss, by meta-architecture of the teacher. The RPN's is that of
+# RetinaNet; CrossKD has none.
+MIMIC_BOX_WEIGHTS = {"RetinaNet": 1.0, "FCOS": 0.75, "GFL": 4.0, "GeneralizedRCNN": 1.0}
+
+
+def soft_quality_loss(logits: Tensor, target_logits: Tensor) -> Tensor:
+    """``sum_k |p - q| BCE(p, q)``, p = sigmoid(logits), q = sigmoid(target_logits).
+
+    The weight |p - q| has a gradient, as published.
+
+    Args:
+        logits: (..., K).
+        target_logits: (..., K) of the teacher.
+
+    Returns:
+        (...), 0 where both agree.
+    """
+    target = target_logits.sigmoid()
+    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return ((logits.sigmoid() - target).abs() * bce).sum(-1)
+
+
+def iou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
+    """``-ln IoU`` (Yu et al., UnitBox, 2016), with which FCOS was published.
+
+    Intersection and union have a square pixel more, as in FCOS: boxes may have no area.
+
+    Args:
+        boxes: (..., 4) x1 y1 x2 y2, pixels.
+        targets: (..., 4).
+
+    Returns:
+        (...)
+    """
+    low = torch.maximum(boxes[..., :2], targets[..., :2])
+    high = torch.minimum(boxes[..., 2:], targets[..., 2:])
+    intersection = _area((high - low).clamp(min=0))
+    areas = [_area(x[..., 2:] - x[..., :2]) for x in (boxes, targets)]
+    union = areas[0] + areas[1] - intersection
+    return torch.log((union + 1) / (intersection + 1))
+
+
+def distribution_divergence(logits: Tensor, target_logits: Tensor) -> Tensor:
+    """``KL(q || p)`` of the distributions of box sides, the mean over the four sides.
+
+    Args:
+        logits: (..., 4(n+1)) of a distribution p over n+1 bins for each side.
+        target_logits: of the teacher's q, the same shape.
+
+    Returns:
+        (...)
+    """
+    log_p, log_q = (
+        F.log_softmax(x.unflatten(-1, (4, -1)), dim=-1) for x in (logits, target_logits)
+    )
+    return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(-1).mean(-1)
+
+
+def mimic_losses(
+    predicted: DenseOutput, target: DenseOutput, detector: str, num_positive: Tensor, weight: Tensor
+) -> Tuple[Tensor, Tensor]:
+    """CrossKD's losses of predictions that are to equal the teacher's (Wang et al., CVPR 2024).
+
+    With p and q the scores, c = max_k q of an anchor and W its trust:
+
+        L_cls = sum W sum_k |p - q| BCE(p, q) / N_pos,   L_box = sum W c d(b, b_t) / sum c
+
+    d is the KL divergence of the box distributions in GFL, the IoU loss in FCOS and else the GIoU
+    loss. FCOS's centerness has no part in it.
+
+    Args:
+        predicted: what is optimised.
+        target: the teacher's predictions on the same anchors.
+        detector: meta-architecture that predicts.
+        num_positive: N_pos ().
+        weight: W (N, R).
+
+    Returns:
+        L_cls () and L_box (), without their factors.
+    """
+    cls = soft_quality_loss(predicted.logits, target.logits)
+    if detector == "GFL":
+        box = distribution_divergence(predicted.regression, target.regression)
+    elif detector == "FCOS":
+        box = iou_loss(predicted.boxes, target.boxes)
+    else:
+        box = giou_loss(predicted.boxes, target.boxes, reduction="none")
+    confidence = target.logits.sigmoid().amax(-1)
+    return (
+        (weight * cls).sum() / num_positive,
+        (weight * confidence * box).sum() / confidence.sum().clamp(min=1),
+    )
+
+
+def count_positive(family: DetectorFamily, dense: DenseOutput, objects: Objects) -> Tensor:
+    """N_pos (): anchors of the batch that the detector's own assigner makes positive, at least 1.
+
+    Args:
+        family: of the detector.
+        dense: its predictions.
+        objects: ground truth.
+    """
+    return (family.owners(dense, objects) >= 0).sum().clamp(min=1)
+
+
+def _area(size: Tensor) -> Tensor:
+    # A product of two: that of `prod` along a dimension waits for the device in its gradient.
+    width, height = size.unbind(-1)
+    return width * height

@@ -1,0 +1,125 @@
+"""BCKD against its formulas, float64, and in a detector."""
+
+import numpy as np
+import pytest
+import torch
+
+from aid_d2.aid import BACKGROUND, LevelShape
+from aid_d2.distillers.bckd import BCKD, localization_loss
+from aid_d2.modeling import Observation
+from aid_d2.modeling.dense_output import DenseOutput
+from aid_d2.trust import Trust
+from detectron2.utils.events import EventStorage
+from test_soft_targets import Corners, boxes, reference_giou, reference_quality, sigmoid
+from toy import build, rand, setting
+
+OWNER = torch.tensor([[0, BACKGROUND, 1, BACKGROUND] * 2, [BACKGROUND, 2, BACKGROUND, 2] * 2])
+
+
+def dense_output(seed, classes=3):
+    """Two images of 2x2 locations with two anchors each."""
+    return DenseOutput(
+        levels=[LevelShape(8, 2, 2, 2)],
+        anchors=torch.zeros(8, 4),
+        logits=2 * rand(2, 8, classes, seed=seed),
+        regression=boxes(2, 8, seed=seed + 1),
+        transform=Corners(),
+    )
+
+
+def observation(seed, classes=3):
+    return Observation({}, dense=dense_output(seed, classes))
+
+
+def make(owner=OWNER, **changes):
+    method = build(BCKD, setting([8]), **changes)
+    method.student.owners = lambda dense, objects: owner
+    return method
+
+
+def trust_map(seed=5):
+    return rand(2, 1, 2, 2, seed=seed).sigmoid()
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_losses_against_the_formulas(classes):
+    student, teacher = observation(1, classes), observation(11, classes)
+    weight = trust_map()
+    losses = make()(student, teacher, Trust({8: weight}))
+    expected = {"cls": 0.0, "box": 0.0}
+    for image, anchor in np.ndindex(2, 8):
+        w = weight[image, 0].flatten()[anchor // 2].item()
+        z, t = (x.dense.logits[image, anchor].tolist() for x in (student, teacher))
+        difference = max(abs(sigmoid(a) - sigmoid(b)) for a, b in zip(z, t))
+        b, b_t = (x.dense.boxes[image, anchor].tolist() for x in (student, teacher))
+        expected["cls"] += w * reference_quality(z, t) / 8
+        expected["box"] += 4 * w * difference * reference_giou(b, b_t) / 8
+    assert {k: x.item() for k, x in losses.items()} == pytest.approx(expected, rel=1e-8)
+
+
+def test_published_weights():
+    node = BCKD.config()
+    assert (node.CLS_WEIGHT, node.BOX_WEIGHT) == (1.0, 4.0)
+    doubled = make(CLS_WEIGHT=2.0, BOX_WEIGHT=2.0)(
+        observation(1), observation(11), Trust({8: trust_map()})
+    )
+    losses = make()(observation(1), observation(11), Trust({8: trust_map()}))
+    assert doubled["cls"].item() == pytest.approx(2 * losses["cls"].item())
+    assert doubled["box"].item() == pytest.approx(losses["box"].item() / 2)
+
+
+def test_the_box_loss_leaves_the_scores_alone():
+    logits, target_logits = rand(5, 3, seed=1).requires_grad_(), rand(5, 3, seed=2)
+    b, b_t = boxes(5, seed=3).requires_grad_(), boxes(5, seed=9)
+    localization_loss(b, b_t, logits, target_logits).sum().backward()
+    assert logits.grad is None and b.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("weight", [0.3, 1e-3])
+def test_constant_trust_scales_each_loss(weight):
+    full, weighted = (
+        make()(observation(1), observation(11), Trust({8: w * torch.ones(2, 1, 2, 2).double()}))
+        for w in (1.0, weight)
+    )
+    for part in ("cls", "box"):
+        assert weighted[part].item() == pytest.approx(weight * full[part].item(), rel=1e-12)
+
+
+def test_equal_predictions_have_no_loss_and_without_objects_the_divisor_is_one():
+    nothing = torch.full((2, 8), BACKGROUND)
+    trust = Trust({8: trust_map()})
+    equal = make(nothing)(observation(1), observation(1), trust)
+    assert [x.item() for x in equal.values()] == [0.0, 0.0]
+    some, none = (make(x)(observation(1), observation(11), trust) for x in (OWNER, nothing))
+    for part in some:
+        assert none[part].item() == pytest.approx(8 * some[part].item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", [0.0, 100.0, 1e4])
+def test_extreme_predictions_have_finite_losses_and_gradients(scale):
+    student, teacher = observation(1), observation(11)
+    for x in (student, teacher):
+        x.dense.logits = (scale * x.dense.logits).float()
+        x.dense.regression = (scale * x.dense.regression).float()
+    leaves = [student.dense.logits, student.dense.regression]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    losses = make()(student, teacher, Trust({8: torch.ones(2, 1, 2, 2)}))
+    sum(losses.values()).backward()
+    assert all(x.isfinite() for x in losses.values())
+    assert all(x.grad.isfinite().all() for x in leaves)
+
+
+@pytest.mark.parametrize("detector", ["RetinaNet", "FasterRCNN"])
+def test_a_student_with_the_teachers_weights_has_no_loss(
+    distilled_cfg, build_seeded, make_batch, detector
+):
+    """Up to the seed, which is that of the teachers, student and teacher are one detector."""
+    for seed, same in ((100, True), (0, False)):
+        cfg = distilled_cfg(detector, {"DISTILL.METHODS": ("BCKD",)})
+        model = build_seeded(cfg, seed).train()
+        with EventStorage():
+            losses = model(make_batch())
+        mine = [losses[f"loss_BCKD_{part}"] for part in ("cls", "box")]
+        assert all((x == 0) == same for x in mine)
+        assert all(x.requires_grad and x.isfinite() for x in mine)

@@ -1,0 +1,150 @@
+"""Channel-wise distillation against its formula in NumPy, float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from aid_d2.distillers.cwd import CWD, channel_divergence
+from aid_d2.modeling import Observation
+from toy import build, constant_trust, maps, rand, random_trust, setting, shake
+
+SIZES = {8: (5, 6), 16: (3, 3), 32: (1, 2), 64: (1, 1)}
+
+
+def make(channels=(4, 4), sizes=SIZES, **changes):
+    return build(CWD, setting(sizes, channels), **changes)
+
+
+def run(method, student, teacher, trust):
+    return method(Observation(student), Observation(teacher), trust)["channel"]
+
+
+def distribution(values, temperature):
+    e = np.exp((values - values.max()) / temperature)
+    return e / e.sum()
+
+
+def numpy_divergence(teacher, student, weight, temperature):
+    """One channel of one image at a time; KL divergence where the weight is constant."""
+    images, channels = teacher.shape[:2]
+    total = 0.0
+    for n in range(images):
+        w = weight[n].ravel()
+        for c in range(channels):
+            p = distribution(teacher[n, c].ravel(), temperature)
+            q = distribution(student[n, c].ravel(), temperature)
+            terms = p * np.log(p / q)
+            if not np.allclose(w, w[0], rtol=1e-12):
+                terms = terms - p + q
+            total += np.sum(w * terms)
+    return temperature**2 * total / (images * channels)
+
+
+def numpy_conv1(x, conv):
+    weight, bias = conv.weight.detach().numpy()[:, :, 0, 0], conv.bias.detach().numpy()
+    return np.einsum("oc,nchw->nohw", weight, x) + bias[:, None, None]
+
+
+@pytest.mark.parametrize("constant", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("channels", [(4, 4), (3, 5)], ids=str)
+def test_loss_against_numpy(channels, temperature, constant):
+    student, teacher = maps(SIZES, channels[0], seed=1), maps(SIZES, channels[1], seed=2)
+    trust = constant_trust(teacher, 0.7) if constant else random_trust(teacher)
+    method = shake(make(channels, TEMPERATURE=temperature))
+    expected = 0.0
+    for stride in SIZES:
+        s, t = student[stride].numpy(), teacher[stride].numpy()
+        if channels[0] != channels[1]:
+            s = numpy_conv1(s, method.adapters[str(stride)])
+        expected += numpy_divergence(t, s, trust.maps[stride].numpy(), temperature)
+    # The published weight is 5.
+    loss = run(method, student, teacher, trust)
+    assert loss.item() == pytest.approx(5 * expected, rel=1e-9)
+
+
+def test_published_temperature_is_one():
+    student, teacher = maps(SIZES, 4, seed=1), maps(SIZES, 4, seed=2)
+    losses = [
+        run(m, student, teacher, random_trust(teacher)) for m in (make(), make(TEMPERATURE=1.0))
+    ]
+    assert torch.equal(*losses)
+
+
+def test_gradient():
+    t, weight = rand(2, 2, 2, 3, seed=1), rand(2, 1, 2, 3, seed=2).sigmoid()
+    s = rand(2, 2, 2, 3, seed=3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: channel_divergence(t, x, weight, 2.0), s)
+
+
+def test_the_teacher_is_the_minimum_for_every_trust():
+    """Also where the trust varies a student gains nothing by leaving its teacher."""
+    t, weight = rand(1, 3, 4, 5, seed=1), rand(1, 1, 4, 5, seed=2).sigmoid()
+    at_teacher = t.clone().requires_grad_()
+    loss = channel_divergence(t, at_teacher, weight, 1.0)
+    loss.backward()
+    assert loss == 0 and at_teacher.grad.abs().max() < 1e-15
+    for seed in range(20):
+        assert channel_divergence(t, t + 0.1 * rand(1, 3, 4, 5, seed=seed), weight, 1.0) > 0
+
+
+@pytest.mark.parametrize("weight", [0.3, 1e-3])
+def test_constant_trust_scales_the_loss(weight):
+    student, teacher = maps(SIZES, 4, seed=1), maps(SIZES, 4, seed=2)
+    full = run(make(), student, teacher, constant_trust(teacher))
+    weighted = run(make(), student, teacher, constant_trust(teacher, weight))
+    assert weighted.item() == pytest.approx(weight * full.item(), rel=1e-12)
+
+
+def test_full_trust_is_the_formula_bit_for_bit():
+    t, s = rand(2, 3, 5, 7, seed=1).float(), rand(2, 3, 5, 7, seed=2).float()
+    log_p, log_q = t.flatten(2).log_softmax(2), s.flatten(2).log_softmax(2)
+    terms = log_p.exp() * (log_p - log_q) - log_p.exp() + log_q.exp()
+    assert torch.equal(channel_divergence(t, s, torch.ones(2, 1, 5, 7), 1.0), terms.sum() / (2 * 3))
+
+
+def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
+    teacher = {s: x.float() for s, x in maps(SIZES, 4).items()}
+    student = {s: x.clone().requires_grad_() for s, x in teacher.items()}
+    loss = run(make(), student, teacher, random_trust(teacher))
+    loss.backward()
+    assert loss.item() == 0
+    for x in student.values():
+        assert x.grad.abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 100.0, 1e4, 65504.0])
+def test_extreme_maps_give_a_finite_loss_and_gradients(scale):
+    student = {s: (scale * x).float().requires_grad_() for s, x in maps(SIZES, 4, seed=1).items()}
+    teacher = {s: (-scale * x).float() for s, x in maps(SIZES, 4, seed=2).items()}
+    loss = run(make(), student, teacher, random_trust(teacher))
+    loss.backward()
+    assert loss.isfinite() and loss >= 0
+    assert all(x.grad.isfinite().all() for x in student.values())
+
+
+def test_saturated_channels_against_the_limit():
+    """All mass of the teacher at the first location, of the student at the second."""
+    t, s = torch.zeros(1, 1, 1, 3), torch.zeros(1, 1, 1, 3)
+    t[..., 0], s[..., 1] = 1e4, 1e4
+    loss = channel_divergence(t, s, torch.ones(1, 1, 1, 3), 1.0)
+    assert loss.item() == pytest.approx(1e4, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    t, s = rand(2, 3, 5, 7, seed=1).to(dtype), rand(2, 3, 5, 7, seed=2).to(dtype)
+    loss = channel_divergence(t, s, torch.full((2, 1, 5, 7), 0.5, dtype=dtype), 1.0)
+    exact = channel_divergence(t.double(), s.double(), torch.full((2, 1, 5, 7), 0.5), 1.0)
+    assert loss.item() == pytest.approx(exact.item(), rel=3e-2)
+
+
+def test_adapters():
+    assert not list(make((4, 4)).parameters())
+    sizes = {8: (5, 6), 16: (3, 3)}
+    method = make((3, 5), sizes)
+    student, teacher = maps(sizes, 3, seed=1), maps(sizes, 5, seed=2)
+    run(method, student, teacher, random_trust(teacher)).backward()
+    # A softmax does not see a bias.
+    assert all(a.weight.grad.abs().sum() > 0 for a in method.adapters.values())
+    assert all(a.bias.grad is not None for a in method.adapters.values())

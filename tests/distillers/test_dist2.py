@@ -1,0 +1,509 @@
+"""Dist2: detection imitation against the detectors' own losses, feature imitation against NumPy."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.autograd import gradcheck
+
+from aid_d2.aid import LevelShape, Objects, TeacherLosses
+from aid_d2.distillers import Setting
+from aid_d2.distillers.dist2 import Dist2, detection_loss, feature_loss
+from aid_d2.distillers.soft_targets import mimic_losses
+from aid_d2.modeling import Observation
+from aid_d2.modeling.levels import LevelPair, pair_levels
+from aid_d2.modeling.observation import Call
+from aid_d2.trust import Trust
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import EventStorage
+from test_crosskd import family_without_backbone
+from toy import build, maps, rand, random_trust
+
+FAMILIES = ("RetinaNet", "FCOS", "GFL", "FasterRCNN")
+BOX_WEIGHTS = {"RetinaNet": 1.0, "FCOS": 0.75, "GFL": 4.0, "FasterRCNN": 1.0}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def detector_of(small_cfg, build_seeded):
+    """`detector_of(name, seed, width, changes)`: a family; its RPN draws every anchor."""
+
+    def make(name, seed=0, width=16, **changes):
+        if name == "FasterRCNN":
+            changes = {"MODEL.RPN.BATCH_SIZE_PER_IMAGE": 100000, **changes}
+        cfg = small_cfg(name, {"MODEL.FPN.OUT_CHANNELS": width, **changes})
+        return family_without_backbone(cfg, build_seeded, seed)
+
+    return make
+
+
+def batch(counts=(2, 1)):
+    boxes = torch.tensor([[8.0, 8, 40, 40], [30, 4, 90, 60]])
+    classes = torch.tensor([0, 2])
+    return [Instances((64, 96), gt_boxes=Boxes(boxes[:n]), gt_classes=classes[:n]) for n in counts]
+
+
+def features_of(family, width, seed, images=2):
+    """A map per level for images of 64x96."""
+    shape = {x.stride: (max(64 // x.stride, 1), max(96 // x.stride, 1)) for x in family.levels}
+    return {s: x.float() for s, x in maps(shape, width, images, seed).items()}
+
+
+def observe(family, width, seed, counts=(2, 1)):
+    objects = Objects.from_instances(batch(counts), CPU)
+    return Observation(features_of(family, width, seed, len(counts)), objects=objects)
+
+
+def detection_imitation(student, teacher, **changes):
+    """The method without feature imitation."""
+    teacher.model.requires_grad_(False)
+    node = Dist2.config()
+    node.IMITATION = ()
+    for key, value in changes.items():
+        setattr(node, key, value)
+    return Dist2(node, Setting(pair_levels(student, teacher), student, teacher))
+
+
+def full(features, weight=1.0):
+    return Trust({s: torch.full_like(x[:, :1], weight) for s, x in features.items()})
+
+
+# --- detection imitation
+
+
+def synthetic_losses(roi, seed=1):
+    """Two images of 2x3 locations with 2 anchors, and 2 + 1 objects if there is a second stage."""
+    values = [rand(2, 12, seed=seed + i).abs() for i in range(3)]
+    counts = [2, 1] if roi else [0, 0]
+    low = 10 * rand(sum(counts), 2, seed=7).abs()
+    return TeacherLosses(
+        levels=[LevelShape(8, 2, 3, 2)],
+        cls=values[0],
+        box=values[1],
+        owner=torch.full((2, 12), -1),
+        frequency=values[2],
+        image_normalizer=torch.ones(2),
+        batch_normalizer=torch.tensor(5.0),
+        background=torch.zeros(2, 1),
+        objects=Objects(torch.cat([low, low + 6], 1), torch.zeros(sum(counts)), counts, []),
+        roi=rand(sum(counts), seed=9).abs() if roi is not None else None,
+    )
+
+
+@pytest.mark.parametrize("roi", [None, False, True], ids=["one-stage", "no-objects", "two-stage"])
+def test_detection_loss_against_its_formula(roi):
+    losses = synthetic_losses(roi)
+    weight = rand(2, 1, 2, 3, seed=4).sigmoid()
+    trust = Trust({8: weight})
+    expected = 0.0
+    for image, anchor in np.ndindex(2, 12):
+        loss = (losses.cls + losses.box)[image, anchor].item()
+        w = weight[image, 0].flatten()[anchor // 2].item()
+        expected += w * losses.frequency[image, anchor].item() * loss / 5
+    if roi:
+        of_objects = trust.per_box(losses.objects.boxes.split([2, 1]))
+        assert len(set(of_objects.tolist())) == 3
+        expected += sum((of_objects * losses.roi).tolist()) / 3
+    assert detection_loss(losses, trust).item() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("roi", [None, True])
+def test_full_trust_is_bit_equal_to_the_loss_without(roi):
+    losses = synthetic_losses(roi)
+    expected = (losses.frequency * (losses.cls + losses.box)).sum() / losses.batch_normalizer
+    if roi:
+        expected = expected + losses.roi.sum() / 3
+    trust = Trust({8: torch.ones(2, 1, 2, 3, dtype=torch.float64)})
+    assert torch.equal(detection_loss(losses, trust), expected)
+
+
+def own_loss(name, family, features, instances):
+    """What the detector itself would train on, on these maps."""
+    model, maps = family.model, list(features.values())
+    predictions = family.head(maps)
+    with EventStorage():
+        if name == "FasterRCNN":
+            return rpn_loss(model, maps, predictions, instances) + roi_loss(model, maps, instances)
+        if name != "GFL":
+            # Where the running mean settles.
+            dense = family.dense(features, predictions)
+            owner = family.owners(dense, Objects.from_instances(instances, CPU))
+            model.loss_normalizer = max(int((owner >= 0).sum()), 1)
+        images = ImageList(torch.zeros(len(instances), 3, 64, 96), [(64, 96)] * len(instances))
+        return sum(model.forward_training(images, maps, predictions, instances).values())
+
+
+def rpn_loss(model, maps, predictions, instances):
+    rpn = model.proposal_generator
+    anchors = rpn.anchor_generator(maps)
+    logits, deltas = predictions
+    labels, boxes = rpn.label_and_sample_anchors(anchors, instances)
+    logits = [permute_to_N_HWA_K(x, 1).squeeze(-1) for x in logits]
+    deltas = [permute_to_N_HWA_K(x, 4) for x in deltas]
+    return sum(rpn.losses(anchors, logits, labels, deltas, boxes).values())
+
+
+def roi_loss(model, maps, instances):
+    heads = model.roi_heads
+    boxes = [x.gt_boxes for x in instances]
+    predictions = heads.box_predictor(heads.box_head(heads.box_pooler(maps[:4], boxes)))
+    for x in instances:
+        x.proposal_boxes = x.gt_boxes
+    return sum(heads.box_predictor.losses(predictions, instances).values())
+
+
+def gradients(loss, features):
+    return torch.autograd.grad(loss, list(features.values()), allow_unused=True)
+
+
+@pytest.mark.parametrize("counts", [(2, 1), (0, 2), (0, 0)], ids=str)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_di_is_the_teachers_own_loss_on_the_students_maps(detector_of, name, counts):
+    """And so is its gradient."""
+    student, teacher = detector_of(name, 0), detector_of(name, 50)
+    method = detection_imitation(student, teacher)
+    seen = observe(student, 16, 1, counts)
+    for x in seen.features.values():
+        x.requires_grad_()
+    loss = method(seen, observe(teacher, 16, 2, counts), full(seen.features))["di"]
+    expected = own_loss(name, teacher, seen.features, batch(counts))
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6)
+    for actual, wanted in zip(gradients(loss, seen.features), gradients(expected, seen.features)):
+        torch.testing.assert_close(actual, wanted, rtol=1e-3, atol=1e-5 * wanted.abs().max().item())
+    assert not list(method.parameters())
+
+
+@pytest.mark.parametrize("name", ["RetinaNet", "FCOS", "FasterRCNN"])
+def test_gradient_of_di_against_finite_differences(detector_of, name):
+    """Along the gradient. GFL's loss has weights without gradient: see the test above."""
+    teacher = detector_of(name, 50)
+    method = detection_imitation(detector_of(name, 0), teacher)
+    seen, theirs = observe(teacher, 16, 1), observe(teacher, 16, 2)
+    trust = Trust({s: rand(*x[:, :1].shape).sigmoid().float() for s, x in seen.features.items()})
+
+    def loss(features):
+        return method(Observation(features, objects=seen.objects), theirs, trust)["di"]
+
+    leaves = {s: x.clone().requires_grad_() for s, x in seen.features.items()}
+    gradient = dict(zip(leaves, gradients(loss(leaves), leaves)))
+    norm = torch.cat([g.flatten() for g in gradient.values()]).norm()
+    step = 0.02
+    up, down = (
+        loss({s: x + sign * step * gradient[s] / norm for s, x in seen.features.items()}).item()
+        for sign in (1, -1)
+    )
+    assert (up - down) / (2 * step) == pytest.approx(norm.item(), rel=0.02)
+
+
+def test_no_running_mean_takes_part(detector_of):
+    teacher = detector_of("RetinaNet", 50)
+    method = detection_imitation(detector_of("RetinaNet", 0), teacher)
+    seen = observe(teacher, 16, 1)
+    teacher.model.loss_normalizer = 77.0
+    before = {k: x.clone() for k, x in teacher.model.state_dict().items()}
+    first, second = (method(seen, seen, full(seen.features))["di"] for _ in range(2))
+    assert torch.equal(first, second) and teacher.model.loss_normalizer == 77.0
+    assert all(torch.equal(x, before[k]) for k, x in teacher.model.state_dict().items())
+
+
+@pytest.mark.parametrize("target", ["ground_truth", "teacher"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradient_reaches_adapters_and_student_but_not_the_teacher(detector_of, name, target):
+    student, teacher = detector_of(name, 0, width=16), detector_of(name, 50, width=24)
+    method = detection_imitation(student, teacher, DI_TARGET=target)
+    seen = observe(student, 16, 1, (2, 0))
+    for x in seen.features.values():
+        x.requires_grad_()
+    loss = method(seen, observe(teacher, 24, 2, (2, 0)), full(seen.features))["di"]
+    loss.backward()
+    assert len(list(method.parameters())) == 10
+    for x in [*seen.features.values(), *method.parameters()]:
+        assert x.grad.isfinite().all() and x.grad.any()
+    assert all(p.grad is None for p in teacher.model.parameters())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_di_with_the_teacher_as_target(detector_of, name):
+    student, teacher = detector_of(name, 0), detector_of(name, 50)
+    method = detection_imitation(student, teacher, DI_TARGET="teacher")
+    seen, theirs = observe(student, 16, 1), observe(teacher, 16, 2)
+    trust = Trust({s: x.float() for s, x in random_trust(seen.features).maps.items()})
+    loss = method(seen, theirs, trust)["di"]
+    predicted, target = (
+        teacher.dense(x.features, teacher.head(list(x.features.values()))) for x in (seen, theirs)
+    )
+    owner = teacher.owners(predicted, seen.objects)
+    cls, box = mimic_losses(
+        predicted,
+        target,
+        teacher.detector.__name__,
+        (owner >= 0).sum(),
+        trust.per_anchor(target.levels),
+    )
+    assert (owner >= 0).any()
+    assert loss.item() == pytest.approx((cls + BOX_WEIGHTS[name] * box).item(), rel=1e-5)
+
+    theirs.predictions = teacher.head(list(theirs.features.values()))
+    assert torch.equal(method(seen, theirs, trust)["di"], loss)
+    same = Observation(theirs.features, objects=seen.objects)
+    assert method(same, theirs, trust)["di"] < 1e-6 * loss
+
+
+@pytest.mark.parametrize("target", ["ground_truth", "teacher"])
+def test_student_of_another_family(detector_of, target):
+    student, teacher = detector_of("FCOS", 0), detector_of("GFL", 50)
+    method = detection_imitation(student, teacher, DI_TARGET=target)
+    seen = observe(student, 16, 1)
+    loss = method(seen, observe(teacher, 16, 2), full(seen.features))["di"]
+    assert loss.isfinite() and loss > 0
+
+
+@pytest.mark.parametrize("target", ["ground_truth", "teacher"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_constant_trust_scales_di(detector_of, name, target):
+    method = detection_imitation(detector_of(name, 0), detector_of(name, 50), DI_TARGET=target)
+    seen, theirs = (observe(method.teacher, 16, seed) for seed in (1, 2))
+    whole = method(seen, theirs, full(seen.features))["di"]
+    part = method(seen, theirs, full(seen.features, 0.3))["di"]
+    assert part.item() == pytest.approx(0.3 * whole.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 65504.0])
+@pytest.mark.parametrize("target", ["ground_truth", "teacher"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_extreme_maps_have_a_finite_di(detector_of, name, target, scale):
+    method = detection_imitation(detector_of(name, 0), detector_of(name, 50), DI_TARGET=target)
+    seen, theirs = (observe(method.teacher, 16, seed) for seed in (1, 2))
+    seen.features = {s: (scale * x).requires_grad_() for s, x in seen.features.items()}
+    loss = method(seen, theirs, full(theirs.features))["di"]
+    assert loss.isfinite()
+    assert all(x.isfinite().all() for x in gradients(loss, seen.features))
+
+
+# --- feature imitation
+
+
+class BottomUp(nn.Module):
+    """Shapes of the maps res3 to res5 of a backbone."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.channels = channels
+
+    def output_shape(self):
+        return {
+            f"res{i}": ShapeSpec(channels=c, stride=2**i) for i, c in enumerate(self.channels, 3)
+        }
+
+
+def family(bottom_up):
+    backbone = SimpleNamespace(**({"bottom_up": BottomUp(bottom_up)} if bottom_up else {}))
+    return SimpleNamespace(
+        model=SimpleNamespace(backbone=backbone), levels=[1, 2, 3], num_classes=3
+    )
+
+
+def toy_setting(student=(2, 3, 5), teacher=(2, 4, 5), necks=(4, 6), strides=(8, 16, 64)):
+    """Pyramids at strides 8, 16 and 64; backbones at 8, 16 and 32."""
+    pairs = [LevelPair(s, *necks, i) for i, s in enumerate(strides)]
+    return Setting(pairs, family(student), family(teacher))
+
+
+SIZES = {8: (5, 6), 16: (3, 3), 64: (1, 1)}
+
+
+def toy_observation(family, neck, seed, padding=0, dtype=torch.float32):
+    """The maps of the backbone are larger by the padding."""
+    bottom_up = family.model.backbone.bottom_up
+    output = {}
+    for name, shape in bottom_up.output_shape().items():
+        height, width = SIZES.get(shape.stride, (2, 2))
+        x = rand(2, shape.channels, height, width, seed=seed + shape.stride)
+        output[name] = torch.nn.functional.pad(x, (0, padding, 0, padding), value=9.0).to(dtype)
+    features = {s: x.float() for s, x in maps(SIZES, neck, seed=seed + 50).items()}
+    return Observation(features, calls={bottom_up: [Call((), output)]})
+
+
+def map_of(kind, observation, stride, family):
+    if kind == "N":
+        return observation.features[stride].numpy()
+    (call,) = observation.calls[family.model.backbone.bottom_up]
+    height, width = SIZES[stride]
+    name = {8: "res3", 16: "res4", 32: "res5"}[stride]
+    return call.output[name][..., :height, :width].float().numpy()
+
+
+def feature_imitation(setting, *strategies, **changes):
+    return build(Dist2, setting, DI_WEIGHT=0.0, IMITATION=strategies, **changes).float()
+
+
+def test_feature_loss_against_numpy():
+    s, t, weight = rand(2, 3, 4, 5, seed=1), rand(2, 3, 4, 5, seed=2), rand(2, 1, 4, 5).sigmoid()
+    expected = (weight.numpy() * (s.numpy() - t.numpy()) ** 2).sum() / 120
+    assert feature_loss(s, t, weight).item() == pytest.approx(expected, rel=1e-12)
+    assert gradcheck(lambda x: feature_loss(x, t, weight), (s.requires_grad_(),))
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+@pytest.mark.parametrize(
+    "imitation",
+    [("B2B",), ("N2N",), ("N2B",), ("B2N",), ("N2N", "B2N"), ("All2All",)],
+    ids=str,
+)
+def test_fi_against_numpy(imitation, padding):
+    setting = toy_setting()
+    method = feature_imitation(setting, *imitation, FI_WEIGHT=1.5)
+    for i, p in enumerate(method.parameters()):
+        p.data.copy_(rand(*p.shape, seed=i) / 2)
+    student = toy_observation(setting.student, 4, 1, padding)
+    teacher = toy_observation(setting.teacher, 6, 200, padding)
+    trust = Trust({s: x.float() for s, x in random_trust(student.features).maps.items()})
+    losses = method(student, teacher, trust)
+    strategies = ("B2B", "N2N", "N2B", "B2N") if imitation == ("All2All",) else imitation
+    expected = 0.0
+    for strategy in strategies:
+        # Backbones have no stride 64.
+        for stride in (8, 16, 64) if strategy == "N2N" else (8, 16):
+            conv = method.transforms[strategy][str(stride)]
+            kernel, bias = (p.detach().numpy() for p in (conv.weight, conv.bias))
+            s = map_of(strategy[0], student, stride, setting.student)
+            t = map_of(strategy[2], teacher, stride, setting.teacher)
+            s = np.einsum("oc,nchw->nohw", kernel[:, :, 0, 0], s) + bias[:, None, None]
+            expected += (trust.maps[stride].numpy() * (s - t) ** 2).mean()
+    assert set(losses) == {"fi"}
+    assert losses["fi"].item() == pytest.approx(1.5 * expected, rel=1e-5)
+
+
+def test_only_the_backbones_that_are_compared_are_tapped():
+    setting = toy_setting()
+    student, teacher = (x.model.backbone.bottom_up for x in (setting.student, setting.teacher))
+    for strategy, expected in (
+        ("B2B", ([student], [teacher])),
+        ("N2N", ([], [])),
+        ("N2B", ([], [teacher])),
+        ("B2N", ([student], [])),
+    ):
+        method = feature_imitation(setting, strategy)
+        assert (method.taps(setting.student), method.taps(setting.teacher)) == expected
+
+
+def test_a_student_equal_to_its_teacher_has_no_feature_loss():
+    setting = toy_setting(teacher=(2, 3, 5), necks=(4, 4))
+    method = feature_imitation(setting, "B2B", "N2N")
+    student = toy_observation(setting.student, 4, 1)
+    teacher = toy_observation(setting.teacher, 4, 1)
+    loss = method(student, teacher, full(student.features))["fi"]
+    loss.backward()
+    assert loss == 0 and all((p.grad == 0).all() for p in method.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_backbones_in_half_precision(dtype):
+    setting = toy_setting()
+    method = feature_imitation(setting, "All2All")
+    single, half = (
+        method(
+            toy_observation(setting.student, 4, 1, dtype=x),
+            toy_observation(setting.teacher, 6, 200, dtype=x),
+            full({s: torch.ones(2, 1, *size) for s, size in SIZES.items()}),
+        )["fi"]
+        for x in (torch.float32, dtype)
+    )
+    half.backward()
+    assert half.dtype == torch.float32 and half.item() == pytest.approx(single.item(), rel=0.01)
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in method.parameters())
+
+
+@pytest.mark.parametrize("weight", [0.3, 1e-3])
+def test_constant_trust_scales_fi(weight):
+    setting = toy_setting()
+    method = feature_imitation(setting, "All2All")
+    student, teacher = toy_observation(setting.student, 4, 1), toy_observation(
+        setting.teacher, 6, 9
+    )
+    whole, part = (
+        method(student, teacher, full(student.features, w))["fi"].item() for w in (1.0, weight)
+    )
+    assert part == pytest.approx(weight * whole, rel=1e-5)
+
+
+# --- keys
+
+
+def test_defaults():
+    node = Dist2.config()
+    assert (node.DI_WEIGHT, node.FI_WEIGHT) == (1.0, 1.0)
+    assert (node.DI_TARGET, node.IMITATION) == ("ground_truth", ("All2All",))
+
+
+@pytest.mark.parametrize("imitation", [("B2C",), "B2B", ("N2N", "all")])
+def test_unknown_strategies_are_named(imitation):
+    with pytest.raises(ValueError, match="DISTILL.DIST2.IMITATION is .*All2All"):
+        build(Dist2, toy_setting(), DI_WEIGHT=0.0, IMITATION=imitation)
+
+
+def test_nothing_to_learn_is_refused():
+    with pytest.raises(ValueError, match="DI_WEIGHT is 0 and IMITATION is empty"):
+        build(Dist2, toy_setting(), DI_WEIGHT=0.0, IMITATION=())
+
+
+@pytest.mark.parametrize(
+    "student,teacher,who,works",
+    [
+        (None, (2, 3, 5), "student", r"\['N2N', 'N2B'\]"),
+        ((2, 3, 5), None, "teacher", r"\['N2N', 'B2N'\]"),
+        (None, None, "student and teacher", r"\['N2N'\]"),
+    ],
+)
+def test_backbones_without_bottom_up_leave_some_strategies(student, teacher, who, works):
+    setting = toy_setting(student, teacher)
+    with pytest.raises(ValueError, match=f"backbone of the {who} has no .* among {works}"):
+        feature_imitation(setting, "All2All")
+    feature_imitation(setting, "N2N")
+
+
+def test_a_strategy_without_common_strides_is_named():
+    with pytest.raises(ValueError, match="IMITATION: B2N finds no maps of equal stride"):
+        feature_imitation(toy_setting(strides=(64,)), "N2N", "B2N")
+
+
+def test_detectors_that_di_cannot_serve_are_named(detector_of):
+    gfl, other = detector_of("GFL", 0), detector_of("GFL", 50, **{"MODEL.GFL.NUM_CLASSES": 2})
+    with pytest.raises(ValueError, match="DI_TARGET is 'truth'; choose"):
+        detection_imitation(gfl, gfl, DI_TARGET="truth")
+    with pytest.raises(ValueError, match="student has 3 classes and the teacher 2.*DI_TARGET"):
+        detection_imitation(gfl, other)
+    detection_imitation(gfl, other, DI_TARGET="teacher")
+    with pytest.raises(ValueError, match="head needs maps at strides .8, 16, 32, 64, 128."):
+        detection_imitation(detector_of("FasterRCNN", 0), gfl)
+    agnostic = detector_of("FasterRCNN", 0)
+    agnostic.model.proposal_generator.anchor_boundary_thresh = 0
+    with pytest.raises(ValueError, match="loss of the teacher's detector is not known"):
+        detection_imitation(detector_of("FasterRCNN", 50), agnostic)
+
+
+# --- detectors
+
+
+@pytest.mark.parametrize("name", ["RetinaNet", "FasterRCNN"])
+def test_step_of_a_student_with_the_teachers_weights(distilled_cfg, build_seeded, make_batch, name):
+    """Up to the seed, which is that of the teachers, student and teacher are one detector."""
+    changes = {"DISTILL.METHODS": ("Dist2",), "DISTILL.AID.ENABLED": False}
+    changes["DISTILL.DIST2.IMITATION"] = ("B2B", "N2N")
+    model = build_seeded(distilled_cfg(name, changes), 100).train()
+    with EventStorage():
+        losses = model(make_batch())
+    assert losses["loss_Dist2_fi"] == 0
+    objects = Objects.from_instances([x["instances"] for x in make_batch()], CPU)
+    teacher = model.teacher.losses(model.teacher.observe(make_batch(), "BGR", True), objects)
+    expected = (teacher.frequency * (teacher.cls + teacher.box)).sum() / teacher.batch_normalizer
+    if teacher.roi is not None:
+        expected = expected + teacher.roi.mean()
+    torch.testing.assert_close(losses["loss_Dist2_di"], expected)
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.distiller.parameters())
+    assert model.student.backbone.fpn_output4.weight.grad.any()

@@ -1,0 +1,99 @@
+"""Hint learning against its formula in NumPy, float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from aid_d2.distillers.hint import Hint, hint_loss
+from aid_d2.modeling import Observation
+from toy import build, constant_trust, maps, rand, random_trust, setting, shake
+
+SIZES = {8: (5, 6), 16: (3, 3), 32: (1, 2), 64: (1, 1)}
+
+
+def make(channels=(4, 4), **changes):
+    return build(Hint, setting(SIZES, channels), **changes)
+
+
+def run(method, student, teacher, trust):
+    return method(Observation(student), Observation(teacher), trust)["feature"]
+
+
+@pytest.mark.parametrize("channels", [(4, 4), (3, 5)], ids=str)
+def test_loss_against_numpy(channels):
+    student, teacher = maps(SIZES, channels[0], seed=1), maps(SIZES, channels[1], seed=2)
+    trust = random_trust(teacher)
+    method = shake(make(channels))
+    expected = 0.0
+    for stride in SIZES:
+        conv = method.adapters[str(stride)]
+        weight, bias = conv.weight.detach().numpy()[:, :, 0, 0], conv.bias.detach().numpy()
+        adapted = np.einsum("oc,nchw->nohw", weight, student[stride].numpy())
+        adapted = adapted + bias[:, None, None]
+        difference = teacher[stride].numpy() - adapted
+        expected += np.mean(trust.maps[stride].numpy() * difference**2)
+    # The published weight is 1.
+    assert run(method, student, teacher, trust).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_weight_scales_the_loss():
+    student, teacher = maps(SIZES, 4, seed=1), maps(SIZES, 4, seed=2)
+    trust = random_trust(teacher)
+    once, thrice = (run(make(WEIGHT=w), student, teacher, trust) for w in (1.0, 3.0))
+    assert thrice.item() == pytest.approx(3 * once.item(), rel=1e-12)
+
+
+def test_gradient():
+    t, weight = rand(2, 3, 2, 3, seed=1), rand(2, 1, 2, 3, seed=2).sigmoid()
+    s = rand(2, 3, 2, 3, seed=3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: hint_loss(t, x, weight), s)
+
+
+@pytest.mark.parametrize("weight", [0.3, 1e-3])
+def test_constant_trust_scales_the_loss(weight):
+    student, teacher = maps(SIZES, 4, seed=1), maps(SIZES, 4, seed=2)
+    method = shake(make())
+    full = run(method, student, teacher, constant_trust(teacher))
+    weighted = run(method, student, teacher, constant_trust(teacher, weight))
+    assert weighted.item() == pytest.approx(weight * full.item(), rel=1e-12)
+
+
+def test_full_trust_is_the_formula_bit_for_bit():
+    t, s = rand(2, 3, 5, 7, seed=1).float(), rand(2, 3, 5, 7, seed=2).float()
+    assert torch.equal(hint_loss(t, s, torch.ones(2, 1, 5, 7)), ((t - s) ** 2).mean())
+
+
+def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
+    teacher = {s: x.float() for s, x in maps(SIZES, 4).items()}
+    student = {s: x.clone().requires_grad_() for s, x in teacher.items()}
+    method = make().float()
+    loss = run(method, student, teacher, random_trust(teacher))
+    loss.backward()
+    assert loss.item() == 0
+    assert all((x.grad == 0).all() for x in [*student.values(), *method.parameters()])
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 65504.0])
+def test_extreme_maps_give_a_finite_loss_and_gradients(scale):
+    student = {s: (scale * x).float().requires_grad_() for s, x in maps(SIZES, 4, seed=1).items()}
+    teacher = {s: (-scale * x).float() for s, x in maps(SIZES, 4, seed=2).items()}
+    method = make().float()
+    loss = run(method, student, teacher, constant_trust(teacher, 1e-35))
+    loss.backward()
+    assert loss.isfinite()
+    assert all(x.grad.isfinite().all() for x in [*student.values(), *method.parameters()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    t, s = rand(2, 3, 5, 7, seed=1).to(dtype), rand(2, 3, 5, 7, seed=2).to(dtype)
+    weight = torch.full((2, 1, 5, 7), 0.5, dtype=dtype)
+    expected = 0.5 * ((t - s).double() ** 2).mean()
+    assert hint_loss(t, s, weight).item() == pytest.approx(expected.item(), rel=1e-2)
+
+
+def test_every_adapter_has_a_gradient():
+    method = make((3, 5))
+    student, teacher = maps(SIZES, 3, seed=1), maps(SIZES, 5, seed=2)
+    run(method, student, teacher, random_trust(teacher)).backward()
+    assert all(p.grad.abs().sum() > 0 for p in method.parameters())

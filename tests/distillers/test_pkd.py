@@ -1,0 +1,159 @@
+"""PKD against Pearson's correlation in NumPy, float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from aid_d2.distillers.pkd import PKD, correlation_loss, standardize
+from aid_d2.modeling import Observation
+from toy import build, constant_trust, maps, rand, random_trust, setting, shake
+
+SIZES = {8: (5, 6), 16: (3, 3), 32: (1, 2), 64: (1, 1)}
+# Weight on each level (released configs).
+PUBLISHED = {"RetinaNet": 10.0, "FCOS": 10.0, "GFL": 10.0, "GeneralizedRCNN": 6.0}
+
+
+def make(channels=(4, 4), detector="RetinaNet", sizes=SIZES):
+    return build(PKD, setting(sizes, channels, detector))
+
+
+def run(method, student, teacher, trust):
+    return method(Observation(student), Observation(teacher), trust)["feature"]
+
+
+def numpy_standardize(x):
+    result = np.empty_like(x)
+    for c in range(x.shape[1]):
+        values = x[:, c].reshape(-1)
+        mean = sum(values) / len(values)
+        deviation = np.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
+        result[:, c] = (x[:, c] - mean) / (deviation + 1e-6)
+    return result
+
+
+def numpy_conv1(x, conv):
+    weight, bias = conv.weight.detach().numpy()[:, :, 0, 0], conv.bias.detach().numpy()
+    return np.einsum("oc,nchw->nohw", weight, x) + bias[:, None, None]
+
+
+@pytest.mark.parametrize("channels", [(4, 4), (3, 5)], ids=str)
+@pytest.mark.parametrize("detector", PUBLISHED)
+def test_loss_against_numpy(detector, channels):
+    student, teacher = maps(SIZES, channels[0], seed=1), maps(SIZES, channels[1], seed=2)
+    trust = random_trust(teacher)
+    method = shake(make(channels, detector))
+    expected = 0.0
+    for stride in SIZES:
+        s, t = student[stride].numpy(), teacher[stride].numpy()
+        if channels[0] != channels[1]:
+            s = numpy_conv1(s, method.adapters[str(stride)])
+        difference = numpy_standardize(t) - numpy_standardize(s)
+        expected += np.mean(trust.maps[stride].numpy() * difference**2) / 2
+    loss = run(method, student, teacher, trust)
+    assert loss.item() == pytest.approx(PUBLISHED[detector] * expected, rel=1e-9)
+
+
+def test_loss_is_one_minus_pearson():
+    t, s = rand(2, 5, 6, 7, seed=1), rand(2, 5, 6, 7, seed=2)
+    correlation = [
+        np.corrcoef(t[:, c].numpy().ravel(), s[:, c].numpy().ravel())[0, 1] for c in range(5)
+    ]
+    loss = correlation_loss(t, s, torch.ones(2, 1, 6, 7))
+    # Up to the 1e-6 beside the deviation.
+    assert loss.item() == pytest.approx(1 - np.mean(correlation), rel=1e-5)
+
+
+def test_mean_and_scale_of_the_student_do_not_matter():
+    teacher = maps({8: (5, 6)}, 4)
+    student = {8: 30 * teacher[8] - 7}
+    loss = run(make(sizes=[8]), student, teacher, constant_trust(teacher))
+    assert loss.item() == pytest.approx(0, abs=1e-10)
+
+
+def test_gradient_flows_through_the_statistics():
+    t, weight = rand(2, 2, 2, 3, seed=1), rand(2, 1, 2, 3, seed=2).sigmoid()
+    s = rand(2, 2, 2, 3, seed=3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: correlation_loss(t, x, weight), s)
+
+
+@pytest.mark.parametrize("weight", [0.3, 1e-3])
+def test_constant_trust_scales_the_loss(weight):
+    student, teacher = maps(SIZES, 4, seed=1), maps(SIZES, 4, seed=2)
+    full = run(make(), student, teacher, constant_trust(teacher))
+    weighted = run(make(), student, teacher, constant_trust(teacher, weight))
+    assert weighted.item() == pytest.approx(weight * full.item(), rel=1e-12)
+
+
+def test_full_trust_is_the_formula_bit_for_bit():
+    t, s = rand(2, 3, 5, 7, seed=1).float(), rand(2, 3, 5, 7, seed=2).float()
+    expected = ((standardize(t) - standardize(s)) ** 2).mean() / 2
+    assert torch.equal(correlation_loss(t, s, torch.ones(2, 1, 5, 7)), expected)
+
+
+def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
+    teacher = {s: x.float() for s, x in maps(SIZES, 4).items()}
+    student = {s: x.clone().requires_grad_() for s, x in teacher.items()}
+    loss = run(make(), student, teacher, random_trust(teacher))
+    loss.backward()
+    assert loss.item() == 0
+    assert all((x.grad == 0).all() for x in student.values())
+
+
+def test_constant_channels():
+    """In the student, in the teacher and in both, single precision."""
+    t, s = rand(2, 4, 5, 6, seed=1).float(), rand(2, 4, 5, 6, seed=2).float()
+    s[:, 0], t[:, 1], s[:, 2], t[:, 2] = 0.1, 1e4, -3.0, 5.0
+    s.requires_grad_()
+    weight = torch.ones(2, 1, 5, 6)
+    loss = correlation_loss(t, s, weight)
+    loss.backward()
+    # A constant channel has no correlation and half the loss of one without any; two have none.
+    varying = correlation_loss(t[:, 3:], s[:, 3:], weight).item()
+    assert loss.item() == pytest.approx((0.5 + 0.5 + 0 + varying) / 4, rel=1e-3)
+    assert s.grad.isfinite().all() and (s.grad[:, 2] == 0).all()
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("size", [(1, 1), (1, 2)])
+def test_tiny_maps(images, size):
+    sizes = {128: size}
+    student = {128: rand(images, 4, *size, seed=1).float().requires_grad_()}
+    teacher = {128: rand(images, 4, *size, seed=2).float()}
+    loss = run(make(sizes=sizes), student, teacher, constant_trust(teacher))
+    loss.backward()
+    assert loss.isfinite() and student[128].grad.isfinite().all()
+    # A single value per channel has nothing to correlate.
+    assert (loss == 0) == (images * size[0] * size[1] == 1)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 65504.0])
+def test_extreme_maps_give_a_finite_loss_and_gradients(scale):
+    student = {s: (scale * x).float().requires_grad_() for s, x in maps(SIZES, 4, seed=1).items()}
+    teacher = {s: (-scale * x).float() for s, x in maps(SIZES, 4, seed=2).items()}
+    loss = run(make(), student, teacher, constant_trust(teacher, 1e-35))
+    loss.backward()
+    assert loss.isfinite()
+    assert all(x.grad.isfinite().all() for x in student.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    t, s = rand(2, 3, 5, 7, seed=1).to(dtype), rand(2, 3, 5, 7, seed=2).to(dtype)
+    t[:, 0] = 2.0
+    loss = correlation_loss(t, s, torch.full((2, 1, 5, 7), 0.5, dtype=dtype))
+    difference = numpy_standardize(t.double().numpy()) - numpy_standardize(s.double().numpy())
+    assert loss.item() == pytest.approx(np.mean(0.5 * difference**2) / 2, rel=2e-2)
+
+
+def test_adapters():
+    assert not list(make((4, 4)).parameters())
+    sizes = {8: (5, 6), 16: (3, 3)}
+    method = make((3, 5), sizes=sizes)
+    student, teacher = maps(sizes, 3, seed=1), maps(sizes, 5, seed=2)
+    run(method, student, teacher, random_trust(teacher)).backward()
+    assert {name for name, _ in method.named_parameters()} == {
+        f"adapters.{stride}.{kind}" for stride in sizes for kind in ("weight", "bias")
+    }
+    # The mean does not matter, and so neither does the bias.
+    assert all(a.weight.grad.abs().sum() > 0 for a in method.adapters.values())
+    assert all(a.bias.grad is not None for a in method.adapters.values())

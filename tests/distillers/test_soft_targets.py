@@ -1,0 +1,243 @@
+"""The teacher's predictions as targets, against their formulas in NumPy, float64."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from aid_d2.aid import BACKGROUND, IGNORED, LevelShape
+from aid_d2.distillers.soft_targets import (
+    count_positive,
+    distribution_divergence,
+    iou_loss,
+    mimic_losses,
+    soft_quality_loss,
+)
+from aid_d2.modeling.dense_output import DenseOutput
+from aid_d2.modeling.gfl import BoxDistribution
+from toy import rand
+
+EXTREME = [-1e4, -100.0, -30.0, -1.0, 0.0, 2.0, 30.0, 100.0, 1e4]
+
+
+def sigmoid(z):
+    return 1 / (1 + math.exp(-z)) if z >= 0 else math.exp(z) / (1 + math.exp(z))
+
+
+def log_sigmoid(z):
+    return -math.log1p(math.exp(-z)) if z >= 0 else z - math.log1p(math.exp(z))
+
+
+def reference_quality(logits, targets):
+    """One anchor: logits and targets (K,)."""
+    total = 0.0
+    for z, t in zip(logits, targets):
+        p, q = sigmoid(z), sigmoid(t)
+        total += abs(p - q) * -(q * log_sigmoid(z) + (1 - q) * log_sigmoid(-z))
+    return total
+
+
+def overlap(a, b):
+    """Intersection, union and enclosing area of two boxes."""
+    width = max(min(a[2], b[2]) - max(a[0], b[0]), 0)
+    height = max(min(a[3], b[3]) - max(a[1], b[1]), 0)
+    area = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
+    hull = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
+    return width * height, area - width * height, hull
+
+
+def reference_giou(a, b):
+    intersection, union, hull = overlap(a, b)
+    return 1 - intersection / union + (hull - union) / hull
+
+
+def reference_iou(a, b):
+    intersection, union, _ = overlap(a, b)
+    return -math.log((intersection + 1) / (union + 1))
+
+
+def reference_divergence(logits, targets):
+    """One anchor: (4(n+1),), mean of the sides' KL(q || p)."""
+    total = 0.0
+    for z, t in zip(logits.reshape(4, -1), targets.reshape(4, -1)):
+        log_p, log_q = (x - x.max() - np.log(np.exp(x - x.max()).sum()) for x in (z, t))
+        total += (np.exp(log_q) * (log_q - log_p)).sum()
+    return total / 4
+
+
+def boxes(*shape, seed):
+    """Random boxes of 5 to 40 pixels."""
+    low = 30 * rand(*shape, 2, seed=seed)
+    return torch.cat([low, low + 5 + 35 * rand(*shape, 2, seed=seed + 1).sigmoid()], dim=-1)
+
+
+# --- the scores
+
+
+def test_soft_quality_loss_against_its_formula():
+    logits, targets = 3 * rand(2, 5, 4, seed=1), 3 * rand(2, 5, 4, seed=2)
+    actual = soft_quality_loss(logits, targets)
+    for index in np.ndindex(2, 5):
+        expected = reference_quality(logits[index].tolist(), targets[index].tolist())
+        assert actual[index].item() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("z", EXTREME)
+def test_soft_quality_loss_of_saturated_scores(z):
+    for t in EXTREME:
+        logits = torch.tensor([[z]], dtype=torch.float64, requires_grad=True)
+        loss = soft_quality_loss(logits, torch.tensor([[t]], dtype=torch.float64))
+        loss.sum().backward()
+        assert loss.item() == pytest.approx(reference_quality([z], [t]), rel=1e-9, abs=1e-9)
+        assert logits.grad.isfinite().all()
+        single = logits.detach().float().requires_grad_()
+        loss = soft_quality_loss(single, torch.tensor([[t]]))
+        loss.sum().backward()
+        assert loss.item() == pytest.approx(reference_quality([z], [t]), rel=1e-5, abs=1e-5)
+        assert single.grad.isfinite().all()
+
+
+def test_soft_quality_loss_has_a_gradient_in_its_weight_too():
+    targets = rand(3, 4, seed=2)
+    assert gradcheck(
+        lambda x: soft_quality_loss(x, targets), (rand(3, 4, seed=1).requires_grad_(),)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_finite(dtype):
+    logits = (20 * rand(2, 6, 3, seed=1)).to(dtype).requires_grad_()
+    sides = (20 * rand(2, 6, 68, seed=2)).to(dtype).requires_grad_()
+    loss = soft_quality_loss(logits, logits.detach().flip(1)).sum()
+    loss = loss + distribution_divergence(sides, sides.detach().flip(1)).sum()
+    loss.backward()
+    assert loss.isfinite() and logits.grad.isfinite().all() and sides.grad.isfinite().all()
+
+
+# --- the boxes
+
+
+def test_iou_loss_against_its_formula():
+    a, b = boxes(40, seed=1), boxes(40, seed=7)
+    a[0] = torch.tensor([0.0, 0, 10, 10])
+    b[0] = torch.tensor([50.0, 50, 60, 70])
+    expected = [reference_iou(x, y) for x, y in zip(a.tolist(), b.tolist())]
+    np.testing.assert_allclose(iou_loss(a, b).numpy(), expected, rtol=1e-10)
+    assert gradcheck(lambda x: iou_loss(x, b[1:]), (a[1:].requires_grad_(),))
+
+
+def test_iou_loss_of_boxes_without_area():
+    point = torch.tensor([[5.0, 5, 5, 5], [5, 0, 5, 10], [0, 0, 10, 10]], dtype=torch.float64)
+    a = point.repeat_interleave(3, 0).requires_grad_()
+    loss = iou_loss(a, point.repeat(3, 1)).view(3, 3)
+    assert (loss.diagonal() == 0).all()
+    assert loss[0, 2].item() == pytest.approx(math.log(101))
+    loss.sum().backward()
+    assert a.grad.isfinite().all() and a.grad.abs().max() <= 20
+
+
+def test_distribution_divergence_against_its_formula():
+    logits, targets = 3 * rand(2, 5, 20, seed=1), 3 * rand(2, 5, 20, seed=2)
+    actual = distribution_divergence(logits, targets)
+    for index in np.ndindex(2, 5):
+        expected = reference_divergence(logits[index].numpy(), targets[index].numpy())
+        assert actual[index].item() == pytest.approx(expected, rel=1e-9)
+    assert gradcheck(
+        lambda x: distribution_divergence(x, targets), (logits.clone().requires_grad_(),)
+    )
+    assert (distribution_divergence(targets, targets) == 0).all()
+
+
+@pytest.mark.parametrize("scale", [100.0, 1e4])
+def test_distribution_divergence_of_saturated_bins(scale):
+    logits = (scale * rand(4, 20, seed=1)).float().requires_grad_()
+    targets = (scale * rand(4, 20, seed=2)).float()
+    loss = distribution_divergence(logits, targets)
+    expected = [
+        reference_divergence(x, y)
+        for x, y in zip(logits.detach().double().numpy(), targets.double().numpy())
+    ]
+    np.testing.assert_allclose(loss.detach().numpy(), expected, rtol=1e-4)
+    loss.sum().backward()
+    assert logits.grad.isfinite().all()
+
+
+# --- both
+
+
+class Corners:
+    """A box transform whose regression is the box."""
+
+    @staticmethod
+    def apply_deltas(deltas, anchors):
+        return deltas
+
+
+def dense_output(detector, seed, classes=3):
+    """Two images of 2x3 locations with an anchor each."""
+    gfl = detector == "GFL"
+    low = 20 * rand(6, 2, seed=40)
+    return DenseOutput(
+        levels=[LevelShape(8, 2, 3, 1)],
+        anchors=torch.cat([low, low + 64], dim=1),
+        logits=2 * rand(2, 6, classes, seed=seed),
+        regression=2 * rand(2, 6, 20, seed=seed + 1) if gfl else boxes(2, 6, seed=seed + 1),
+        transform=BoxDistribution(4) if gfl else Corners(),
+    )
+
+
+def box_reference(detector, predicted, target, index):
+    if detector == "GFL":
+        return reference_divergence(
+            predicted.regression[index].numpy(), target.regression[index].numpy()
+        )
+    loss = reference_iou if detector == "FCOS" else reference_giou
+    return loss(predicted.boxes[index].tolist(), target.boxes[index].tolist())
+
+
+@pytest.mark.parametrize("detector", ["RetinaNet", "FCOS", "GFL", "GeneralizedRCNN"])
+def test_mimic_losses_against_their_formulas(detector):
+    predicted, target = dense_output(detector, 1), dense_output(detector, 11)
+    weight = rand(2, 6, seed=21).sigmoid()
+    cls, box = mimic_losses(predicted, target, detector, torch.tensor(3), weight)
+    expected_cls = expected_box = confidence = 0.0
+    for index in np.ndindex(2, 6):
+        w, score = weight[index].item(), max(map(sigmoid, target.logits[index].tolist()))
+        expected_cls += w * reference_quality(
+            predicted.logits[index].tolist(), target.logits[index].tolist()
+        )
+        expected_box += w * score * box_reference(detector, predicted, target, index)
+        confidence += score
+    assert confidence > 1
+    assert cls.item() == pytest.approx(expected_cls / 3, rel=1e-6)
+    assert box.item() == pytest.approx(expected_box / confidence, rel=1e-6)
+
+
+def test_a_teacher_that_sees_nothing_does_not_blow_up_the_box_loss():
+    """The divisor is at least 1."""
+    predicted, target = dense_output("FCOS", 1), dense_output("FCOS", 11)
+    target.logits = target.logits - 20
+    _, box = mimic_losses(predicted, target, "FCOS", torch.tensor(1), torch.ones(2, 6))
+    expected = sum(
+        sigmoid(target.logits[i].max().item()) * box_reference("FCOS", predicted, target, i)
+        for i in np.ndindex(2, 6)
+    )
+    assert box.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("detector", ["RetinaNet", "FCOS", "GFL"])
+def test_predictions_equal_to_the_teachers_have_no_loss(detector):
+    target = dense_output(detector, 1)
+    losses = mimic_losses(target, target, detector, torch.tensor(3), torch.ones(2, 6))
+    assert [x.item() for x in losses] == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_positive_anchors_are_counted_over_the_batch_and_are_at_least_one():
+    owner = torch.tensor([[3, BACKGROUND, 0], [IGNORED, BACKGROUND, 5]])
+    family = SimpleNamespace(owners=lambda dense, objects: owner)
+    assert count_positive(family, None, None) == 3
+    owner = torch.full((2, 3), BACKGROUND)
+    assert count_positive(family, None, None) == 1
