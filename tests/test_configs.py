@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from aid_d2 import add_aid_config
+from aid_d2.distillers import build
 from aid_d2.modeling import Teacher, family_of
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -96,6 +97,8 @@ def test_builds_at_full_size_with_the_classes_of_its_data(name, monkeypatch):
         return cls(build_without_memory(teacher_cfg), teacher_cfg.INPUT.FORMAT)
 
     monkeypatch.setattr(Teacher, "from_config", classmethod(teacher))
+    # Without memory anchors have no values to compare; small detectors do compare them.
+    monkeypatch.setattr(build, "_same_anchors", lambda *families: True)
     cfg = load(name)
     model = build_without_memory(cfg)
     families = [family_of(getattr(model, "student", model))]

@@ -49,8 +49,8 @@ def _published(position: int, detector: str) -> CN:
 
 @DISTILLER_REGISTRY.register()
 class CrossKD(Distiller):
-    """The student's towers up to a convolution, then the teacher's: the predictions are to equal the
-    teacher's own.
+    """The student's towers up to a convolution, then the teacher's: what this predicts is to equal
+    the teacher's own predictions.
 
     What convolution i of the student's tower gives, before its activation, gets per level the
     channel statistics of the teacher at the same place. It goes through the rest of the frozen

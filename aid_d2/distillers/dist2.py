@@ -141,7 +141,7 @@ class Dist2(Distiller):
 
     @torch.no_grad()
     def _target(self, teacher):
-        """The teacher's own predictions, which are there if AID or another method asked for them."""
+        """The teacher's own predictions, which are there if AID or a method asked for them."""
         predictions = teacher.predictions
         if predictions is None:
             predictions = self.teacher.head(list(teacher.features.values()))
@@ -174,8 +174,8 @@ class Dist2(Distiller):
         if not strides:
             raise ValueError(
                 f"DISTILL.DIST2.IMITATION: {strategy} finds no maps of equal stride among the "
-                f"student's {sorted(source)}, the teacher's {sorted(target)} and the levels of both "
-                f"pyramids {[x.stride for x in setting.pairs]}. Leave it out."
+                f"student's {sorted(source)}, the teacher's {sorted(target)} and the levels of "
+                f"both pyramids {[x.stride for x in setting.pairs]}. Leave it out."
             )
         return nn.ModuleDict({str(x): identity_conv(source[x], target[x], 1) for x in strides})
 
@@ -195,9 +195,9 @@ class Dist2(Distiller):
         classes = self.student.num_classes, self.teacher.num_classes
         if classes[0] != classes[1]:
             raise ValueError(
-                f"DISTILL.DIST2: the student has {classes[0]} classes and the teacher {classes[1]}, "
-                "so that its head cannot predict the ground truth. Use a teacher of the same "
-                f"classes, set DISTILL.DIST2.DI_TARGET teacher, {leave_out}"
+                f"DISTILL.DIST2: the student has {classes[0]} classes and the teacher has "
+                f"{classes[1]}, so that its head cannot predict the ground truth. Use a teacher "
+                f"of the same classes, set DISTILL.DIST2.DI_TARGET teacher, {leave_out}"
             )
         try:
             self.teacher.check_losses()

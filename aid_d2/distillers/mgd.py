@@ -56,7 +56,7 @@ class MGD(Distiller):
             {str(pair.stride): _generation(pair.teacher_channels) for pair in setting.pairs}
         )
         # Of the next masks; processes that start from different seeds mask different locations.
-        self.seed = int(torch.randint(2**62, ()))
+        self.seed = torch.initial_seed() % 2**62
 
     def forward(self, student, teacher, trust):
         device = next(iter(student.features.values())).device

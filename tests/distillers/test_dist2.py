@@ -475,7 +475,7 @@ def test_detectors_that_di_cannot_serve_are_named(detector_of):
     gfl, other = detector_of("GFL", 0), detector_of("GFL", 50, **{"MODEL.GFL.NUM_CLASSES": 2})
     with pytest.raises(ValueError, match="DI_TARGET is 'truth'; choose"):
         detection_imitation(gfl, gfl, DI_TARGET="truth")
-    with pytest.raises(ValueError, match="student has 3 classes and the teacher 2.*DI_TARGET"):
+    with pytest.raises(ValueError, match="student has 3 classes and the teacher has 2.*DI_TARGET"):
         detection_imitation(gfl, other)
     detection_imitation(gfl, other, DI_TARGET="teacher")
     with pytest.raises(ValueError, match="head needs maps at strides .8, 16, 32, 64, 128."):
