@@ -12,23 +12,13 @@ from detectron2.config import CfgNode as CN
 from ..aid import TeacherLosses, Trust
 from .adapters import channel_adapters, identity_conv
 from .base import DISTILLER_REGISTRY, Distiller
+from .hint import hint_loss
 from .soft_targets import MIMIC_BOX_WEIGHTS, count_positive, mimic_losses
 
 # Student's map 2 teacher's map: of the backbone below the pyramid (B) or of the pyramid (N: neck).
 STRATEGIES = ("B2B", "N2N", "N2B", "B2N")
 ALL = "All2All"
 TARGETS = ("ground_truth", "teacher")
-
-
-def feature_loss(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
-    """``L_feat = sum W (S - T)^2 / K``, K the number of elements.
-
-    Args:
-        student: S (N, C, H, W), adapted.
-        teacher: T of the same shape.
-        weight: W of AID (N, 1, H, W).
-    """
-    return (weight * (student - teacher) ** 2).mean()
 
 
 def detection_loss(losses: TeacherLosses, trust: Trust) -> Tensor:
@@ -156,7 +146,7 @@ class Dist2(Distiller):
             # Maps of the backbone still have the padding of each detector.
             height, width = weight.shape[-2:]
             s, t = (x[int(stride)][..., :height, :width] for x in (source, target))
-            losses.append(feature_loss(transform(s), t, weight))
+            losses.append(hint_loss(t, transform(s), weight))
         return losses
 
     def _transforms(self, strategy, setting) -> nn.ModuleDict:

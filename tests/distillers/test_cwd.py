@@ -88,39 +88,11 @@ def test_the_teacher_is_the_minimum_for_every_trust():
         assert channel_divergence(t, t + 0.1 * rand(1, 3, 4, 5, seed=seed), weight, 1.0) > 0
 
 
-@pytest.mark.parametrize("weight", [0.3, 1e-3])
-def test_constant_trust_scales_the_loss(weight):
-    student, teacher = maps(SIZES, 4, seed=1), maps(SIZES, 4, seed=2)
-    full = run(make(), student, teacher, constant_trust(teacher))
-    weighted = run(make(), student, teacher, constant_trust(teacher, weight))
-    assert weighted.item() == pytest.approx(weight * full.item(), rel=1e-12)
-
-
 def test_full_trust_is_the_formula_bit_for_bit():
     t, s = rand(2, 3, 5, 7, seed=1).float(), rand(2, 3, 5, 7, seed=2).float()
     log_p, log_q = t.flatten(2).log_softmax(2), s.flatten(2).log_softmax(2)
     terms = log_p.exp() * (log_p - log_q) - log_p.exp() + log_q.exp()
     assert torch.equal(channel_divergence(t, s, torch.ones(2, 1, 5, 7), 1.0), terms.sum() / (2 * 3))
-
-
-def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
-    teacher = {s: x.float() for s, x in maps(SIZES, 4).items()}
-    student = {s: x.clone().requires_grad_() for s, x in teacher.items()}
-    loss = run(make(), student, teacher, random_trust(teacher))
-    loss.backward()
-    assert loss.item() == 0
-    for x in student.values():
-        assert x.grad.abs().max() < 1e-7
-
-
-@pytest.mark.parametrize("scale", [0.0, 1e-20, 100.0, 1e4, 65504.0])
-def test_extreme_maps_give_a_finite_loss_and_gradients(scale):
-    student = {s: (scale * x).float().requires_grad_() for s, x in maps(SIZES, 4, seed=1).items()}
-    teacher = {s: (-scale * x).float() for s, x in maps(SIZES, 4, seed=2).items()}
-    loss = run(make(), student, teacher, random_trust(teacher))
-    loss.backward()
-    assert loss.isfinite() and loss >= 0
-    assert all(x.grad.isfinite().all() for x in student.values())
 
 
 def test_saturated_channels_against_the_limit():

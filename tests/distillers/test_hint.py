@@ -6,7 +6,7 @@ import torch
 
 from aid_d2.distillers.hint import Hint, hint_loss
 from aid_d2.modeling import Observation
-from toy import build, constant_trust, maps, rand, random_trust, setting, shake
+from toy import build, maps, rand, random_trust, setting, shake
 
 SIZES = {8: (5, 6), 16: (3, 3), 32: (1, 2), 64: (1, 1)}
 
@@ -49,39 +49,9 @@ def test_gradient():
     assert torch.autograd.gradcheck(lambda x: hint_loss(t, x, weight), s)
 
 
-@pytest.mark.parametrize("weight", [0.3, 1e-3])
-def test_constant_trust_scales_the_loss(weight):
-    student, teacher = maps(SIZES, 4, seed=1), maps(SIZES, 4, seed=2)
-    method = shake(make())
-    full = run(method, student, teacher, constant_trust(teacher))
-    weighted = run(method, student, teacher, constant_trust(teacher, weight))
-    assert weighted.item() == pytest.approx(weight * full.item(), rel=1e-12)
-
-
 def test_full_trust_is_the_formula_bit_for_bit():
     t, s = rand(2, 3, 5, 7, seed=1).float(), rand(2, 3, 5, 7, seed=2).float()
     assert torch.equal(hint_loss(t, s, torch.ones(2, 1, 5, 7)), ((t - s) ** 2).mean())
-
-
-def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
-    teacher = {s: x.float() for s, x in maps(SIZES, 4).items()}
-    student = {s: x.clone().requires_grad_() for s, x in teacher.items()}
-    method = make().float()
-    loss = run(method, student, teacher, random_trust(teacher))
-    loss.backward()
-    assert loss.item() == 0
-    assert all((x.grad == 0).all() for x in [*student.values(), *method.parameters()])
-
-
-@pytest.mark.parametrize("scale", [0.0, 1e-20, 65504.0])
-def test_extreme_maps_give_a_finite_loss_and_gradients(scale):
-    student = {s: (scale * x).float().requires_grad_() for s, x in maps(SIZES, 4, seed=1).items()}
-    teacher = {s: (-scale * x).float() for s, x in maps(SIZES, 4, seed=2).items()}
-    method = make().float()
-    loss = run(method, student, teacher, constant_trust(teacher, 1e-35))
-    loss.backward()
-    assert loss.isfinite()
-    assert all(x.grad.isfinite().all() for x in [*student.values(), *method.parameters()])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

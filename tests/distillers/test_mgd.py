@@ -138,29 +138,10 @@ def test_gradient():
     assert torch.autograd.gradcheck(lambda x: generation_loss(t, x, weight), generated)
 
 
-@pytest.mark.parametrize("weight", [0.3, 1e-3])
-def test_constant_trust_scales_the_loss(weight):
-    student, teacher = maps(SIZES, 4, seed=1), maps(SIZES, 4, seed=2)
-    full = run(make(), student, teacher, constant_trust(teacher))
-    weighted = run(make(), student, teacher, constant_trust(teacher, weight))
-    assert weighted.item() == pytest.approx(weight * full.item(), rel=1e-12)
-
-
 def test_full_trust_is_the_formula_bit_for_bit():
     t, g = rand(2, 3, 5, 7, seed=1).float(), rand(2, 3, 5, 7, seed=2).float()
     expected = ((t - g) ** 2).sum() / 2
     assert torch.equal(generation_loss(t, g, torch.ones(2, 1, 5, 7)), expected)
-
-
-@pytest.mark.parametrize("scale", [0.0, 1e-20, 65504.0])
-def test_extreme_maps_give_a_finite_loss_and_gradients(scale):
-    student = {s: (scale * x).float().requires_grad_() for s, x in maps(SIZES, 4, seed=1).items()}
-    teacher = {s: (-scale * x).float() for s, x in maps(SIZES, 4, seed=2).items()}
-    method = make().float()
-    loss = run(method, student, teacher, constant_trust(teacher, 1e-35))
-    loss.backward()
-    assert loss.isfinite()
-    assert all(x.grad.isfinite().all() for x in [*student.values(), *method.parameters()])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

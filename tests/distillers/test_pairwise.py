@@ -6,7 +6,7 @@ import torch
 
 from aid_d2.distillers.pairwise import Pairwise, pairwise_loss
 from aid_d2.modeling import Observation
-from toy import build, constant_trust, maps, rand, random_trust, setting
+from toy import build, maps, rand, random_trust, setting
 
 SIZES = {8: (6, 8), 16: (5, 3), 32: (1, 3), 64: (1, 1)}
 
@@ -113,14 +113,6 @@ def test_no_matrix_of_locations_is_kept():
     assert sizes and max(sizes) <= s.numel()
 
 
-@pytest.mark.parametrize("weight", [0.3, 1e-3])
-def test_constant_trust_scales_the_loss(weight):
-    student, teacher = maps(SIZES, 4, seed=1), maps(SIZES, 4, seed=2)
-    full = run(make(), student, teacher, constant_trust(teacher))
-    weighted = run(make(), student, teacher, constant_trust(teacher, weight))
-    assert weighted.item() == pytest.approx(weight * full.item(), rel=1e-10)
-
-
 def test_full_trust_is_the_formula_bit_for_bit():
     t, s = rand(2, 3, 5, 7, seed=1), rand(2, 3, 5, 7, seed=2)
     a, b = ((x / x.norm(dim=1, keepdim=True)).flatten(2) for x in (t, s))
@@ -128,26 +120,6 @@ def test_full_trust_is_the_formula_bit_for_bit():
     expected = ((products[0] + products[1] - 2 * products[2]) / 35**2).mean()
     window = torch.nn.functional.avg_pool2d(torch.ones(2, 1, 10, 14), 2)
     assert torch.equal(pairwise_loss(t, s, window), expected)
-
-
-def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
-    teacher = {s: x.float() for s, x in maps(SIZES, 4).items()}
-    student = {s: x.clone().requires_grad_() for s, x in teacher.items()}
-    loss = run(make(), student, teacher, random_trust(teacher))
-    loss.backward()
-    assert loss.item() == pytest.approx(0, abs=1e-14)
-    for x in student.values():
-        assert x.grad.abs().max() < 1e-14
-
-
-@pytest.mark.parametrize("scale", [0.0, 1e-20, 65504.0])
-def test_extreme_maps_give_a_finite_loss_and_gradients(scale):
-    student = {s: (scale * x).float().requires_grad_() for s, x in maps(SIZES, 4, seed=1).items()}
-    teacher = {s: (-scale * x).float() for s, x in maps(SIZES, 4, seed=2).items()}
-    loss = run(make(), student, teacher, constant_trust(teacher, 1e-35))
-    loss.backward()
-    assert loss.isfinite() and loss >= 0
-    assert all(x.grad.isfinite().all() for x in student.values())
 
 
 def test_a_location_without_activation():

@@ -76,27 +76,10 @@ def test_gradient_flows_through_the_statistics():
     assert torch.autograd.gradcheck(lambda x: correlation_loss(t, x, weight), s)
 
 
-@pytest.mark.parametrize("weight", [0.3, 1e-3])
-def test_constant_trust_scales_the_loss(weight):
-    student, teacher = maps(SIZES, 4, seed=1), maps(SIZES, 4, seed=2)
-    full = run(make(), student, teacher, constant_trust(teacher))
-    weighted = run(make(), student, teacher, constant_trust(teacher, weight))
-    assert weighted.item() == pytest.approx(weight * full.item(), rel=1e-12)
-
-
 def test_full_trust_is_the_formula_bit_for_bit():
     t, s = rand(2, 3, 5, 7, seed=1).float(), rand(2, 3, 5, 7, seed=2).float()
     expected = ((standardize(t) - standardize(s)) ** 2).mean() / 2
     assert torch.equal(correlation_loss(t, s, torch.ones(2, 1, 5, 7)), expected)
-
-
-def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
-    teacher = {s: x.float() for s, x in maps(SIZES, 4).items()}
-    student = {s: x.clone().requires_grad_() for s, x in teacher.items()}
-    loss = run(make(), student, teacher, random_trust(teacher))
-    loss.backward()
-    assert loss.item() == 0
-    assert all((x.grad == 0).all() for x in student.values())
 
 
 def test_constant_channels():
@@ -124,16 +107,6 @@ def test_tiny_maps(images, size):
     assert loss.isfinite() and student[128].grad.isfinite().all()
     # A single value per channel has nothing to correlate.
     assert (loss == 0) == (images * size[0] * size[1] == 1)
-
-
-@pytest.mark.parametrize("scale", [0.0, 1e-20, 65504.0])
-def test_extreme_maps_give_a_finite_loss_and_gradients(scale):
-    student = {s: (scale * x).float().requires_grad_() for s, x in maps(SIZES, 4, seed=1).items()}
-    teacher = {s: (-scale * x).float() for s, x in maps(SIZES, 4, seed=2).items()}
-    loss = run(make(), student, teacher, constant_trust(teacher, 1e-35))
-    loss.backward()
-    assert loss.isfinite()
-    assert all(x.grad.isfinite().all() for x in student.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

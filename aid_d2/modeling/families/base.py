@@ -155,6 +155,11 @@ class DenseFamily(DetectorFamily):
     def anchor_generator(self):
         return self.model.anchor_generator
 
+    @property
+    def towers(self):
+        # Those of Detectron2's RetinaNetHead.
+        return {"cls": self.head.cls_subnet, "box": self.head.bbox_subnet}
+
 
 def family_of(model: nn.Module) -> DetectorFamily:
     """The registered family of a detector, or the general one that knows features alone.

@@ -32,10 +32,6 @@ class FCOSFamily(DenseFamily):
 
     detector = FCOS
 
-    @property
-    def towers(self):
-        return {"cls": self.head.cls_subnet, "box": self.head.bbox_subnet}
-
     def predict(self, towers):
         maps = (
             [self.head.cls_score(x) for x in towers["cls"]],

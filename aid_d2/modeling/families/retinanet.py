@@ -27,10 +27,6 @@ class RetinaNetFamily(DenseFamily):
 
     detector = RetinaNet
 
-    @property
-    def towers(self):
-        return {"cls": self.head.cls_subnet, "box": self.head.bbox_subnet}
-
     def predict(self, towers):
         return (
             [self.head.cls_score(x) for x in towers["cls"]],
