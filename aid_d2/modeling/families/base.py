@@ -10,6 +10,7 @@ from detectron2.utils.registry import Registry
 from ...aid import Objects, TeacherLosses
 from ..dense_output import DenseOutput
 from ..levels import Level
+from .dense import dense_output
 
 FAMILY_REGISTRY = Registry("DETECTOR_FAMILY")
 FAMILY_REGISTRY.__doc__ = "Subclasses of DetectorFamily; `family_of` finds the one for a detector."
@@ -137,7 +138,13 @@ class DetectorFamily:
 
 
 class DenseFamily(DetectorFamily):
-    """A family on Detectron2's `DenseDetector`."""
+    """A family on Detectron2's `DenseDetector`.
+
+    Attributes:
+        regression_values: outputs of the box regression for an anchor.
+    """
+
+    regression_values = 4
 
     @property
     def in_features(self):
@@ -159,6 +166,16 @@ class DenseFamily(DetectorFamily):
     def towers(self):
         # Those of Detectron2's RetinaNetHead.
         return {"cls": self.head.cls_subnet, "box": self.head.bbox_subnet}
+
+    def dense(self, features, predictions):
+        return dense_output(
+            self.anchor_generator,
+            self.model.box2box_transform,
+            features,
+            predictions,
+            self.num_classes,
+            self.regression_values,
+        )
 
 
 def family_of(model: nn.Module) -> DetectorFamily:

@@ -1,6 +1,6 @@
 """Dense predictions against ground truth, without reduction: shared by the detector families."""
 
-from typing import Callable, Iterable, List
+from typing import Callable, Dict, List
 
 import torch
 from fvcore.nn import giou_loss, smooth_l1_loss
@@ -12,6 +12,7 @@ from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.structures import Boxes, pairwise_iou
 
 from ...aid import BACKGROUND, IGNORED, LevelShape, Objects, split_levels
+from ..dense_output import DenseOutput
 from ..ignore_regions import inside_regions
 
 _IOU_LOSSES = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
@@ -22,16 +23,42 @@ def flatten_levels(maps: List[Tensor], values: int) -> Tensor:
     return torch.cat([permute_to_N_HWA_K(x, values) for x in maps], dim=1).float()
 
 
-def cut_to(features: Iterable[Tensor], maps: List[Tensor]) -> List[Tensor]:
-    """Per-level maps, cut to the height and width of the features."""
-    return [x[..., : f.shape[-2], : f.shape[-1]] for f, x in zip(features, maps)]
-
-
 def level_shapes(maps: List[Tensor], strides: List[int], values: int) -> List[LevelShape]:
     """Shapes of per-level maps (N, A x values, H, W)."""
     return [
         LevelShape(stride, *x.shape[-2:], x.shape[1] // values) for x, stride in zip(maps, strides)
     ]
+
+
+def dense_output(
+    anchor_generator, transform, features: Dict[int, Tensor], predictions, classes: int, values: int
+) -> DenseOutput:
+    """A head's predictions, flattened over levels.
+
+    Args:
+        anchor_generator, transform: of the detector.
+        features: maps (N, C, H, W) per stride, finest first.
+        predictions: per-level maps of logits (N, A x classes, H', W'), of regression
+            (N, A x values, H', W') and, of FCOS alone, of centerness. Padding may make them larger
+            than the features.
+        classes: logits of an anchor.
+        values: regression values of an anchor.
+    """
+    logits, regression, *centerness = (
+        [_cut(x, feature) for x, feature in zip(maps, features.values())] for maps in predictions
+    )
+    return DenseOutput(
+        levels=level_shapes(logits, list(features), classes),
+        anchors=Boxes.cat(anchor_generator(list(features.values()))).tensor,
+        logits=flatten_levels(logits, classes),
+        regression=flatten_levels(regression, values),
+        transform=transform,
+        centerness=flatten_levels(centerness[0], 1).squeeze(-1) if centerness else None,
+    )
+
+
+def _cut(x: Tensor, feature: Tensor) -> Tensor:
+    return x[..., : feature.shape[-2], : feature.shape[-1]]
 
 
 def assign(match: Callable[[Tensor], Tensor], anchors: Tensor, objects: Objects) -> Tensor:

@@ -11,9 +11,8 @@ from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes
 
 from ...aid import BACKGROUND, IGNORED, TeacherLosses, split_levels
-from ..dense_output import DenseOutput
 from .base import FAMILY_REGISTRY, DetectorFamily
-from .dense import box_regression_loss, cut_to, flatten_levels, level_shapes, match_by_iou, owned
+from .dense import box_regression_loss, dense_output, match_by_iou, owned
 
 
 @FAMILY_REGISTRY.register()
@@ -45,14 +44,8 @@ class FasterRCNNFamily(DetectorFamily):
         return self.model.proposal_generator.anchor_generator
 
     def dense(self, features, predictions):
-        logit_maps, delta_maps = (cut_to(features.values(), maps) for maps in predictions)
-        return DenseOutput(
-            levels=level_shapes(logit_maps, list(features), values=1),
-            anchors=Boxes.cat(self.anchor_generator(list(features.values()))).tensor,
-            logits=flatten_levels(logit_maps, 1),
-            regression=flatten_levels(delta_maps, 4),
-            transform=self.model.proposal_generator.box2box_transform,
-        )
+        transform = self.model.proposal_generator.box2box_transform
+        return dense_output(self.anchor_generator, transform, features, predictions, 1, 4)
 
     def owners(self, dense, objects):
         return match_by_iou(self.model.proposal_generator.anchor_matcher, dense.anchors, objects)

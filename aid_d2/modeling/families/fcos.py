@@ -9,17 +9,8 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes, Instances
 
 from ...aid import IGNORED, TeacherLosses
-from ..dense_output import DenseOutput
 from .base import FAMILY_REGISTRY, DenseFamily
-from .dense import (
-    assign,
-    background_loss,
-    box_regression_loss,
-    cut_to,
-    flatten_levels,
-    level_shapes,
-    owned,
-)
+from .dense import assign, background_loss, box_regression_loss, owned
 
 
 @FAMILY_REGISTRY.register()
@@ -39,19 +30,6 @@ class FCOSFamily(DenseFamily):
             [self.head.ctrness(x) for x in towers["box"]],
         )
         return [[x.float() for x in level] for level in maps]
-
-    def dense(self, features, predictions):
-        logit_maps, delta_maps, centerness_maps = (
-            cut_to(features.values(), maps) for maps in predictions
-        )
-        return DenseOutput(
-            levels=level_shapes(delta_maps, list(features), values=4),
-            anchors=Boxes.cat(self.anchor_generator(list(features.values()))).tensor,
-            logits=flatten_levels(logit_maps, self.num_classes),
-            regression=flatten_levels(delta_maps, 4),
-            transform=self.model.box2box_transform,
-            centerness=flatten_levels(centerness_maps, 1).squeeze(-1),
-        )
 
     def owners(self, dense, objects):
         per_level = dense.anchors_by_level

@@ -4,14 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detectron2.structures import Boxes
-
 from ...aid import IGNORED, TeacherLosses
 from ..atss import atss_match
 from ..gfl import GFL, location_cells, quality_focal_loss
-from ..dense_output import DenseOutput
 from .base import FAMILY_REGISTRY, DenseFamily
-from .dense import assign, background_loss, cut_to, flatten_levels, level_shapes, owned
+from .dense import assign, background_loss, owned
 
 
 @FAMILY_REGISTRY.register()
@@ -33,15 +30,9 @@ class GFLFamily(DenseFamily):
     def predict(self, towers):
         return self.head.predict(towers["cls"], towers["box"])
 
-    def dense(self, features, predictions):
-        logit_maps, distribution_maps = (cut_to(features.values(), maps) for maps in predictions)
-        return DenseOutput(
-            levels=level_shapes(logit_maps, list(features), values=self.num_classes),
-            anchors=Boxes.cat(self.anchor_generator(list(features.values()))).tensor,
-            logits=flatten_levels(logit_maps, self.num_classes),
-            regression=flatten_levels(distribution_maps, 4 * (self.model.reg_max + 1)),
-            transform=self.model.box2box_transform,
-        )
+    @property
+    def regression_values(self):
+        return 4 * (self.model.reg_max + 1)
 
     def owners(self, dense, objects):
         sizes = [x.num_anchors for x in dense.levels]

@@ -5,20 +5,10 @@ import torch.nn.functional as F
 from fvcore.nn import sigmoid_focal_loss
 
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
-from detectron2.structures import Boxes
 
 from ...aid import IGNORED, TeacherLosses
-from ..dense_output import DenseOutput
 from .base import FAMILY_REGISTRY, DenseFamily
-from .dense import (
-    background_loss,
-    box_regression_loss,
-    cut_to,
-    flatten_levels,
-    level_shapes,
-    match_by_iou,
-    owned,
-)
+from .dense import background_loss, box_regression_loss, match_by_iou, owned
 
 
 @FAMILY_REGISTRY.register()
@@ -31,16 +21,6 @@ class RetinaNetFamily(DenseFamily):
         return (
             [self.head.cls_score(x) for x in towers["cls"]],
             [self.head.bbox_pred(x) for x in towers["box"]],
-        )
-
-    def dense(self, features, predictions):
-        logit_maps, delta_maps = (cut_to(features.values(), maps) for maps in predictions)
-        return DenseOutput(
-            levels=level_shapes(delta_maps, list(features), values=4),
-            anchors=Boxes.cat(self.anchor_generator(list(features.values()))).tensor,
-            logits=flatten_levels(logit_maps, self.num_classes),
-            regression=flatten_levels(delta_maps, 4),
-            transform=self.model.box2box_transform,
         )
 
     def owners(self, dense, objects):
