@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import ExifTags, Image
 
 from aid_d2.data import register_coco_json
 from detectron2.data import DatasetCatalog, DatasetMapper
@@ -125,6 +126,16 @@ def test_goes_on_where_it_was(run, teacher, threshold, tmp_path, monkeypatch):
     assert len(calls) == 4 + 6
     check(coco, teacher[2], threshold)
     assert not partial.exists()
+
+
+def test_a_photograph_turned_by_its_exif_tag(run, rectangles, tmp_path):
+    (tmp_path / "photos").mkdir()
+    image = Image.open(next(Path(rectangles[2]).glob("*.png")))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    image.save(tmp_path / "photos" / "turned.jpg", exif=exif)
+    coco = run(tmp_path / "labels.json", 0.0, "--images", str(tmp_path / "photos"))
+    assert [(x["width"], x["height"]) for x in coco["images"]] == [image.size[::-1]]
 
 
 def test_bad_arguments(run, tmp_path):

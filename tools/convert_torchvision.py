@@ -3,8 +3,8 @@ r"""Makes an ImageNet file of torchvision one that Detectron2 loads into its Res
     python tools/convert_torchvision.py resnet18 output/imagenet/resnet18.pkl
 
 Networks: resnet18, resnet34, resnet50, resnet101, resnext101_32x8d, mobilenet_v2. torchvision
-downloads its default weights, unless `--weights FILE.pth` has a state dict. torchvision's networks
-want these keys in the detector's config:
+downloads its first ImageNet weights (IMAGENET1K_V1, those of the papers), unless `--weights FILE.pth`
+has a state dict. torchvision's networks want these keys in the detector's config:
 
     MODEL:
       WEIGHTS: output/imagenet/resnet18.pkl
@@ -52,7 +52,7 @@ def main() -> None:
     if args.output.exists():
         raise FileExistsError(f"{args.output} exists already: remove it, or choose another name.")
     if args.weights is None:
-        weights = torchvision.models.get_model(args.network, weights="DEFAULT").state_dict()
+        weights = torchvision.models.get_model(args.network, weights="IMAGENET1K_V1").state_dict()
     else:
         weights = torch.load(args.weights, map_location="cpu", weights_only=True)
         expected = torchvision.models.get_model(args.network).state_dict()

@@ -18,7 +18,7 @@ import os
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from aid_d2.data import register_coco_json
@@ -76,7 +76,7 @@ def main() -> None:
     partial.unlink()
     print(
         f"{len(coco['annotations'])} boxes in {len(coco['images'])} of {len(images)} images. Use as\n"
-        f"DATASETS:\n  COCO_JSON: [[my_unlabeled, {args.output.resolve()}, {root}]]\n"
+        f"DATASETS:\n  COCO_JSON: [[my_unlabeled, {args.output.resolve()}, {Path(root).resolve()}]]\n"
         "  UNLABELED: [my_unlabeled]"
     )
 
@@ -125,7 +125,9 @@ def images_under(folder: Path) -> list[dict]:
             continue
         try:
             with Image.open(path) as image:
-                width, height = image.size
+                # Detectron2 turns a photograph as its EXIF tag says.
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+                width, height = image.size[::-1] if turned else image.size
         except UnidentifiedImageError as error:
             raise ValueError(f"{path} is no image: remove or repair it.") from error
         images.append({"file_name": str(path.resolve()), "height": height, "width": width})
@@ -136,16 +138,15 @@ def images_under(folder: Path) -> list[dict]:
 
 def read_partial(path: Path, settings: dict) -> dict[str, list]:
     """Detections [class, score, x, y, w, h] by image file; the file is made if there is none."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings) + "\n")
-        return {}
+    text = path.read_text() if path.exists() else ""
     # A run that was killed may have left its last line unfinished: it is cut off.
-    text = path.read_text()
     whole = text[: text.rfind("\n") + 1]
+    if not whole:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = json.dumps(settings) + "\n"
     if whole != text:
         path.write_text(whole)
-    header, *lines = whole.splitlines() or ["null"]
+    header, *lines = whole.splitlines()
     if json.loads(header) != settings:
         raise ValueError(
             f"{path} was begun with other settings, {header}: remove it, or choose another --output."

@@ -4,7 +4,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Optional
 
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.utils import comm
 
 # Key of a data set dict, kept by Detectron2's mapper.
@@ -26,8 +30,12 @@ def build_mixed_train_loader(cfg: CfgNode, mapper: Optional[Callable] = None) ->
     """Training batches of SOLVER.IMS_PER_BATCH images, the share DATALOADER.UNLABELED_RATIO of them
     from DATASETS.UNLABELED and marked as PSEUDO_LABELED, the others from DATASETS.TRAIN.
 
+    SAD lets labeled and unlabeled mini-batches alternate; here each is mixed, so that every step
+    sees the ground truth.
+
     Raises:
-        ValueError: the ratio does not divide the batch of a GPU into two parts.
+        ValueError: the ratio does not divide the batch of a GPU into two parts, or the data sets have
+            different classes.
     """
     total, gpus = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
     per_gpu = total * cfg.DATALOADER.UNLABELED_RATIO / gpus
@@ -42,10 +50,20 @@ def build_mixed_train_loader(cfg: CfgNode, mapper: Optional[Callable] = None) ->
         cfg.DATASETS.UNLABELED, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
     dataset = [{**record, PSEUDO_LABELED: True} for record in dataset]
-    return MixedLoader(
+    loader = MixedLoader(
         build_detection_train_loader(_with_batch(cfg, total - unlabeled), mapper=mapper),
         build_detection_train_loader(_with_batch(cfg, unlabeled), mapper=mapper, dataset=dataset),
     )
+    classes = {x: MetadataCatalog.get(x).get("thing_classes") for x in cfg.DATASETS.TRAIN}
+    for name in cfg.DATASETS.UNLABELED:
+        found = MetadataCatalog.get(name).get("thing_classes")
+        if found not in classes.values():
+            raise ValueError(
+                f"The data set {name!r} of DATASETS.UNLABELED has the classes {found}, and those of "
+                f"DATASETS.TRAIN are {classes}. Label it with a teacher of the same classes in the "
+                "same order."
+            )
+    return loader
 
 
 def _with_batch(cfg: CfgNode, images: int) -> CfgNode:

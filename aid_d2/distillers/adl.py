@@ -2,15 +2,13 @@
 Adaptive Distillation*, BMVC 2019).
 """
 
-from typing import List, Tuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from detectron2.config import CfgNode as CN
 
-from ..aid import IGNORED
+from .anchors import counted_anchors
 from .base import DISTILLER_REGISTRY, Distiller
 
 _PRESETS = ("PAPER", "RELEASED")
@@ -59,21 +57,6 @@ def adaptive_loss(divergence: Tensor, entropy: Tensor, beta: float, gamma: float
         the same shape.
     """
     return (-torch.expm1(-(divergence + beta * entropy))) ** gamma * divergence
-
-
-def centred_in_image(anchors: Tensor, image_sizes: List[Tuple[int, int]]) -> Tensor:
-    """Which anchors have their centre in the image and not in its padding.
-
-    Args:
-        anchors: (R, 4) x1 y1 x2 y2, pixels.
-        image_sizes: (height, width) of each of N images.
-
-    Returns:
-        (N, R) bool
-    """
-    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
-    width_height = torch.tensor(image_sizes, device=anchors.device).flip(1)
-    return (centres < width_height[:, None]).all(-1)
 
 
 def _constants(form: str, beta: float, gamma: float) -> CN:
@@ -137,8 +120,8 @@ class ADL(Distiller):
             divergence = weighted_cross_entropy(s, t, constants.ALPHA)
         loss = adaptive_loss(divergence, binary_entropy(t), constants.BETA, constants.GAMMA).sum(-1)
 
-        counted = self.student.owners(dense, objects) != IGNORED
-        counted = counted & centred_in_image(dense.anchors, objects.image_sizes)
+        owner = self.student.owners(dense, objects)
+        counted = counted_anchors(owner, dense.anchors, objects)
         normalizer = (counted * (t.sigmoid() ** constants.THETA).sum(-1)).sum().clamp(min=1)
         weight = trust.per_anchor(dense.levels) * counted
         return {"cls": self.weight * (weight * loss).sum() / normalizer}

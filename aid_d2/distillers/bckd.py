@@ -7,8 +7,9 @@ from torch import Tensor
 
 from detectron2.config import CfgNode as CN
 
+from .anchors import count_positive, counted_anchors
 from .base import DISTILLER_REGISTRY, Distiller
-from .soft_targets import count_positive, soft_quality_loss
+from .soft_targets import soft_quality_loss
 
 
 def localization_loss(
@@ -33,12 +34,13 @@ def localization_loss(
 class BCKD(Distiller):
     """Imitation of the teacher's scores and boxes where the scores differ.
 
-    With p, b and q, b_t scores and decoded boxes of student and teacher, over all anchors:
+    With p, b and q, b_t scores and decoded boxes of student and teacher, over all anchors but those
+    that the student's assigner ignores or that are centred in padding:
 
         L_cls = sum sum_k |q - p| BCE(p, q) / N_pos
         L_box = sum max_k |q - p| GIoU(b, b_t) / N_pos
 
-    N_pos are the positive anchors of the student's assigner on the GPU's images, at least 1. Of a
+    N_pos are the positive anchors of the student's assigner, the mean over GPUs, at least 1. Of a
     Faster R-CNN this imitates the RPN. AID's weight of an anchor's location multiplies both losses
     of the anchor.
     """
@@ -61,8 +63,10 @@ class BCKD(Distiller):
 
     def forward(self, student, teacher, trust):
         mine, theirs = student.dense, teacher.dense
-        num_positive = count_positive(self.student, mine, student.objects)
+        owner = self.student.owners(mine, student.objects)
+        num_positive = count_positive(owner)
         weight = trust.per_anchor(mine.levels)
+        weight = weight * counted_anchors(owner, mine.anchors, student.objects)
         cls = soft_quality_loss(mine.logits, theirs.logits)
         box = localization_loss(mine.boxes, theirs.boxes, mine.logits, theirs.logits)
         return {

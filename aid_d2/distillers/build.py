@@ -66,6 +66,8 @@ def _check_same_predictions(name: str, setting: Setting) -> None:
         problem = "different pyramid levels"
     elif not _same_anchors(student, teacher):
         problem = "different anchors"
+    elif vars(student.box_transform) != vars(teacher.box_transform):
+        problem = "different box regression (BBOX_REG_WEIGHTS, or MODEL.GFL.REG_MAX)"
     if problem:
         raise ValueError(
             f"DISTILL.METHODS: {name} compares the predictions of student and teacher anchor by "
@@ -75,5 +77,7 @@ def _check_same_predictions(name: str, setting: Setting) -> None:
 
 
 def _same_anchors(student, teacher) -> bool:
-    ours, theirs = (list(x.anchor_generator.cell_anchors) for x in (student, teacher))
-    return len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))
+    ours, theirs = student.anchor_generator, teacher.anchor_generator
+    cells = list(ours.cell_anchors), list(theirs.cell_anchors)
+    same = len(cells[0]) == len(cells[1]) and all(map(torch.equal, *cells))
+    return same and ours.offset == theirs.offset

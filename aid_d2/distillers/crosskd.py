@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from detectron2.config import CfgNode as CN
 
 from .adapters import identity_conv
+from .anchors import counted_anchors
 from .base import DISTILLER_REGISTRY, Distiller
-from .soft_targets import MIMIC_BOX_WEIGHTS, count_positive, mimic_losses
+from .soft_targets import MIMIC_BOX_WEIGHTS, mimic_losses
 
 
 def rescale(x: Tensor, target: Tensor) -> Tensor:
@@ -39,10 +40,10 @@ def activations(tower: nn.Sequential) -> List[int]:
     return [i for i, layer in enumerate(tower) if isinstance(layer, nn.ReLU)]
 
 
-def _published(position: int, detector: str) -> CN:
+def _published(detector: str, position: int, cls: float) -> CN:
     node = CN()
     node.POSITION = position  # the convolution of both towers after which the heads are crossed
-    node.CLS_WEIGHT = 1.0  # factor on L_cls
+    node.CLS_WEIGHT = cls  # factor on L_cls
     node.BOX_WEIGHT = MIMIC_BOX_WEIGHTS[detector]  # factor on L_box
     return node
 
@@ -55,15 +56,14 @@ class CrossKD(Distiller):
     What convolution i of the student's tower gives, before its activation, gets per level the
     channel statistics of the teacher at the same place. It goes through the rest of the frozen
     teacher's tower and its predictor, for classes and boxes. The losses are those of
-    :func:`mimic_losses`; N_pos are the positive anchors of the student's assigner on the GPU's
-    images, at least 1. Gradient passes the student's statistics.
+    :func:`mimic_losses`, over the anchors that the student's assigner does not ignore and that are
+    not centred in padding; N_pos are its positive ones. Gradient passes the student's statistics.
 
     AID's weight of an anchor's location multiplies both losses of the anchor, but not the sum of
     confidences that divides the box loss.
 
-    Two choices of this project: where the towers differ in channels, a 1x1 convolution per tower,
-    shared by its levels, comes before the statistics; and the published 4 in GFL is taken with the
-    mean over the four sides of a box, as GFL's own distribution loss has it.
+    A choice of this project: where the towers differ in channels, a 1x1 convolution per tower,
+    shared by its levels, comes before the statistics.
     """
 
     detectors = ("RetinaNet", "FCOS", "GFL")
@@ -72,11 +72,10 @@ class CrossKD(Distiller):
     @staticmethod
     def config():
         node = CN()
-        # Positions, losses and the 0.75 of FCOS are published. The other factors are at second
-        # hand, without having been compared with the paper.
-        node.RETINANET = _published(3, "RetinaNet")
-        node.FCOS = _published(2, "FCOS")
-        node.GFL = _published(3, "GFL")
+        # Of the released configs.
+        node.RETINANET = _published("RetinaNet", position=3, cls=1.0)
+        node.FCOS = _published("FCOS", position=2, cls=0.4)
+        node.GFL = _published("GFL", position=3, cls=1.0)
         return node
 
     def __init__(self, node, setting):
@@ -96,12 +95,14 @@ class CrossKD(Distiller):
     def forward(self, student, teacher, trust):
         crossed = {branch: self._cross(branch, student, teacher) for branch in self.adapters}
         predicted = self.teacher.dense(teacher.features, self.teacher.predict(crossed))
+        owner = self.student.owners(student.dense, student.objects)
         cls, box = mimic_losses(
             predicted,
             teacher.dense,
             self.teacher.detector.__name__,
-            count_positive(self.student, student.dense, student.objects),
+            owner,
             trust.per_anchor(teacher.dense.levels),
+            counted_anchors(owner, teacher.dense.anchors, student.objects),
         )
         return {"cls": self.constants.CLS_WEIGHT * cls, "box": self.constants.BOX_WEIGHT * box}
 

@@ -11,9 +11,10 @@ from detectron2.config import CfgNode as CN
 
 from ..aid import TeacherLosses, Trust
 from .adapters import channel_adapters, identity_conv
+from .anchors import counted_anchors
 from .base import DISTILLER_REGISTRY, Distiller
 from .hint import hint_loss
-from .soft_targets import MIMIC_BOX_WEIGHTS, count_positive, mimic_losses
+from .soft_targets import MIMIC_BOX_WEIGHTS, mimic_losses
 
 # Student's map 2 teacher's map: of the backbone below the pyramid (B) or of the pyramid (N: neck).
 STRATEGIES = ("B2B", "N2N", "N2B", "B2N")
@@ -44,8 +45,8 @@ class Dist2(Distiller):
     out: against the ground truth, by the loss of the teacher's detector, or against the teacher's
     own predictions, by :func:`mimic_losses` (CrossKD with a cut before the first convolution). A
     Faster R-CNN has in the first case the expected RPN loss and the box head's loss on the objects'
-    own boxes, in the second the RPN alone. N_pos is that of the teacher's assigner on the GPU's
-    images; no running mean takes part.
+    own boxes, in the second the RPN alone. N_pos is that of the teacher's assigner; no
+    running mean takes part.
 
     FI is the mean squared error between a map of the student, through a 1x1 convolution, and one of
     the teacher. A strategy such as B2N says which: the student's backbone against the teacher's
@@ -120,12 +121,14 @@ class Dist2(Distiller):
             return detection_loss(losses, trust)
         predicted = self.teacher.dense(features, predictions)
         detector = self.teacher.detector.__name__
+        owner = self.teacher.owners(predicted, student.objects)
         cls, box = mimic_losses(
             predicted,
             self._target(teacher),
             detector,
-            count_positive(self.teacher, predicted, student.objects),
+            owner,
             trust.per_anchor(predicted.levels),
+            counted_anchors(owner, predicted.anchors, student.objects),
         )
         return cls + MIMIC_BOX_WEIGHTS[detector] * box
 

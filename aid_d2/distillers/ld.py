@@ -7,7 +7,6 @@ from torch import Tensor
 
 from detectron2.config import CfgNode as CN
 
-from ..modeling.gfl import mean_over_gpus
 from .base import DISTILLER_REGISTRY, Distiller
 
 
@@ -33,12 +32,12 @@ def side_divergence(student: Tensor, teacher: Tensor, bins: int, temperature: fl
 class LD(Distiller):
     """Imitation of GFL's box distributions on the student's positive anchors.
 
-        L = 0.25 sum_pos q LD / sum_pos q
+        L = 0.25 sum_pos q LD
 
-    with LD of :func:`side_divergence` and, as in GFL's own box losses, q the student's highest
-    score without gradient, and the divisor a mean over GPUs, at least 1. This is the paper's main
-    region; its valuable localization region is left out. AID multiplies LD of an anchor by the
-    anchor's weight; the divisor does not see it.
+    with LD of :func:`side_divergence` and q the student's highest score without gradient. As in the
+    released code the sum has no divisor, unlike those of GFL's own box losses, so that its strength
+    grows with the objects in a batch. This is the paper's main region; its valuable localization
+    region is left out. AID multiplies LD of an anchor by the anchor's weight.
     """
 
     detectors = ("GFL",)
@@ -55,14 +54,8 @@ class LD(Distiller):
 
     def __init__(self, node, setting):
         super().__init__(node, setting)
-        student, teacher = (x.model.reg_max for x in (setting.student, setting.teacher))
-        if student != teacher:
-            raise ValueError(
-                f"DISTILL.METHODS: LD compares box distributions bin by bin, but MODEL.GFL.REG_MAX "
-                f"is {student} in the student and {teacher} in the teacher. Make them agree."
-            )
         self.constants = node
-        self.bins = student + 1
+        self.bins = setting.student.model.reg_max + 1
         self.student = setting.student
 
     def forward(self, student, teacher, trust):
@@ -73,6 +66,5 @@ class LD(Distiller):
         # To compute it for all anchors and select by weight needs no wait for the device.
         positive = self.student.owners(dense, student.objects) >= 0
         weight = positive * dense.logits.detach().sigmoid().amax(-1)
-        divisor = mean_over_gpus(weight.sum()).clamp(min=1)
         total = (trust.per_anchor(dense.levels) * weight * loss).sum()
-        return {"box": self.constants.WEIGHT * total / divisor}
+        return {"box": self.constants.WEIGHT * total}

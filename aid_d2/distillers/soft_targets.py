@@ -5,6 +5,7 @@ Shared by BCKD, CrossKD and Dist2. The teacher's side is given without gradient.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Tuple
 
 import torch
@@ -12,11 +13,11 @@ import torch.nn.functional as F
 from fvcore.nn import giou_loss
 from torch import Tensor
 
-from ..aid import Objects
+from ..distributed import mean_over_gpus
+from .anchors import count_positive
 
 if TYPE_CHECKING:
     from ..modeling.dense_output import DenseOutput
-    from ..modeling.families import DetectorFamily
 
 # CrossKD's factor on the box loss, by meta-architecture of the teacher. The RPN's is that of
 # RetinaNet; CrossKD has none.
@@ -77,50 +78,45 @@ def distribution_divergence(logits: Tensor, target_logits: Tensor) -> Tensor:
 
 
 def mimic_losses(
-    predicted: DenseOutput, target: DenseOutput, detector: str, num_positive: Tensor, weight: Tensor
+    predicted: DenseOutput,
+    target: DenseOutput,
+    detector: str,
+    owner: Tensor,
+    weight: Tensor,
+    counted: Tensor,
 ) -> Tuple[Tensor, Tensor]:
     """CrossKD's losses of predictions that are to equal the teacher's (Wang et al., CVPR 2024).
 
     With p and q the scores, c = max_k q of an anchor and W its trust:
 
-        L_cls = sum W sum_k |p - q| BCE(p, q) / N_pos,   L_box = sum W c d(b, b_t) / sum c
+        L_cls = sum W sum_k |p - q| BCE(p, q) / N_pos,   L_box = sum W c d(b, b_t) / N_box
 
     d is the KL divergence of the box distributions in GFL, the IoU loss in FCOS and else the GIoU
-    loss. FCOS's centerness has no part in it.
+    loss. N_box is sum c in GFL, and else N_pos. For FCOS the released code divides both by the sum
+    of the centerness targets instead, and counts all anchors. Centerness has no part in it.
 
     Args:
         predicted: what is optimised.
         target: the teacher's predictions on the same anchors.
         detector: meta-architecture that predicts.
-        num_positive: N_pos ().
+        owner: (N, R) as in :class:`TeacherLosses`, by which N_pos is counted.
         weight: W (N, R).
+        counted: (N, R) bool, the anchors that take part in the sums.
 
     Returns:
         L_cls () and L_box (), without their factors.
     """
-    cls = soft_quality_loss(predicted.logits, target.logits)
+    num_positive = count_positive(owner)
+    confidence = counted * target.logits.sigmoid().amax(-1)
+    cls = counted * soft_quality_loss(predicted.logits, target.logits)
     if detector == "GFL":
         box = distribution_divergence(predicted.regression, target.regression)
-    elif detector == "FCOS":
-        box = iou_loss(predicted.boxes, target.boxes)
+        num_boxes = mean_over_gpus(confidence.sum()).clamp(min=1)
     else:
-        box = giou_loss(predicted.boxes, target.boxes, reduction="none")
-    confidence = target.logits.sigmoid().amax(-1)
-    return (
-        (weight * cls).sum() / num_positive,
-        (weight * confidence * box).sum() / confidence.sum().clamp(min=1),
-    )
-
-
-def count_positive(family: DetectorFamily, dense: DenseOutput, objects: Objects) -> Tensor:
-    """N_pos (): anchors of the batch that the detector's own assigner makes positive, at least 1.
-
-    Args:
-        family: of the detector.
-        dense: its predictions.
-        objects: ground truth.
-    """
-    return (family.owners(dense, objects) >= 0).sum().clamp(min=1)
+        distance = iou_loss if detector == "FCOS" else partial(giou_loss, reduction="none")
+        box = distance(predicted.boxes, target.boxes)
+        num_boxes = num_positive
+    return (weight * cls).sum() / num_positive, (weight * confidence * box).sum() / num_boxes
 
 
 def _area(size: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.structures.boxes import matched_pairwise_iou
-from detectron2.utils import comm
 
+from ..distributed import mean_over_gpus
 from .atss import atss_match
 
 # Side of an anchor in strides of its level.
@@ -462,11 +462,3 @@ class GFL(DenseDetector):
         return self._transpose_dense_predictions(
             predictions, [self.num_classes, 4 * (self.reg_max + 1)]
         )
-
-
-def mean_over_gpus(values: Tensor) -> Tensor:
-    """Mean of a tensor without gradient over all processes; itself where there is one."""
-    if comm.get_world_size() > 1:
-        values = values / comm.get_world_size()
-        torch.distributed.all_reduce(values)
-    return values

@@ -6,11 +6,10 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
-_BOTTOM_UP = "backbone.bottom_up."
-
-
 def inherit(student: nn.Module, teacher: nn.Module) -> None:
     """Copy all parameters and buffers outside the bottom-up network whose names and shapes agree.
+
+    Of a backbone without a `bottom_up` network nothing is copied.
 
     A common aid of distillation where both detectors have pyramid and heads of one shape (GID,
     Dai et al., CVPR 2021; CrossKD, Wang et al., CVPR 2024).
@@ -19,7 +18,9 @@ def inherit(student: nn.Module, teacher: nn.Module) -> None:
         ValueError: none agree.
     """
     own, theirs = student.state_dict(), teacher.state_dict()
-    wanted = {key for key in own if not key.startswith(_BOTTOM_UP)}
+    bottom_up = hasattr(student.backbone, "bottom_up")
+    own_alone = "backbone.bottom_up." if bottom_up else "backbone."
+    wanted = {key for key in own if not key.startswith(own_alone)}
     shared = {
         key: theirs[key]
         for key in wanted & theirs.keys()

@@ -1,6 +1,8 @@
 """Batches of labeled and teacher-labeled images, and how AID sees the latter."""
 
+import json
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +42,16 @@ def test_every_batch_has_the_stated_mixture(cfg, ratio, unlabeled):
 def test_a_ratio_that_does_not_divide_the_batch(cfg, ratio):
     cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.UNLABELED_RATIO = 8, ratio
     with pytest.raises(ValueError, match="UNLABELED_RATIO .* of SOLVER.IMS_PER_BATCH 8"):
+        build_mixed_train_loader(cfg)
+
+
+def test_classes_in_another_order(cfg, rectangles, tmp_path):
+    coco = json.loads(Path(rectangles[1]).read_text())
+    coco["categories"][0]["name"], coco["categories"][1]["name"] = "g", "r"
+    (tmp_path / "other.json").write_text(json.dumps(coco))
+    register_coco_json([["mixed_other_order", str(tmp_path / "other.json"), rectangles[2]]])
+    cfg.SOLVER.IMS_PER_BATCH, cfg.DATASETS.UNLABELED = 8, ("mixed_other_order",)
+    with pytest.raises(ValueError, match="'mixed_other_order' .* has the classes .'g', 'r', 'b'."):
         build_mixed_train_loader(cfg)
 
 

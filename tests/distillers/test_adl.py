@@ -14,9 +14,9 @@ from aid_d2.distillers.adl import (
     adaptive_loss,
     binary_entropy,
     binary_kl,
-    centred_in_image,
     weighted_cross_entropy,
 )
+from aid_d2.distillers.anchors import centred_in_image
 from aid_d2.modeling import Observation
 from aid_d2.modeling.dense_output import DenseOutput
 from detectron2.utils.events import EventStorage
@@ -112,13 +112,6 @@ def test_gradient_where_the_weight_is_zero(gamma):
     divergence = torch.zeros(3, requires_grad=True)
     adaptive_loss(divergence, torch.zeros(3), 1.5, gamma).sum().backward()
     assert (divergence.grad == 0).all()
-
-
-def test_padding_begins_where_the_image_ends():
-    centres = torch.tensor([[0.0, 0.0], [29.9, 19.9], [30.0, 5.0], [5.0, 20.0], [47.0, 31.0]])
-    anchors = torch.cat([centres - 16, centres + 16], dim=1)
-    expected = [[True] * 5, [True, True, False, False, False]]
-    assert centred_in_image(anchors, IMAGE_SIZES).tolist() == expected
 
 
 # --- the method

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from aid_d2.aid import BACKGROUND, LevelShape
+from aid_d2.aid import BACKGROUND, IGNORED, LevelShape, Objects
 from aid_d2.distillers.bckd import BCKD, localization_loss
 from aid_d2.modeling import Observation
 from aid_d2.modeling.dense_output import DenseOutput
@@ -28,7 +28,11 @@ def dense_output(seed, classes=3):
 
 
 def observation(seed, classes=3):
-    return Observation({}, dense=dense_output(seed, classes))
+    nothing = torch.zeros(0, 4)
+    objects = Objects(
+        nothing, torch.zeros(0, dtype=torch.int64), [0, 0], [nothing] * 2, [(16, 16)] * 2
+    )
+    return Observation({}, dense=dense_output(seed, classes), objects=objects)
 
 
 def make(owner=OWNER, **changes):
@@ -41,13 +45,17 @@ def trust_map(seed=5):
     return rand(2, 1, 2, 2, seed=seed).sigmoid()
 
 
+@pytest.mark.parametrize("ignored", [False, True])
 @pytest.mark.parametrize("classes", [1, 3])
-def test_losses_against_the_formulas(classes):
+def test_losses_against_the_formulas(classes, ignored):
     student, teacher = observation(1, classes), observation(11, classes)
     weight = trust_map()
-    losses = make()(student, teacher, Trust({8: weight}))
+    owner = OWNER.where(OWNER != BACKGROUND, IGNORED) if ignored else OWNER
+    losses = make(owner)(student, teacher, Trust({8: weight}))
     expected = {"cls": 0.0, "box": 0.0}
     for image, anchor in np.ndindex(2, 8):
+        if owner[image, anchor] == IGNORED:
+            continue
         w = weight[image, 0].flatten()[anchor // 2].item()
         z, t = (x.dense.logits[image, anchor].tolist() for x in (student, teacher))
         difference = max(abs(sigmoid(a) - sigmoid(b)) for a, b in zip(z, t))

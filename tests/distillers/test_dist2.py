@@ -9,6 +9,7 @@ from torch import nn
 
 from aid_d2.aid import LevelShape, Objects, TeacherLosses
 from aid_d2.distillers import Setting
+from aid_d2.distillers.anchors import counted_anchors
 from aid_d2.distillers.dist2 import Dist2, detection_loss
 from aid_d2.distillers.soft_targets import mimic_losses
 from aid_d2.modeling import Observation
@@ -43,7 +44,7 @@ def detector_of(small_cfg, build_seeded):
 def batch(counts=(2, 1)):
     boxes = torch.tensor([[8.0, 8, 40, 40], [30, 4, 90, 60]])
     classes = torch.tensor([0, 2])
-    return [Instances((64, 96), gt_boxes=Boxes(boxes[:n]), gt_classes=classes[:n]) for n in counts]
+    return [Instances((72, 96), gt_boxes=Boxes(boxes[:n]), gt_classes=classes[:n]) for n in counts]
 
 
 def features_of(family, width, seed, images=2):
@@ -240,8 +241,9 @@ def test_di_with_the_teacher_as_target(detector_of, name):
         predicted,
         target,
         teacher.detector.__name__,
-        (owner >= 0).sum(),
+        owner,
         trust.per_anchor(target.levels),
+        counted_anchors(owner, target.anchors, seen.objects),
     )
     assert (owner >= 0).any()
     assert loss.item() == pytest.approx((cls + BOX_WEIGHTS[name] * box).item(), rel=1e-5)

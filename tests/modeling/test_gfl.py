@@ -18,13 +18,13 @@ from aid_d2.aid import (
     object_loss,
 )
 from aid_d2.distillers import Setting, build_distillers
+from aid_d2.distributed import mean_over_gpus
 from aid_d2.modeling import DistilledDetector, Teacher, family_of
 from aid_d2.modeling.atss import atss_match
 from aid_d2.modeling.families.gfl import GFLFamily
 from aid_d2.modeling.gfl import (
     BoxDistribution,
     distribution_focal_loss,
-    mean_over_gpus,
     quality_focal_loss,
 )
 from aid_d2.modeling.levels import pair_levels

@@ -72,6 +72,11 @@ class DetectorFamily:
         return None
 
     @property
+    def box_transform(self):
+        """Of the dense head, with `apply_deltas` and `get_deltas`; None where there is none."""
+        return None
+
+    @property
     def towers(self) -> Dict[str, nn.Sequential]:
         """The convolutions before the predictors of the dense head, `cls` and `box`, with each
         activation a module of its own; empty where there are none.
@@ -163,6 +168,10 @@ class DenseFamily(DetectorFamily):
         return self.model.anchor_generator
 
     @property
+    def box_transform(self):
+        return self.model.box2box_transform
+
+    @property
     def towers(self):
         # Those of Detectron2's RetinaNetHead.
         return {"cls": self.head.cls_subnet, "box": self.head.bbox_subnet}
@@ -170,7 +179,7 @@ class DenseFamily(DetectorFamily):
     def dense(self, features, predictions):
         return dense_output(
             self.anchor_generator,
-            self.model.box2box_transform,
+            self.box_transform,
             features,
             predictions,
             self.num_classes,

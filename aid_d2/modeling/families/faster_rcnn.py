@@ -43,9 +43,14 @@ class FasterRCNNFamily(DetectorFamily):
     def anchor_generator(self):
         return self.model.proposal_generator.anchor_generator
 
+    @property
+    def box_transform(self):
+        return self.model.proposal_generator.box2box_transform
+
     def dense(self, features, predictions):
-        transform = self.model.proposal_generator.box2box_transform
-        return dense_output(self.anchor_generator, transform, features, predictions, 1, 4)
+        return dense_output(
+            self.anchor_generator, self.box_transform, features, predictions, 1, 4
+        )
 
     def owners(self, dense, objects):
         return match_by_iou(self.model.proposal_generator.anchor_matcher, dense.anchors, objects)

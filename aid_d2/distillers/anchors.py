@@ -1,0 +1,44 @@
+"""Which anchors count in a loss over all of them, and what it is divided by."""
+
+from typing import List, Tuple
+
+import torch
+from torch import Tensor
+
+from ..aid import IGNORED, Objects
+from ..distributed import mean_over_gpus
+
+
+def counted_anchors(owner: Tensor, anchors: Tensor, objects: Objects) -> Tensor:
+    """(N, R) bool: neither ignored by the detector's own assignment nor centred in the padding.
+
+    Args:
+        owner: (N, R) as in :class:`TeacherLosses`.
+        anchors: (R, 4) x1 y1 x2 y2, pixels.
+        objects: ground truth of the N images.
+    """
+    return (owner != IGNORED) & centred_in_image(anchors, objects.image_sizes)
+
+
+def count_positive(owner: Tensor) -> Tensor:
+    """N_pos (): positive anchors of a GPU's images, the mean over GPUs, at least 1.
+
+    Args:
+        owner: (N, R) as in :class:`TeacherLosses`.
+    """
+    return mean_over_gpus((owner >= 0).sum().float()).clamp(min=1)
+
+
+def centred_in_image(anchors: Tensor, image_sizes: List[Tuple[int, int]]) -> Tensor:
+    """Which anchors have their centre in the image and not in its padding.
+
+    Args:
+        anchors: (R, 4) x1 y1 x2 y2, pixels.
+        image_sizes: (height, width) of each of N images.
+
+    Returns:
+        (N, R) bool
+    """
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    width_height = torch.tensor(image_sizes, device=anchors.device).flip(1)
+    return (centres < width_height[:, None]).all(-1)
