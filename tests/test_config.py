@@ -97,6 +97,8 @@ ELSEWHERE = {
     "TEACHER.WEIGHTS",
     "AID.NORMALIZER",  # below, with another granularity
     "NONLOCAL.DETACH_TEACHER",  # below
+    "TEACHER.PRECISION",  # test_fast_forward.py
+    "INHERIT",  # test_inherit.py
 }
 
 

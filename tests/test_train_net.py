@@ -112,6 +112,21 @@ def test_checkpoint_holds_student_and_adapters_only(student, teachers):
     assert any(key.startswith("distiller.") for key in keys)
 
 
+def test_cheap_training_gives_a_checkpoint_in_float32(data, teachers, tmp_path):
+    """Of the plain student; near that of ordinary training after two steps."""
+    cheap = {"SOLVER.BF16": True, "SOLVER.CHANNELS_LAST": True}
+    saved = []
+    for name, changes in (("exact", {}), ("cheap", cheap)):
+        run("retinanet_R_50.yaml", tmp_path / name, data, **changes)
+        file = tmp_path / name / "model_final.pth"
+        saved.append(torch.load(file, weights_only=False)["model"])
+    exact, cheap = saved
+    assert exact.keys() == cheap.keys()
+    assert all(x.dtype == exact[name].dtype for name, x in cheap.items())
+    weight = "head.cls_score.weight"
+    assert 0 < (exact[weight] - cheap[weight]).norm() < 0.01 * exact[weight].norm()
+
+
 def test_resume_goes_on_after_a_kill(data, teachers, tmp_path):
     arguments = command(
         "retinanet_R_50_aid.yaml",

@@ -21,6 +21,7 @@ from ..aid import (
 from ..data import PSEUDO_LABELED
 from ..distillers import Distiller, Setting, build_distillers
 from .families import DetectorFamily, family_of
+from .fast_forward import PRECISIONS
 from .inherit import inherit
 from .levels import LevelPair, align, pair_levels
 from .observation import Observation, record_calls
@@ -104,6 +105,7 @@ class DistilledDetector(nn.Module):
             _check_compatible(cfg, student, teacher)
             if cfg.DISTILL.INHERIT:
                 inherit(student, teacher.model)
+            teacher.speed_up(cfg.DISTILL.TEACHER.PRECISION)
             pairs = pair_levels(family_of(student), teacher.family)
             distillers = build_distillers(cfg, Setting(pairs, family_of(student), teacher.family))
         weigh = None
@@ -215,10 +217,15 @@ class DistilledDetector(nn.Module):
 
 
 def _check_keys(cfg: CfgNode) -> None:
-    aid = cfg.DISTILL.AID
-    for name, allowed in (("GRANULARITY", GRANULARITIES), ("NORMALIZER", NORMALIZERS)):
-        if aid[name] not in allowed:
-            raise ValueError(f"DISTILL.AID.{name} is {aid[name]!r}; choose one of {allowed}.")
+    aid, teacher = cfg.DISTILL.AID, cfg.DISTILL.TEACHER
+    choices = (
+        ("DISTILL.AID.GRANULARITY", aid.GRANULARITY, GRANULARITIES),
+        ("DISTILL.AID.NORMALIZER", aid.NORMALIZER, NORMALIZERS),
+        ("DISTILL.TEACHER.PRECISION", teacher.PRECISION, PRECISIONS),
+    )
+    for name, value, allowed in choices:
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r}; choose one of {allowed}.")
     numbers = (
         ("DISTILL.AID.ALPHA", aid.ALPHA),
         ("DISTILL.WEIGHT", cfg.DISTILL.WEIGHT),

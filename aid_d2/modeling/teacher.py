@@ -1,6 +1,8 @@
 """The teacher: a trained detector that is frozen and belongs to no other module."""
 
+import logging
 import os
+from contextlib import nullcontext
 from typing import Iterable, List
 
 import torch
@@ -13,7 +15,10 @@ from detectron2.utils.file_io import PathManager
 
 from ..aid import Objects, TeacherLosses
 from .families import family_of
+from .fast_forward import choose_precision, speed_up
 from .observation import Observation, record_calls
+
+logger = logging.getLogger(__name__)
 
 # Checkpoints of a distilled student carry its adapters under this prefix.
 DISTILLER_PREFIX = "distiller."
@@ -35,6 +40,7 @@ class Teacher:
         self.model = model.eval().requires_grad_(False)
         self.input_format = input_format
         self.family = family_of(model)
+        self.dtype = torch.float32
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "Teacher":
@@ -51,6 +57,18 @@ class Teacher:
         model = build_model(teacher_cfg)
         _StrictCheckpointer(model).load(weights)
         return cls(model, teacher_cfg.INPUT.FORMAT)
+
+    def speed_up(self, precision: str) -> None:
+        """Make the forward pass cheap, see :func:`speed_up`, unless it is to be float32.
+
+        Args:
+            precision: one of PRECISIONS.
+        """
+        device = next(self.model.parameters()).device
+        self.dtype = choose_precision(precision, device)
+        if self.dtype is torch.bfloat16:
+            speed_up(self.model)
+        logger.info(f"The teacher runs in {self.dtype}.")
 
     @torch.no_grad()
     def observe(
@@ -71,9 +89,11 @@ class Teacher:
         if input_format != self.input_format:
             order = [input_format.index(channel) for channel in self.input_format]
             batched_inputs = [{**x, "image": x["image"][order]} for x in batched_inputs]
-        with record_calls(taps) as calls:
-            maps = self.model.backbone(self.model.preprocess_image(batched_inputs).tensor)
-            observation = Observation(self.family.features(maps), calls=calls)
+        images = self.model.preprocess_image(batched_inputs).tensor
+        fast = self.dtype is torch.bfloat16
+        cheap = torch.autocast(images.device.type, self.dtype) if fast else nullcontext()
+        with record_calls(taps) as calls, cheap:
+            observation = Observation(self.family.features(self.model.backbone(images)), calls=calls)
             if with_predictions and self.family.head is not None:
                 observation.predictions = self.family.head(list(observation.features.values()))
         return observation

@@ -1,0 +1,63 @@
+"""A detector's forward pass made cheap: in bfloat16, channels last, and a teacher's without norms."""
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The type that one of PRECISIONS means on a device: `auto` is bfloat16 where it is fast."""
+    if precision == "auto":
+        precision = "bfloat16" if has_bfloat16(device) else "float32"
+    return getattr(torch, precision)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies in bfloat16 instead of emulating it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # younger than torch 2.4
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def speed_up(model: nn.Module) -> None:
+    """Fold the batch norms of a detector in eval mode into its convolutions, and order these by
+    channels last. Its outputs change by rounding alone, its state dict loses the norms.
+    """
+    for layer in model.modules():
+        # Group norms, and what a head calls level by level, stay as they are.
+        if isinstance(layer, Conv2d) and isinstance(
+            layer.norm, (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)
+        ):
+            norm = layer.norm
+            layer.weight, layer.bias = fuse_conv_bn_weights(
+                layer.weight,
+                layer.bias,
+                norm.running_mean,
+                norm.running_var,
+                norm.eps,
+                norm.weight,
+                norm.bias,
+            )
+            layer.norm = None
+    model.requires_grad_(False)
+    model.to(memory_format=torch.channels_last)
+
+
+def train_in_bfloat16(model: nn.Module) -> None:
+    """From now on training steps run under autocast; parameters and inference stay float32.
+
+    bfloat16 has the range of float32, so that gradients need no scaling.
+    """
+    forward = model.forward
+
+    def cheap_forward(*args, **kwargs):
+        device = next(model.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16, enabled=model.training):
+            return forward(*args, **kwargs)
+
+    model.forward = cheap_forward

@@ -1,0 +1,134 @@
+"""The teacher's cheap forward pass says what the exact one says."""
+
+import pytest
+import torch
+from torch import nn
+
+from aid_d2.modeling import Teacher, fast_forward
+from aid_d2.modeling.fast_forward import choose_precision, speed_up, train_in_bfloat16
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.utils.events import EventStorage
+
+FAMILIES = ("RetinaNet", "FCOS", "GFL", "FasterRCNN")
+CPU = torch.device("cpu")
+
+
+def detector(small_cfg, build_seeded, family, norm="FrozenBN"):
+    """In eval mode, its norms as after training."""
+    model = build_seeded(small_cfg(family, {"MODEL.RESNETS.NORM": norm}), seed=0).eval()
+    generator = torch.Generator().manual_seed(1)
+    for layer in model.modules():
+        if isinstance(layer, (FrozenBatchNorm2d, nn.BatchNorm2d)):
+            for x, low, high in (
+                (layer.running_mean, -1.0, 1.0),
+                (layer.running_var, 0.5, 2.0),
+                (layer.weight.data, 0.2, 0.5),
+                (layer.bias.data, -0.5, 0.5),
+            ):
+                x.copy_(low + (high - low) * torch.rand(x.shape, generator=generator))
+    return model
+
+
+def observe(model, batch, precision):
+    teacher = Teacher(model, "BGR")
+    teacher.speed_up(precision)
+    return teacher.observe(batch, "BGR", with_predictions=True)
+
+
+def maps_of(observation):
+    return [*observation.features.values(), *(x for y in observation.predictions for x in y)]
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_folding_changes_rounding_alone(small_cfg, build_seeded, make_batch, family, norm):
+    model = detector(small_cfg, build_seeded, family, norm).double()
+    model.pixel_mean, model.pixel_std = model.pixel_mean.double(), model.pixel_std.double()
+    images = model.preprocess_image(make_batch()).tensor
+    with torch.no_grad():
+        before = model.backbone(images)
+        speed_up(model)
+        after = model.backbone(images)
+    assert not any(isinstance(x, (FrozenBatchNorm2d, nn.BatchNorm2d)) for x in model.modules())
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_is_near(small_cfg, build_seeded, make_batch, family):
+    batch = make_batch()
+    exact, fast = (
+        maps_of(observe(detector(small_cfg, build_seeded, family), batch, precision))
+        for precision in ("float32", "bfloat16")
+    )
+    for x, y in zip(exact, fast):
+        # Eight bits of a mantissa are half a percent.
+        assert 0 < (x - y.float()).norm() < 0.03 * x.norm()
+
+
+def test_float32_is_exact(small_cfg, build_seeded, make_batch):
+    model, batch = detector(small_cfg, build_seeded, "RetinaNet"), make_batch()
+    with torch.no_grad():
+        features = model.backbone(model.preprocess_image(batch).tensor)
+        expected = model.head([features[name] for name in model.head_in_features])
+    observation = observe(model, batch, "float32")
+    for x, y in zip(expected, observation.predictions):
+        assert all(map(torch.equal, x, y))
+
+
+@pytest.mark.parametrize("available", [True, False])
+def test_auto_takes_bfloat16_where_it_is_fast(monkeypatch, available):
+    monkeypatch.setattr(fast_forward, "has_bfloat16", lambda device: available)
+    assert choose_precision("auto", CPU) == (torch.bfloat16 if available else torch.float32)
+    assert choose_precision("float32", CPU) == torch.float32
+    assert choose_precision("bfloat16", CPU) == torch.bfloat16
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_with_a_fast_teacher(distilled_cfg, build_seeded, make_batch, family):
+    """Near the step with the exact one; nothing of the teacher is in half precision by then."""
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        changes = {
+            "DISTILL.TEACHER.PRECISION": precision,
+            "DISTILL.METHODS": ("AttentionGuided", "PKD", "BCKD"),
+            "DISTILL.INHERIT": True,
+        }
+        model = build_seeded(distilled_cfg(family, changes), seed=0).train()
+        torch.manual_seed(0)
+        with EventStorage(0):
+            losses[precision] = model(make_batch())
+        sum(losses[precision].values()).backward()
+        assert all(x.dtype == torch.float32 and x.isfinite() for x in losses[precision].values())
+    for name, exact in losses["float32"].items():
+        assert losses["bfloat16"][name].item() == pytest.approx(exact.item(), rel=0.1, abs=1e-3)
+
+
+def test_an_unknown_precision_is_named(distilled_cfg, build_seeded):
+    with pytest.raises(ValueError, match="DISTILL.TEACHER.PRECISION is 'float16'; choose one of"):
+        build_seeded(distilled_cfg("RetinaNet", {"DISTILL.TEACHER.PRECISION": "float16"}), seed=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_in_bfloat16(distilled_cfg, build_seeded, make_batch, family):
+    """Near the exact step; gradients and inference are float32."""
+    cfg = distilled_cfg(family, {"MODEL.RESNETS.NORM": "BN"})
+    exact, cheap = (build_seeded(cfg, seed=0).train() for _ in range(2))
+    train_in_bfloat16(cheap)
+    maps, losses = [], []
+    for model in (exact, cheap):
+        model.student.backbone.register_forward_hook(
+            lambda module, args, output: maps.append(output["p3"])
+        )
+        torch.manual_seed(0)
+        with EventStorage(0):
+            losses.append(model(make_batch()))
+        sum(losses[-1].values()).backward()
+    assert [x.dtype for x in maps] == [torch.float32, torch.bfloat16]
+    assert all(p.grad.dtype == torch.float32 for p in cheap.parameters() if p.requires_grad)
+    for name, loss in losses[0].items():
+        assert losses[1][name].item() == pytest.approx(loss.item(), rel=0.1, abs=1e-2)
+    with torch.no_grad():
+        for model in (exact, cheap):
+            model.eval()(make_batch())
+    assert [x.dtype for x in maps[2:]] == [torch.float32] * 2
