@@ -1,0 +1,6 @@
+"""Controlled comparisons of training runs: what a suite file says, and what its results show."""
+
+from .report import write_report
+from .suite import Run, Suite, load_suite
+
+__all__ = ["Run", "Suite", "load_suite", "write_report"]

@@ -1,0 +1,135 @@
+"""What the results of a suite show: tables with spread and paired differences, and a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Optional
+
+from tabulate import tabulate
+
+from .suite import TEACHER, Group, Suite
+
+# Quantiles .975 of Student's t distribution for 1, 2, ... degrees of freedom; later ones are 1.96
+# in two digits' rounding of the result.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160)
+
+_METRICS = ("AP", "AP50", "AP75")
+
+
+def confidence_interval(differences: Sequence[float]) -> tuple[float, float]:
+    """Mean of paired differences and half the width of its 95% interval (Student's t).
+
+    Args:
+        differences: one per seed.
+
+    Returns:
+        mean and half width; NaN with fewer than two seeds.
+    """
+    n = len(differences)
+    if n < 2:
+        return (mean(differences) if n else math.nan), math.nan
+    t = _T[n - 2] if n - 2 < len(_T) else 1.96
+    return mean(differences), t * stdev(differences) / math.sqrt(n)
+
+
+def paired(results: Sequence[dict], row: str, baseline: str, metric: str) -> list[float]:
+    """row - baseline for each seed that both have.
+
+    Args:
+        results: of one group.
+    """
+    by_row = {
+        name: {x["seed"]: x[metric] for x in results if x["row"] == name} for name in (row, baseline)
+    }
+    shared = sorted(by_row[row].keys() & by_row[baseline].keys())
+    return [by_row[row][seed] - by_row[baseline][seed] for seed in shared]
+
+
+def write_report(suite: Suite, results: Sequence[dict], folder: Path) -> None:
+    """Write results.md and results.png.
+
+    Args:
+        suite: what was run.
+        results: the entries of `runs` in results.json, of all groups.
+        folder: where to.
+    """
+    sections = [f"# {suite.path}\n"]
+    for group in suite.groups:
+        sections.append(f"## {group.name}\n\n{_table(group, _of(group, results))}\n")
+    sections.append(
+        "AP, AP50: mean ± standard deviation over seeds. Differences are paired by seed, with the 95% "
+        "interval of Student's t."
+    )
+    (folder / "results.md").write_text("\n".join(sections) + "\n")
+    _draw(suite, results, folder / "results.png")
+
+
+def _of(group: Group, results: Sequence[dict]) -> list[dict]:
+    return [x for x in results if x["group"] == group.name]
+
+
+def _table(group: Group, results: Sequence[dict]) -> str:
+    rows = []
+    for row in group.rows:
+        runs = [x for x in results if x["row"] == row]
+        line = {"row": row, "seeds": len(runs)}
+        for metric in _METRICS:
+            line[metric] = _spread([x[metric] for x in runs])
+        for baseline in group.baselines:
+            for metric in ("AP", "AP50"):
+                line[f"{metric} - {baseline}"] = (
+                    ""
+                    if row in (baseline, TEACHER)
+                    else _interval(paired(results, row, baseline, metric))
+                )
+        line["s/step"] = _value([x["seconds_per_step"] for x in runs], "{:.2f}")
+        line["memory (MB)"] = _value([x["peak_memory_mb"] for x in runs], "{:.0f}")
+        rows.append(line)
+    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+
+
+def _value(values: Sequence[Optional[float]], text: str) -> str:
+    known = [x for x in values if x is not None]
+    return text.format(mean(known)) if known else ""
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def _interval(differences: Sequence[float]) -> str:
+    if not differences:
+        return ""
+    centre, half = confidence_interval(differences)
+    return f"{centre:+.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
+
+
+def _draw(suite: Suite, results: Sequence[dict], path: Path) -> None:
+    """AP50 of each run as a dot and of each row as a bar, a panel for each group."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    height = 1.0 + 0.35 * max(len(group.rows) for group in suite.groups)
+    figure, panels = pyplot.subplots(
+        1, len(suite.groups), figsize=(5 * len(suite.groups), height), squeeze=False
+    )
+    for panel, group in zip(panels[0], suite.groups):
+        for y, row in enumerate(group.rows):
+            values = [x["AP50"] for x in _of(group, results) if x["row"] == row]
+            if values:
+                panel.barh(y, mean(values), color="lightgray" if row == TEACHER else "skyblue")
+                panel.plot(values, [y] * len(values), "k.", markersize=4)
+        panel.set_yticks(range(len(group.rows)), group.rows)
+        panel.invert_yaxis()
+        panel.set_xlabel("AP50")
+        panel.set_title(group.name)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,177 @@
+"""Suite files: groups of training runs that differ in nothing but what their names say."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional
+
+import yaml
+
+from detectron2.config import CfgNode, get_cfg
+
+from ..config import add_aid_config
+
+TEACHER = "teacher"
+_SUITE_KEYS = {"seeds", "opts", "groups"}
+_GROUP_KEYS = {"teacher", "rows", "baselines"}
+_ROW_KEYS = {"config", "opts"}
+
+
+@dataclass
+class Run:
+    """One training of one row with one seed.
+
+    Attributes:
+        group, row: names in the suite; the teacher's row is `teacher`.
+        seed: of initial weights, data order and augmentation.
+        config: yaml file.
+        opts: config keys that the suite sets, without the teacher's files.
+        teacher: run of the group's teacher, for a distilled row.
+    """
+
+    group: str
+    row: str
+    seed: int
+    config: str
+    opts: dict
+    teacher: Optional[Run] = None
+
+    def cfg(self) -> CfgNode:
+        """The whole config, but for OUTPUT_DIR and the teacher's files."""
+        cfg = get_cfg()
+        add_aid_config(cfg)
+        cfg.merge_from_file(self.config)
+        cfg.merge_from_list([x for item in self.opts.items() for x in item])
+        cfg.SEED = self.seed
+        return cfg
+
+    @property
+    def distilled(self) -> bool:
+        cfg = self.cfg()
+        return cfg.MODEL.META_ARCHITECTURE == "DistilledDetector" and cfg.DISTILL.ENABLED
+
+    @property
+    def config_hash(self) -> str:
+        """Of everything that the result depends on: the config, the seed and the teacher's."""
+        cfg = self.cfg()
+        cfg.OUTPUT_DIR = ""
+        cfg.DISTILL.TEACHER.CONFIG_FILE = cfg.DISTILL.TEACHER.WEIGHTS = ""
+        teacher = self.teacher.config_hash if self.teacher else ""
+        return hashlib.sha256(f"{cfg.dump()}{teacher}".encode()).hexdigest()[:12]
+
+    @property
+    def folder(self) -> str:
+        """Name of its output folder; rows of equal config and seed share one."""
+        return f"{self.row}-seed{self.seed}-{self.config_hash}"
+
+
+@dataclass
+class Group:
+    """Rows that are compared with each other: of one teacher, on one data set.
+
+    Attributes:
+        baselines: rows that all others are compared with, seed by seed.
+        runs: the teacher's first.
+    """
+
+    name: str
+    baselines: list[str]
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def rows(self) -> list[str]:
+        return list(dict.fromkeys(run.row for run in self.runs))
+
+
+@dataclass
+class Suite:
+    """A suite file.
+
+    Attributes:
+        path: of the file.
+        groups: in the order of the file.
+    """
+
+    path: str
+    groups: list[Group]
+
+    def runs(self) -> Iterator[Run]:
+        """Each training once: teachers first, then all rows of one seed before the next seed."""
+        runs = [run for group in self.groups for run in group.runs]
+        runs.sort(key=lambda run: (run.row != TEACHER, run.seed))
+        unique = {}
+        for run in runs:
+            unique.setdefault(run.folder, run)
+        yield from unique.values()
+
+
+def load_suite(path: str) -> Suite:
+    """Read a suite file.
+
+    Raises:
+        FileNotFoundError: the file or one of its configs does not exist.
+        ValueError: the file has unknown or missing keys, a name that is not there, or rows of a group
+            that differ in more than their distillation.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--suite: there is no file {path}.")
+    content = yaml.safe_load(Path(path).read_text())
+    _check_keys(path, "the suite", content, _SUITE_KEYS, {"seeds", "groups"})
+    common, groups = content.get("opts") or {}, []
+    for name, entry in content["groups"].items():
+        _check_keys(path, name, entry, _GROUP_KEYS, {"rows", "baselines"})
+        group = Group(name, list(entry["baselines"]))
+        if "teacher" in entry:
+            teacher = _run(path, name, TEACHER, content["seeds"][0], entry["teacher"], common)
+            group.runs.append(teacher)
+        for seed in content["seeds"]:
+            for row, spec in entry["rows"].items():
+                run = _run(path, name, row, seed, spec, common)
+                if run.distilled:
+                    if "teacher" not in entry:
+                        raise ValueError(f"{path}: {name}.{row} is distilled and has no teacher.")
+                    run.teacher = teacher
+                group.runs.append(run)
+        for baseline in group.baselines:
+            if baseline not in group.rows:
+                raise ValueError(f"{path}: {name} has no row {baseline!r}, one of its baselines.")
+        _check_rows_are_comparable(path, group)
+        groups.append(group)
+    return Suite(path, groups)
+
+
+def _run(path, group: str, row: str, seed: int, spec: dict, common: dict) -> Run:
+    _check_keys(path, f"{group}.{row}", spec, _ROW_KEYS, {"config"})
+    if not Path(spec["config"]).is_file():
+        raise FileNotFoundError(f"{path}: {group}.{row} has no config file {spec['config']}.")
+    return Run(group, row, seed, spec["config"], {**common, **(spec.get("opts") or {})})
+
+
+def _check_keys(path, where: str, node, known: set, required: set) -> None:
+    if not isinstance(node, dict) or not required <= node.keys() <= known:
+        found = sorted(node) if isinstance(node, dict) else node
+        raise ValueError(
+            f"{path}: {where} has {found}; it needs {sorted(required)} and may have {sorted(known)}."
+        )
+
+
+def _check_rows_are_comparable(path: str, group: Group) -> None:
+    """Students of a group may differ in DISTILL alone: same data, schedule and network."""
+    students = {}
+    for run in group.runs:
+        if run.row != TEACHER and run.row not in students:
+            students[run.row] = run.cfg()
+    first, *others = students
+    for row in others:
+        for node in ("DATASETS", "DATALOADER", "INPUT", "SOLVER", "MODEL"):
+            one, other = students[first][node].clone(), students[row][node].clone()
+            for cfg in (one, other):
+                cfg.pop("META_ARCHITECTURE", None)
+            if one != other:
+                raise ValueError(
+                    f"{path}: the rows {first!r} and {row!r} of {group.name} differ in {node}. Rows "
+                    "of a group may differ in DISTILL alone; put others into a group of their own."
+                )

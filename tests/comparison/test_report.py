@@ -1,0 +1,73 @@
+"""The statistics of a comparison by hand, and what the report says."""
+
+import math
+from statistics import mean, stdev
+
+import pytest
+
+from aid_d2.comparison.report import confidence_interval, paired, write_report
+from aid_d2.comparison.suite import Group, Run, Suite
+
+# AP50 of three seeds.
+AP50 = {"teacher": [50.0], "student": [30.0, 31.0, 35.0], "zhang": [32.0, 34.0, 36.0]}
+
+
+def results():
+    return [
+        {
+            "group": "one",
+            "row": row,
+            "seed": seed,
+            "AP": value / 2,
+            "AP50": value,
+            "AP75": value / 3,
+            "seconds_per_step": 0.5,
+            "peak_memory_mb": 1000,
+        }
+        for row, values in AP50.items()
+        for seed, value in enumerate(values, 1)
+    ]
+
+
+def suite():
+    runs = [Run("one", row, seed, "", {}) for row, v in AP50.items() for seed in range(1, len(v) + 1)]
+    return Suite("my.yaml", [Group("one", ["student"], runs)])
+
+
+def test_interval_by_hand():
+    """Differences 1, 2, 3: mean 2, deviation 1, t(2) = 4.303."""
+    centre, half = confidence_interval([1.0, 2.0, 3.0])
+    assert centre == 2.0
+    assert half == pytest.approx(4.303 / math.sqrt(3), rel=1e-4)
+    assert confidence_interval([5.0])[0] == 5.0
+    assert math.isnan(confidence_interval([5.0])[1])
+    many = [float(i % 2) for i in range(400)]
+    assert confidence_interval(many)[1] == pytest.approx(1.96 * stdev(many) / 20)
+
+
+def test_differences_are_paired_by_seed():
+    assert paired(results(), "zhang", "student", "AP50") == [2.0, 3.0, 1.0]
+    without_second = [x for x in results() if (x["row"], x["seed"]) != ("zhang", 2)]
+    assert paired(without_second, "zhang", "student", "AP50") == [2.0, 1.0]
+    assert paired(results(), "zhang", "nothing", "AP50") == []
+
+
+def test_report(tmp_path):
+    write_report(suite(), results(), tmp_path)
+    lines = (tmp_path / "results.md").read_text().splitlines()
+    table = {x.split("|")[1].strip(): [c.strip() for c in x.split("|")] for x in lines if "|" in x}
+    header, zhang, teacher = table["row"], table["zhang"], table["teacher"]
+    expected = f"{mean(AP50['zhang']):.1f} ± {stdev(AP50['zhang']):.1f}"
+    assert zhang[header.index("AP50")] == expected
+    assert zhang[header.index("AP50 - student")] == "+2.0 ± 2.5"
+    assert zhang[header.index("seeds")] == "3"
+    assert teacher[header.index("AP50")] == "50.0"
+    assert teacher[header.index("AP50 - student")] == ""
+    assert table["student"][header.index("AP50 - student")] == ""
+    assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_of_a_suite_that_has_just_begun(tmp_path):
+    write_report(suite(), results()[:1], tmp_path)
+    assert "| student" in (tmp_path / "results.md").read_text()
+    write_report(suite(), [], tmp_path)

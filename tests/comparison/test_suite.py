@@ -1,0 +1,160 @@
+"""Suite files: what they mean, that their rows are comparable, and errors in them."""
+
+import copy
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import train_net
+from aid_d2.comparison import load_suite
+from detectron2.data import build_detection_train_loader
+from detectron2.utils.env import seed_all_rng
+
+SUITES = sorted(str(x) for x in Path("configs/suites").glob("*.yaml"))
+PLAIN = "configs/highway/retinanet_R_18_C64.yaml"
+DISTILLED = "configs/highway/retinanet_R_18_C64_pkd.yaml"
+SUITE = {
+    "seeds": [1, 2],
+    "opts": {"SOLVER.MAX_ITER": 5},
+    "groups": {
+        "good": {
+            "teacher": {"config": "configs/highway/retinanet_R_18.yaml"},
+            "baselines": ["student"],
+            "rows": {
+                "student": {"config": PLAIN},
+                "pkd": {"config": DISTILLED, "opts": {"DISTILL.WEIGHT": 2.0}},
+            },
+        },
+        "bad": {
+            "teacher": {
+                "config": "configs/highway/retinanet_R_18.yaml",
+                "opts": {"SOLVER.MAX_ITER": 1},
+            },
+            "baselines": ["student"],
+            "rows": {"student": {"config": PLAIN}, "pkd": {"config": DISTILLED}},
+        },
+    },
+}
+
+
+def changed(path, value):
+    """The suite with one entry changed; None removes it."""
+    suite = copy.deepcopy(SUITE)
+    *parents, last = path
+    node = suite
+    for key in parents:
+        node = node[key]
+    node[last] = value
+    if value is None:
+        del node[last]
+    return suite
+
+
+@pytest.fixture
+def load(tmp_path):
+    def call(suite):
+        (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
+        return load_suite(str(tmp_path / "suite.yaml"))
+
+    return call
+
+
+def test_runs(load):
+    runs = list(load(SUITE).runs())
+    # The student of both groups is one and the same run.
+    assert [(x.row, x.seed, x.group) for x in runs] == [
+        ("teacher", 1, "good"),
+        ("teacher", 1, "bad"),
+        ("student", 1, "good"),
+        ("pkd", 1, "good"),
+        ("pkd", 1, "bad"),
+        ("student", 2, "good"),
+        ("pkd", 2, "good"),
+        ("pkd", 2, "bad"),
+    ]
+    good, bad = runs[3], runs[4]
+    assert good.teacher is runs[0] and bad.teacher is runs[1]
+    assert runs[2].teacher is None
+    assert good.cfg().DISTILL.WEIGHT == 2.0 and bad.cfg().DISTILL.WEIGHT == 1.0
+    assert [x.cfg().SOLVER.MAX_ITER for x in runs[:3]] == [5, 1, 5]
+    assert [x.cfg().SEED for x in runs] == [1, 1, 1, 1, 1, 2, 2, 2]
+    assert len({x.folder for x in runs}) == len(runs)
+
+
+def test_hash_changes_with_whatever_the_result_depends_on(load):
+    def hashes(suite):
+        return {(x.group, x.row, x.seed): x.config_hash for x in load(suite).runs()}
+
+    before = hashes(SUITE)
+    teacher = hashes(changed(["groups", "good", "teacher", "opts"], {"SOLVER.BASE_LR": 0.1}))
+    different = {key for key in before if before[key] != teacher[key]}
+    assert different == {("good", "teacher", 1), ("good", "pkd", 1), ("good", "pkd", 2)}
+    row = hashes(changed(["groups", "bad", "rows", "pkd", "opts"], {"DISTILL.WEIGHT": 3.0}))
+    assert {key for key in before if before[key] != row[key]} == {("bad", "pkd", 1), ("bad", "pkd", 2)}
+
+
+@pytest.mark.parametrize(
+    "path,value,message",
+    [
+        (["seeds"], None, "the suite has .*'groups', 'opts'.; it needs"),
+        (["groups", "good", "row"], {}, "good has .*'row'"),
+        (["groups", "good", "rows", "pkd", "config"], "no.yaml", "good.pkd has no config file"),
+        (["groups", "good", "baselines"], ["zhang"], "good has no row 'zhang'"),
+        (["groups", "good", "teacher"], None, "good.pkd is distilled and has no teacher"),
+        (
+            ["groups", "good", "rows", "pkd", "opts"],
+            {"SOLVER.BASE_LR": 0.1},
+            "'student' and 'pkd' of good differ in SOLVER",
+        ),
+        (
+            ["groups", "good", "rows", "pkd", "opts"],
+            {"MODEL.FPN.OUT_CHANNELS": 32},
+            "'student' and 'pkd' of good differ in MODEL",
+        ),
+    ],
+    ids=lambda x: None,
+)
+def test_errors_are_named(load, path, value, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load(changed(path, value))
+
+
+@pytest.mark.parametrize("path", SUITES)
+def test_suites_of_the_project(path):
+    suite = load_suite(path)
+    assert list(suite.runs())
+    for group in suite.groups:
+        assert group.baselines
+
+
+def test_rows_start_from_equal_weights_and_see_equal_batches(
+    small_cfg, distilled_cfg, rectangles
+):
+    """For one seed: what a student trains on does not depend on how it is distilled."""
+    data = {
+        "DATASETS.COCO_JSON": [["suite_rectangles", *rectangles[1:]]],
+        "DATASETS.TRAIN": ("suite_rectangles",),
+        "INPUT.MIN_SIZE_TRAIN": (48, 64),
+        "SOLVER.IMS_PER_BATCH": 2,
+        "DATALOADER.NUM_WORKERS": 0,
+    }
+    rows = [
+        small_cfg("RetinaNet", data),
+        distilled_cfg("RetinaNet", {**data, "DISTILL.AID.ENABLED": False}),
+        distilled_cfg("RetinaNet", {**data, "DISTILL.METHODS": ("MGD", "GID")}),
+    ]
+    seen = []
+    for cfg in rows:
+        train_net.register_coco_json(cfg.DATASETS.COCO_JSON)
+        seed_all_rng(3)
+        model = train_net.Trainer.build_model(cfg)
+        weights = getattr(model, "student", model).state_dict()
+        batches = list(islice(build_detection_train_loader(cfg), 4))
+        seen.append((weights, [x["image"] for batch in batches for x in batch]))
+    (weights, images), *others = seen
+    for other_weights, other_images in others:
+        assert all(torch.equal(x, other_weights[name]) for name, x in weights.items())
+        assert all(map(torch.equal, images, other_images))
