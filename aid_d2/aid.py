@@ -149,7 +149,11 @@ def trust_weight(loss: Tensor, alpha: float) -> Tensor:
 
 
 def compute_trust(
-    losses: TeacherLosses, alpha: float, granularity: str, normalizer: str = "native"
+    losses: TeacherLosses,
+    alpha: float,
+    granularity: str,
+    normalizer: str = "native",
+    rescale: bool = False,
 ) -> Trust:
     """AID's weight maps for all levels of the teacher.
 
@@ -158,6 +162,7 @@ def compute_trust(
         alpha: strength of the modulation, >= 0; with 0 every weight is exactly 1.
         granularity: one of GRANULARITIES.
         normalizer: of `level` and `image`, one of NORMALIZERS; see :func:`level_loss`.
+        rescale: divide the weights by their mean; see :func:`rescaled`.
 
     Raises:
         ValueError: unknown granularity or normalizer.
@@ -175,7 +180,29 @@ def compute_trust(
         maps = [trust_weight(loss, alpha) for loss in location_loss(losses)]
     else:
         raise ValueError(f"Unknown granularity {granularity!r}: choose one of {GRANULARITIES}.")
+    if rescale:
+        maps = rescaled(maps, [smallest_object(losses.objects, x) >= 0 for x in losses.levels])
     return Trust({level.stride: x[:, None] for level, x in zip(losses.levels, maps)})
+
+
+def rescaled(maps: List[Tensor], inside: List[Tensor]) -> List[Tensor]:
+    """Weights of mean 1 on objects, and apart from them on background.
+
+    AID then moves distillation among objects, from where the teacher is wrong to where it is right,
+    instead of taking some of it away, and none from objects to background.
+
+    Args:
+        maps: weights of each level (N, H, W).
+        inside: whether a cell is in the box of an object, (N, H, W) bool.
+
+    Returns:
+        per level (N, H, W), positive; the means are over all cells of all levels.
+    """
+    weights, mask = (torch.cat([x.flatten() for x in y]) for y in (maps, inside))
+    count = mask.sum()
+    objects = (weights * mask).sum() / count.clamp(min=1)
+    background = (weights * ~mask).sum() / (len(mask) - count).clamp(min=1)
+    return [x / torch.where(y, objects, background) for x, y in zip(maps, inside)]
 
 
 def level_loss(losses: TeacherLosses, normalizer: str = "native") -> Tensor:

@@ -74,6 +74,10 @@ def add_aid_config(cfg: CN) -> None:
     # `per_level` divides each level by its own number of positive anchors.
     cfg.DISTILL.AID.NORMALIZER = "native"
 
+    # Divide the weights by their mean in the batch, for objects and for background apart: AID then
+    # moves distillation among objects and takes none away. The paper does not.
+    cfg.DISTILL.AID.RESCALE = False
+
     # The keys of each method stand beside its code.
     for name, distiller in DISTILLER_REGISTRY:
         cfg.DISTILL[name.upper()] = distiller.config()

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Trust:
-    """AID's weights: per stride a detached map (N, 1, H, W) in (0, 1], where 1 is full trust."""
+    """AID's weights: per stride a detached map (N, 1, H, W), positive; 1 is full trust.
+
+    Weights are at most 1, unless they are rescaled to a mean of 1.
+    """
 
     maps: Dict[int, Tensor]
 
@@ -81,7 +84,7 @@ class Trust:
         mean = pool_boxes(difference, boxes, size=1, sampling_ratio=0)
         counts = torch.tensor([len(x) for x in boxes], device=anchors.device)
         base = anchors.repeat_interleave(counts, output_size=len(mean))
-        return (base + mean.flatten()).clamp(max=1.0)
+        return base + mean.flatten()
 
 
 def pool_boxes(

@@ -386,6 +386,32 @@ def test_an_image_has_the_weights_it_has_alone():
             torch.testing.assert_close(weights[0], together.maps[stride][2])
 
 
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("counts", [(3, 0, 2), (0, 0)], ids=str)
+def test_rescaled_weights_have_mean_one_on_objects_and_on_background(granularity, counts):
+    losses = random_losses(counts)
+    plain = compute_trust(losses, 2.0, granularity)
+    scaled = compute_trust(losses, 2.0, granularity, rescale=True)
+    weights, ratios = {True: [], False: []}, {True: [], False: []}
+    for level in LEVELS:
+        inside = smallest_object(losses.objects, level) >= 0
+        one, other = (x.maps[level.stride][:, 0] for x in (plain, scaled))
+        for kind in (True, False):
+            weights[kind] += other[inside == kind].tolist()
+            ratios[kind] += (other / one)[inside == kind].tolist()
+    for kind in (True, False):
+        if weights[kind]:
+            assert math.fsum(weights[kind]) / len(weights[kind]) == pytest.approx(1, rel=1e-5)
+            # Among themselves they keep their proportions.
+            assert np.ptp(ratios[kind]) < 1e-5 * ratios[kind][0]
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_rescaling_full_trust_changes_nothing(granularity):
+    trust = compute_trust(random_losses(), 0.0, granularity, rescale=True)
+    assert all((x == 1).all() for x in trust.maps.values())
+
+
 def test_unknown_granularity_names_the_choices():
     with pytest.raises(ValueError, match="'pixel'.*instance"):
         compute_trust(random_losses(), 0.1, "pixel")

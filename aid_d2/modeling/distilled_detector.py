@@ -115,6 +115,7 @@ class DistilledDetector(nn.Module):
                 alpha=cfg.DISTILL.AID.ALPHA,
                 granularity=cfg.DISTILL.AID.GRANULARITY,
                 normalizer=cfg.DISTILL.AID.NORMALIZER,
+                rescale=cfg.DISTILL.AID.RESCALE,
             )
         return {
             "student": student,
