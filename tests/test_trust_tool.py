@@ -1,0 +1,99 @@
+"""tools/trust.py: the page and the table of a small teacher on coloured rectangles."""
+
+import csv
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from aid_d2.data import register_coco_json
+from aid_d2.modeling import Teacher
+from aid_d2.visualization import labeled_input, object_trust
+from detectron2.data import DatasetCatalog
+from detectron2.structures import Boxes, Instances
+
+
+@pytest.fixture(scope="module")
+def tool(load_tool):
+    return load_tool("trust")
+
+
+@pytest.fixture(scope="module")
+def teacher(small_cfg, build_seeded, save_teacher, rectangles):
+    cfg = small_cfg(
+        "FasterRCNN",
+        {
+            "DATASETS.TRAIN": ("trust_rectangles",),
+            "DATASETS.COCO_JSON": [["trust_rectangles", *rectangles[1:]]],
+            "INPUT.MIN_SIZE_TEST": 96,
+            "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+        },
+    )
+    model = build_seeded(cfg, seed=3)
+    register_coco_json(cfg.DATASETS.COCO_JSON)
+    return cfg, model, save_teacher(cfg, model)
+
+
+def run(tool, monkeypatch, files, output, *more):
+    arguments = [
+        *("--config-file", files["DISTILL.TEACHER.CONFIG_FILE"]),
+        *("--weights", files["DISTILL.TEACHER.WEIGHTS"]),
+        *("--dataset", "trust_rectangles", "--output", str(output), *more),
+    ]
+    monkeypatch.setattr("sys.argv", ["trust.py", *arguments])
+    tool.main()
+    return list(csv.DictReader((output / "trust.csv").open()))
+
+
+def test_all_objects_are_ranked_by_aids_weight(tool, teacher, monkeypatch, tmp_path):
+    cfg, model, files = teacher
+    rows = run(tool, monkeypatch, files, tmp_path, "--score", "0.2", "--pictures", "5")
+    trust = [float(x["trust"]) for x in rows]
+    assert trust == sorted(trust)
+    objects = [x for x in rows if x["kind"] == "object"]
+    expected = []
+    for record in DatasetCatalog.get("trust_rectangles"):
+        example = labeled_input(cfg, record)
+        (weights,) = object_trust(Teacher(model, "BGR"), [example], "BGR", 0.5)
+        for annotation, weight in zip(record["annotations"], weights.tolist()):
+            x, y, w, h = annotation["bbox"]
+            box = (x, y, min(x + w, 96), min(y + h, 64))
+            expected.append((record["file_name"], *map(round, box), round(weight, 4)))
+    found = [
+        (x["file_name"], *(round(float(x[k])) for k in ("x1", "y1", "x2", "y2")))
+        + (round(float(x["trust"]), 4),)
+        for x in objects
+    ]
+    assert sorted(found) == sorted(expected)
+    alarms = [x for x in rows if x["kind"] == "false alarm"]
+    # With a score s the trust is (1 - s)^alpha.
+    assert alarms and all(float(x["trust"]) <= math.sqrt(0.8) for x in alarms)
+
+    page = (tmp_path / "index.html").read_text()
+    pictures = re.findall(r'src="(pictures/\d+.jpg)"', page)
+    assert len(pictures) == 5
+    assert all((tmp_path / x).stat().st_size for x in [*pictures, "histogram.png"])
+
+
+def test_false_alarms_by_hand(tool):
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 30, 30], [20, 20, 30, 30]])
+    detections = Instances((50, 50), pred_boxes=Boxes(boxes))
+    detections.scores = torch.tensor([0.9, 0.9, 0.9, 0.1])
+    objects = torch.tensor([[0.0, 0, 10, 19], [40, 40, 50, 50]])
+    expected = [False, False, True, False]
+    assert tool.false_alarms(detections, objects, 0.3, 0.5).tolist() == expected
+    expected = [True, True, True, False]
+    assert tool.false_alarms(detections, objects, 0.3, 0.6).tolist() == expected
+    assert tool.false_alarms(detections, torch.zeros(0, 4), 0.3, 0.5).tolist() == expected
+
+
+def test_a_data_set_of_other_classes_is_refused(tool, teacher, rectangles, monkeypatch, tmp_path):
+    coco = json.loads(Path(rectangles[1]).read_text())
+    coco["categories"].append({"id": 4, "name": "x"})
+    (tmp_path / "four.json").write_text(json.dumps(coco))
+    register_coco_json([["trust_four_classes", str(tmp_path / "four.json"), rectangles[2]]])
+    with pytest.raises(ValueError, match="'trust_four_classes' has 4 classes and the teacher 3"):
+        run(tool, monkeypatch, teacher[2], tmp_path, "--dataset", "trust_four_classes")

@@ -1,0 +1,196 @@
+r"""What AID sees of a data set: its objects and the teacher's false alarms, the least trusted first.
+
+    python tools/trust.py --config-file configs/highway/retinanet_R_18.yaml \
+        --weights output/highway/retinanet_R_18/model_final.pth \
+        --dataset highway_train --output output/trust
+
+Objects that a good teacher is least trusted on are hard, or their labels are wrong; its confident
+false alarms may be objects that nobody labeled. `--output` then has
+
+    index.html      pictures of the least trusted, a histogram, a table of the classes
+    trust.csv       all objects and false alarms, in pixels of their images
+
+An object's trust is AID's weight of it with granularity `instance`. Of a false alarm, a detection of
+at least `--score` that overlaps no object by an IoU of `--iou`, it is exp(-alpha * D) with D the
+cross-entropy -ln(1 - score) of calling it background.
+"""
+
+import argparse
+import csv
+import html
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import cv2
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from aid_d2 import add_aid_config
+from aid_d2.aid import trust_weight
+from aid_d2.data import register_coco_json
+from aid_d2.modeling import Teacher
+from aid_d2.modeling.teacher import load_teacher_config
+from aid_d2.visualization import draw_boxes, labeled_input, object_trust
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import Boxes, pairwise_iou
+
+OBJECT, FALSE_ALARM = "object", "false alarm"
+
+
+@dataclass
+class Instance:
+    """An object or a false alarm; the box in pixels of the image file."""
+
+    kind: str
+    trust: float
+    category: str
+    file_name: str
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, help="of the teacher")
+    parser.add_argument("--weights", required=True, help="of the teacher")
+    parser.add_argument("--dataset", required=True, help="its name, with labels")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--alpha", type=float, default=0.5, help="of AID (default 0.5)")
+    parser.add_argument("--score", type=float, default=0.3, help="of a false alarm (default 0.3)")
+    parser.add_argument("--iou", type=float, default=0.5, help="of a false alarm (default 0.5)")
+    parser.add_argument("--pictures", type=int, default=60, help="on the page (default 60)")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ... of the config")
+    args = parser.parse_args()
+    cfg, teacher = load_teacher(args)
+    classes = MetadataCatalog.get(args.dataset).thing_classes
+    if len(classes) != teacher.family.num_classes:
+        raise ValueError(
+            f"The data set {args.dataset!r} has {len(classes)} classes and the teacher "
+            f"{teacher.family.num_classes}: its loss on the labels needs the same ones."
+        )
+    instances = []
+    for record in tqdm(DatasetCatalog.get(args.dataset), unit="image"):
+        instances += look(cfg, teacher, record, classes, args)
+    # Of some objects the losses of a one-stage teacher say nothing; they come last.
+    instances.sort(key=lambda x: (x.trust != x.trust, x.trust))
+    args.output.mkdir(parents=True, exist_ok=True)
+    write_csv(args.output / "trust.csv", instances)
+    write_page(args.output, instances, args)
+    print(f"{len(instances)} objects and false alarms: see {args.output / 'index.html'}")
+
+
+def load_teacher(args) -> tuple[CfgNode, Teacher]:
+    """The teacher and its config, with the data sets of the config registered."""
+    cfg = load_teacher_config(args.config_file)
+    cfg.merge_from_list(args.opts)
+    register_coco_json(cfg.DATASETS.COCO_JSON)
+    DatasetCatalog.get(args.dataset)  # names the known ones if this is none
+    student_cfg = get_cfg()
+    add_aid_config(student_cfg)
+    student_cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    student_cfg.DISTILL.TEACHER.CONFIG_FILE = args.config_file
+    student_cfg.DISTILL.TEACHER.WEIGHTS = args.weights
+    return cfg, Teacher.from_config(student_cfg)
+
+
+def look(cfg: CfgNode, teacher: Teacher, record: dict, classes: list[str], args) -> list[Instance]:
+    """The objects of one image and the teacher's false alarms on it."""
+    example = labeled_input(cfg, record)
+    (weights,) = object_trust(teacher, [example], cfg.INPUT.FORMAT, args.alpha)
+    truth = example["instances"]
+    boxes = truth.gt_boxes.tensor * (record["width"] / example["image"].shape[-1])
+    found = [
+        Instance(OBJECT, weight, classes[category], record["file_name"], *box)
+        for weight, category, box in zip(
+            weights.tolist(), truth.gt_classes.tolist(), boxes.tolist()
+        )
+    ]
+    with torch.no_grad():
+        detections = teacher.model([example])[0]["instances"].to("cpu")
+    alarms = detections[false_alarms(detections, boxes, args.score, args.iou)]
+    doubts = trust_weight(-torch.log1p(-alarms.scores), args.alpha)
+    return found + [
+        Instance(FALSE_ALARM, weight, classes[category], record["file_name"], *box)
+        for weight, category, box in zip(
+            doubts.tolist(), alarms.pred_classes.tolist(), alarms.pred_boxes.tensor.tolist()
+        )
+    ]
+
+
+def false_alarms(detections, objects: Tensor, score: float, iou: float) -> Tensor:
+    """Which detections are confident and overlap no object (m, 4), whatever its class."""
+    overlap = pairwise_iou(detections.pred_boxes, Boxes(objects))
+    return (detections.scores >= score) & ~(overlap >= iou).any(1)
+
+
+def write_csv(path: Path, instances: list[Instance]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(Instance.__dataclass_fields__))
+        writer.writeheader()
+        writer.writerows(asdict(x) for x in instances)
+
+
+def write_page(folder: Path, instances: list[Instance], args) -> None:
+    """index.html with its pictures."""
+    draw_histogram(folder / "histogram.png", instances, args.alpha)
+    (folder / "pictures").mkdir(exist_ok=True)
+    figures = []
+    for i, x in enumerate(instances[: args.pictures]):
+        title = f"{x.kind}: {x.category}, trust {x.trust:.3f}"
+        image = read_image(x.file_name, "RGB")
+        box = torch.tensor([[x.x1, x.y1, x.x2, x.y2]])
+        picture = draw_boxes(image, title, box, [x.category], [x.trust])
+        cv2.imwrite(str(folder / "pictures" / f"{i}.jpg"), picture[:, :, ::-1])
+        name = html.escape(x.file_name)
+        figures.append(f'<figure><img src="pictures/{i}.jpg"><figcaption>{name}</figcaption></figure>')
+    (folder / "index.html").write_text(
+        "<!doctype html><meta charset=utf-8><title>What AID sees</title>"
+        "<style>body{font-family:sans-serif} figure{display:inline-block;margin:4px}"
+        "img{max-width:480px} figcaption{font-size:10px} td,th{padding:2px 8px}</style>"
+        f"<h1>{html.escape(args.dataset)}, seen by {html.escape(args.weights)}</h1>"
+        f"<p>alpha {args.alpha}. All of them: <a href=trust.csv>trust.csv</a></p>"
+        f"<img src=histogram.png>{class_table(instances)}<h2>The least trusted</h2>"
+        + "\n".join(figures)
+    )
+
+
+def class_table(instances: list[Instance]) -> str:
+    """Number and median trust of the objects and false alarms of each class."""
+    groups = defaultdict(list)
+    for x in instances:
+        if x.trust == x.trust:
+            groups[x.category, x.kind].append(x.trust)
+    rows = "".join(
+        f"<tr><td>{html.escape(category)}<td>{kind}<td>{len(values)}<td>{median(values):.2f}"
+        for (category, kind), values in sorted(groups.items())
+    )
+    return f"<table><tr><th>class<th>kind<th>number<th>median trust{rows}</table>"
+
+
+def draw_histogram(path: Path, instances: list[Instance], alpha: float) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 3))
+    values = [[x.trust for x in instances if x.kind == kind] for kind in (OBJECT, FALSE_ALARM)]
+    axes.hist(values, bins=20, range=(0, 1), stacked=True, label=[OBJECT, FALSE_ALARM])
+    axes.set_xlabel(f"trust, alpha {alpha}")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
