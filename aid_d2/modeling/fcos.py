@@ -10,7 +10,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.meta_arch import fcos
 from detectron2.structures import Boxes, Instances
 
-from .gfl import group_norm
+from .gfl_head import group_norm
 
 
 def add_fcos_config(cfg: CfgNode) -> None:
