@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 NAMES = [
     path.relative_to(ROOT).as_posix()
     for path in sorted(ROOT.glob("configs/*/*.yaml"))
-    if not path.name.startswith("Base-")
+    if not path.name.startswith("Base-") and path.parent.name != "suites"
 ]
 DISTILLED = "DistilledDetector"
 
