@@ -104,7 +104,8 @@ def _replace_extension() -> list[str]:
     fast_eval.COCOeval_opt = COCOeval_faster
     sys.modules[fast_eval.__name__] = fast_eval
     return [
-        f"Detectron2: running without detectron2._C ({reason}), COCO evaluation by faster_coco_eval",
+        f"Detectron2: running without detectron2._C ({reason}), "
+        "COCO evaluation by faster_coco_eval",
     ]
 
 
@@ -144,6 +145,8 @@ class _Extension(ModuleType):
             raise AttributeError(name)
 
         def missing(*args, **kwargs):
-            raise NotImplementedError(f"The Detectron2 operation {name!r} was called, but {_REMEDY}")
+            raise NotImplementedError(
+                f"The Detectron2 operation {name!r} was called, but {_REMEDY}"
+            )
 
         return missing

@@ -17,15 +17,15 @@ def add_aid_config(cfg: CN) -> None:
     # Own COCO-json data sets to register: a list of [name, json file, image folder], relative paths
     # being under $DETECTRON2_DATASETS.
     cfg.DATASETS.COCO_JSON = []
-    # Data sets with labels of a teacher (tools/pseudo_label.py) that are mixed into every batch, and
-    # their share of it.
+    # Data sets with labels of a teacher (tools/pseudo_label.py) that are mixed into every batch,
+    # and their share of it.
     cfg.DATASETS.UNLABELED = ()
     cfg.DATALOADER.UNLABELED_RATIO = 0.5
     # Leave ignore regions (`iscrowd`) out of the training loss. By default they are background, as
     # in AID's released code.
     cfg.INPUT.MASK_IGNORE_REGIONS = False
 
-    # Train under bfloat16 autocast, on GPU or CPU. Detectron2's SOLVER.AMP is float16, on GPU alone.
+    # Train under bfloat16 autocast, on GPU or CPU. Detectron2's SOLVER.AMP is float16, GPU alone.
     cfg.SOLVER.BF16 = False
     # Train with maps in the memory order that convolutions are fastest in, on most devices.
     cfg.SOLVER.CHANNELS_LAST = False

@@ -27,7 +27,9 @@ class Trust:
     @classmethod
     def full(cls, features: Dict[int, Tensor]) -> Trust:
         """Weight 1 everywhere, for maps (N, C, H, W) per stride: distillation without AID."""
-        return cls({s: x.new_ones(()).expand(len(x), 1, *x.shape[-2:]) for s, x in features.items()})
+        return cls(
+            {s: x.new_ones(()).expand(len(x), 1, *x.shape[-2:]) for s, x in features.items()}
+        )
 
     def with_full(self, images: List[int]) -> Trust:
         """The same, with full trust in some of the images."""

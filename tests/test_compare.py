@@ -74,7 +74,16 @@ def test_a_suite_that_is_killed_goes_on(suite, tmp_path, load_tool, monkeypatch,
     for run in runs:
         assert run["group"] == "boxes" and run["seed"] == 4
         assert run["seconds_per_step"] > 0 and run["peak_memory_mb"] > 100
-        assert {"AP", "AP50", "AP75", "AP-r", "AP-g", "AP-b", "config_hash", "versions"} <= run.keys()
+        assert {
+            "AP",
+            "AP50",
+            "AP75",
+            "AP-r",
+            "AP-g",
+            "AP-b",
+            "config_hash",
+            "versions",
+        } <= run.keys()
         folder = output / "runs" / f"{run['row']}-seed4-{run['config_hash']}"
         lines = (folder / "metrics.json").read_text().splitlines()
         assert json.loads(lines[-1])["bbox/AP50"] == pytest.approx(run["AP50"], nan_ok=True)
@@ -94,9 +103,7 @@ def test_a_run_that_fails_is_named(suite, tmp_path, load_tool, monkeypatch, caps
     content["groups"]["boxes"]["teacher"]["opts"] = {"MODEL.WEIGHTS": "nowhere.pth"}
     suite.write_text(yaml.safe_dump(content, sort_keys=False))
     output = tmp_path / "output"
-    monkeypatch.setattr(
-        "sys.argv", ["compare.py", "--suite", str(suite), "--output", str(output)]
-    )
+    monkeypatch.setattr("sys.argv", ["compare.py", "--suite", str(suite), "--output", str(output)])
     with pytest.raises(SystemExit, match="2 runs failed: see .*teacher-seed4.*aid-seed4"):
         load_tool("compare").main()
     assert "FAILED: teacher-seed4" in capsys.readouterr().out

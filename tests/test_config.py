@@ -145,9 +145,7 @@ def default_losses(losses_of):
 @pytest.mark.parametrize(
     "family,key", [(family, key) for family, effects in EFFECTS.items() for key in effects]
 )
-def test_every_key_has_an_effect_and_on_distillation_alone(
-    losses_of, default_losses, family, key
-):
+def test_every_key_has_an_effect_and_on_distillation_alone(losses_of, default_losses, family, key):
     default, changed = default_losses[family], losses_of(family, {key: EFFECTS[family][key]})
     own = [name for name in default if "_AttentionGuided_" not in name and "_NonLocal_" not in name]
     assert {name: changed[name] for name in own} == {name: default[name] for name in own}

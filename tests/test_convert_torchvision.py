@@ -1,4 +1,4 @@
-"""tools/convert_torchvision.py: the detector's backbone computes what torchvision's network does."""
+"""tools/convert_torchvision.py: the detector's backbone computes what torchvision's does."""
 
 import pytest
 import torch

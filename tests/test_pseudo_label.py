@@ -83,9 +83,7 @@ def check(coco, detected, threshold):
 
 
 @pytest.mark.parametrize("source", ["folder", "data set"])
-def test_labels_are_the_detections_above_the_threshold(
-    run, teacher, threshold, tmp_path, source
-):
+def test_labels_are_the_detections_above_the_threshold(run, teacher, threshold, tmp_path, source):
     arguments = () if source == "folder" else ("--dataset", "pseudo_rectangles")
     coco = run(tmp_path / "new" / "labels.json", threshold, *arguments)
     assert 0 < len(coco["images"]) < 8

@@ -201,7 +201,9 @@ def report(suite, jobs: list[Job], output: Path) -> None:
         if run.folder in done
     ]
     output.mkdir(parents=True, exist_ok=True)
-    (output / "results.json").write_text(json.dumps({"suite": suite.path, "runs": results}, indent=1))
+    (output / "results.json").write_text(
+        json.dumps({"suite": suite.path, "runs": results}, indent=1)
+    )
     write_report(suite, results, output)
 
 

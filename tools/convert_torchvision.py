@@ -1,10 +1,10 @@
-r"""Makes an ImageNet file of torchvision one that Detectron2 loads into its ResNet, or into MobileNetV2.
+r"""Makes an ImageNet file of torchvision one that Detectron2 loads, into ResNet or MobileNetV2.
 
     python tools/convert_torchvision.py resnet18 output/imagenet/resnet18.pkl
 
 Networks: resnet18, resnet34, resnet50, resnet101, resnext101_32x8d, mobilenet_v2. torchvision
-downloads its first ImageNet weights (IMAGENET1K_V1, those of the papers), unless `--weights FILE.pth`
-has a state dict. torchvision's networks want these keys in the detector's config:
+downloads its first ImageNet weights (IMAGENET1K_V1, those of the papers), unless `--weights
+FILE.pth` has a state dict. torchvision's networks want these keys in the detector's config:
 
     MODEL:
       WEIGHTS: output/imagenet/resnet18.pkl

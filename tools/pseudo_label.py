@@ -52,7 +52,9 @@ def main() -> None:
 
     cfg = teacher_config(args)
     if args.output.exists():
-        raise FileExistsError(f"{args.output} exists already: remove it, or choose another --output.")
+        raise FileExistsError(
+            f"{args.output} exists already: remove it, or choose another --output."
+        )
     images = registered_images(args.dataset) if args.dataset else images_under(args.images)
     classes = class_names(cfg)
     partial = args.output.with_name(args.output.name + ".partial")
@@ -75,8 +77,9 @@ def main() -> None:
     scratch.replace(args.output)
     partial.unlink()
     print(
-        f"{len(coco['annotations'])} boxes in {len(coco['images'])} of {len(images)} images. Use as\n"
-        f"DATASETS:\n  COCO_JSON: [[my_unlabeled, {args.output.resolve()}, {Path(root).resolve()}]]\n"
+        f"{len(coco['annotations'])} boxes in {len(coco['images'])} of {len(images)} images. Use "
+        f"as\nDATASETS:\n  COCO_JSON: [[my_unlabeled, {args.output.resolve()}, "
+        f"{Path(root).resolve()}]]\n"
         "  UNLABELED: [my_unlabeled]"
     )
 
@@ -149,7 +152,8 @@ def read_partial(path: Path, settings: dict) -> dict[str, list]:
     header, *lines = whole.splitlines()
     if json.loads(header) != settings:
         raise ValueError(
-            f"{path} was begun with other settings, {header}: remove it, or choose another --output."
+            f"{path} was begun with other settings, {header}: remove it, or choose another "
+            "--output."
         )
     return dict(json.loads(line) for line in lines)
 

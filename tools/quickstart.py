@@ -1,4 +1,4 @@
-"""A first distillation in some minutes on two cores: synthetic scenes, a teacher and three students.
+"""A first distillation in minutes on two cores: synthetic scenes, a teacher and three students.
 
 `make quickstart` runs this. Finished steps are kept: an interrupted run goes on where it stopped.
 """

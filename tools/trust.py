@@ -1,4 +1,4 @@
-r"""What AID sees of a data set: its objects and the teacher's false alarms, the least trusted first.
+r"""What AID sees of a data set: its objects and the teacher's false alarms, least trusted first.
 
     python tools/trust.py --config-file configs/highway/retinanet_R_18.yaml \
         --weights output/highway/retinanet_R_18/model_final.pth \
@@ -10,8 +10,8 @@ false alarms may be objects that nobody labeled. `--output` then has
     index.html      pictures of the least trusted, a histogram, a table of the classes
     trust.csv       all objects and false alarms, in pixels of their images
 
-An object's trust is AID's weight of it with granularity `instance`. Of a false alarm, a detection of
-at least `--score` that overlaps no object by an IoU of `--iou`, it is exp(-alpha * D) with D the
+An object's trust is AID's weight of it with granularity `instance`. Of a false alarm, a detection
+of at least `--score` that overlaps no object by an IoU of `--iou`, it is exp(-alpha * D) with D the
 cross-entropy -ln(1 - score) of calling it background.
 """
 
@@ -151,7 +151,9 @@ def write_page(folder: Path, instances: list[Instance], args) -> None:
         picture = draw_boxes(image, title, box, [x.category], [x.trust])
         cv2.imwrite(str(folder / "pictures" / f"{i}.jpg"), picture[:, :, ::-1])
         name = html.escape(x.file_name)
-        figures.append(f'<figure><img src="pictures/{i}.jpg"><figcaption>{name}</figcaption></figure>')
+        figures.append(
+            f'<figure><img src="pictures/{i}.jpg"><figcaption>{name}</figcaption></figure>'
+        )
     (folder / "index.html").write_text(
         "<!doctype html><meta charset=utf-8><title>What AID sees</title>"
         "<style>body{font-family:sans-serif} figure{display:inline-block;margin:4px}"

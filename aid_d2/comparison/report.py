@@ -42,7 +42,8 @@ def paired(results: Sequence[dict], row: str, baseline: str, metric: str) -> lis
         results: of one group.
     """
     by_row = {
-        name: {x["seed"]: x[metric] for x in results if x["row"] == name} for name in (row, baseline)
+        name: {x["seed"]: x[metric] for x in results if x["row"] == name}
+        for name in (row, baseline)
     }
     shared = sorted(by_row[row].keys() & by_row[baseline].keys())
     return [by_row[row][seed] - by_row[baseline][seed] for seed in shared]
@@ -60,8 +61,8 @@ def write_report(suite: Suite, results: Sequence[dict], folder: Path) -> None:
     for group in suite.groups:
         sections.append(f"## {group.name}\n\n{_table(group, _of(group, results))}\n")
     sections.append(
-        "AP, AP50: mean ± standard deviation over seeds. Differences are paired by seed, with the 95% "
-        "interval of Student's t."
+        "AP, AP50: mean ± standard deviation over seeds. Differences are paired by seed, with the "
+        "95% interval of Student's t."
     )
     (folder / "results.md").write_text("\n".join(sections) + "\n")
     _draw(suite, results, folder / "results.png")

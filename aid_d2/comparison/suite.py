@@ -113,8 +113,8 @@ def load_suite(path: str) -> Suite:
 
     Raises:
         FileNotFoundError: the file or one of its configs does not exist.
-        ValueError: the file has unknown or missing keys, a name that is not there, or rows of a group
-            that differ in more than their distillation.
+        ValueError: the file has unknown or missing keys, a name that is not there, or rows of a
+            group that differ in more than their distillation.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"--suite: there is no file {path}.")
@@ -154,7 +154,8 @@ def _check_keys(path, where: str, node, known: set, required: set) -> None:
     if not isinstance(node, dict) or not required <= node.keys() <= known:
         found = sorted(node) if isinstance(node, dict) else node
         raise ValueError(
-            f"{path}: {where} has {found}; it needs {sorted(required)} and may have {sorted(known)}."
+            f"{path}: {where} has {found}; it needs {sorted(required)} and may have "
+            f"{sorted(known)}."
         )
 
 
@@ -172,6 +173,7 @@ def _check_rows_are_comparable(path: str, group: Group) -> None:
                 cfg.pop("META_ARCHITECTURE", None)
             if one != other:
                 raise ValueError(
-                    f"{path}: the rows {first!r} and {row!r} of {group.name} differ in {node}. Rows "
-                    "of a group may differ in DISTILL alone; put others into a group of their own."
+                    f"{path}: the rows {first!r} and {row!r} of {group.name} differ in {node}. "
+                    "Rows of a group may differ in DISTILL alone; put others into a group of their "
+                    "own."
                 )

@@ -1,4 +1,4 @@
-"""Mini-batches of labeled images and images that a teacher labeled (SAD, Tang et al., BMVC 2019)."""
+"""Mini-batches of labeled images and of images that a teacher labeled (SAD, BMVC 2019)."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Optional
@@ -34,8 +34,8 @@ def build_mixed_train_loader(cfg: CfgNode, mapper: Optional[Callable] = None) ->
     sees the ground truth.
 
     Raises:
-        ValueError: the ratio does not divide the batch of a GPU into two parts, or the data sets have
-            different classes.
+        ValueError: the ratio does not divide the batch of a GPU into two parts, or the data sets
+            have different classes.
     """
     total, gpus = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
     per_gpu = total * cfg.DATALOADER.UNLABELED_RATIO / gpus
@@ -43,8 +43,8 @@ def build_mixed_train_loader(cfg: CfgNode, mapper: Optional[Callable] = None) ->
     if abs(per_gpu - round(per_gpu)) > 1e-6 or not 0 < unlabeled < total:
         raise ValueError(
             f"DATALOADER.UNLABELED_RATIO {cfg.DATALOADER.UNLABELED_RATIO} of SOLVER.IMS_PER_BATCH "
-            f"{total} on {gpus} GPU(s) is {per_gpu:g} images each; it has to be a whole number, and "
-            "leave room for labeled ones."
+            f"{total} on {gpus} GPU(s) is {per_gpu:g} images each; it has to be a whole number, "
+            "and leave room for labeled ones."
         )
     dataset = get_detection_dataset_dicts(
         cfg.DATASETS.UNLABELED, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
@@ -59,9 +59,9 @@ def build_mixed_train_loader(cfg: CfgNode, mapper: Optional[Callable] = None) ->
         found = MetadataCatalog.get(name).get("thing_classes")
         if found not in classes.values():
             raise ValueError(
-                f"The data set {name!r} of DATASETS.UNLABELED has the classes {found}, and those of "
-                f"DATASETS.TRAIN are {classes}. Label it with a teacher of the same classes in the "
-                "same order."
+                f"The data set {name!r} of DATASETS.UNLABELED has the classes {found}, and those "
+                f"of DATASETS.TRAIN are {classes}. Label it with a teacher of the same classes in "
+                "the same order."
             )
     return loader
 

@@ -116,7 +116,9 @@ class AttentionGuided(Distiller):
             area = batch = 1.0
             if self.normalize:
                 area, batch = math.sqrt(reference_ratio(s, stride)), math.sqrt(len(s) / 2)
-            feature = masked_feature_loss(t, self.feature_adapters[key](s), spatial * channel, weight)
+            feature = masked_feature_loss(
+                t, self.feature_adapters[key](s), spatial * channel, weight
+            )
             pooled = t.mean((2, 3)) - self.channel_adapters[key](s.mean((2, 3)))
             pooled = trust.pooled(stride, spatial) * pooled
             mean = weight * (

@@ -51,7 +51,7 @@ class Setting:
 class Distiller(nn.Module):
     """A distillation method: what it trains beside the student, and its losses.
 
-    A subclass is registered in DISTILLER_REGISTRY and implements `config`, `__init__` and `forward`.
+    A subclass is registered in DISTILLER_REGISTRY and has a `config`, `__init__` and `forward`.
 
     Attributes:
         detectors: names of the meta-architectures that student and teacher may have; empty for any

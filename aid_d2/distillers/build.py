@@ -26,8 +26,8 @@ def build_distillers(cfg: CfgNode, setting: Setting) -> Dict[str, Distiller]:
     repeated = len(set(cfg.DISTILL.METHODS)) < len(cfg.DISTILL.METHODS)
     if unknown or repeated or not cfg.DISTILL.METHODS:
         raise ValueError(
-            f"DISTILL.METHODS is {list(cfg.DISTILL.METHODS)}; name methods of {known}, each once. To "
-            "train the student alone set DISTILL.ENABLED False."
+            f"DISTILL.METHODS is {list(cfg.DISTILL.METHODS)}; name methods of {known}, each once. "
+            "To train the student alone set DISTILL.ENABLED False."
         )
     distillers = {}
     for name in cfg.DISTILL.METHODS:

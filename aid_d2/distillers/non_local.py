@@ -1,4 +1,4 @@
-"""Non-local distillation (Zhang & Ma, ICLR 2021, sec. 3.2): imitation of relations between pixels."""
+"""Non-local distillation (Zhang & Ma, ICLR 2021, sec. 3.2): relations between pixels."""
 
 import math
 from typing import Tuple

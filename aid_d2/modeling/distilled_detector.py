@@ -5,6 +5,7 @@ from typing import Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
@@ -143,14 +144,18 @@ class DistilledDetector(nn.Module):
         """
         if not self.training or self.teacher is None:
             return self.student(batched_inputs)
-        student, losses = self._observe_student(batched_inputs)
+        # The labels are read by tools/profile_step.py, and in any profile.
+        with record_function("aid_d2.student"):
+            student, losses = self._observe_student(batched_inputs)
         needs_head = self.weigh is not None or self._needs_predictions
         taps = self._taps(self.teacher.family)
-        teacher = self.teacher.observe(batched_inputs, self.input_format, needs_head, taps)
+        with record_function("aid_d2.teacher"):
+            teacher = self.teacher.observe(batched_inputs, self.input_format, needs_head, taps)
         objects = Objects.from_instances([x["instances"] for x in batched_inputs], self.device)
         student.objects = teacher.objects = objects
         with torch.autocast(self.device.type, enabled=False):
-            trust = self._trust(teacher, batched_inputs)
+            with record_function("aid_d2.trust"):
+                trust = self._trust(teacher, batched_inputs)
             losses.update(self._distill(student, teacher, trust))
         return losses
 
@@ -193,11 +198,12 @@ class DistilledDetector(nn.Module):
         factor = self.weight
         if self.warmup_iters > 0:
             factor *= min(get_event_storage().iter / self.warmup_iters, 1.0)
-        return {
-            f"loss_{name}_{part}": factor * loss
-            for name, distiller in self.distiller.items()
-            for part, loss in distiller(student, teacher, trust).items()
-        }
+        losses = {}
+        for name, distiller in self.distiller.items():
+            with record_function(f"aid_d2.{name}"):
+                parts = distiller(student, teacher, trust)
+            losses.update({f"loss_{name}_{part}": factor * loss for part, loss in parts.items()})
+        return losses
 
     def _log(self, losses: TeacherLosses, trust: Trust) -> None:
         storage = get_event_storage()

@@ -1,4 +1,4 @@
-"""A detector's forward pass made cheap: in bfloat16, channels last, and a teacher's without norms."""
+"""A detector's forward pass made cheap: bfloat16, channels last, a teacher's without norms."""
 
 import torch
 from torch import nn

@@ -1,6 +1,6 @@
 """Leaving ignore regions out of a detector's training loss.
 
-`IgnoreRegionMapper` hands them on as ground truth of class -1. Here the methods with which Detectron2
+`IgnoreRegionMapper` hands them on as ground truth of class -1. Here methods with which Detectron2
 labels anchors and proposals are wrapped on one detector: they get the real objects only, and what
 lies in an ignore region is no negative example.
 """

@@ -6,6 +6,7 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
+
 def inherit(student: nn.Module, teacher: nn.Module) -> None:
     """Copy all parameters and buffers outside the bottom-up network whose names and shapes agree.
 
@@ -22,14 +23,12 @@ def inherit(student: nn.Module, teacher: nn.Module) -> None:
     own_alone = "backbone.bottom_up." if bottom_up else "backbone."
     wanted = {key for key in own if not key.startswith(own_alone)}
     shared = {
-        key: theirs[key]
-        for key in wanted & theirs.keys()
-        if own[key].shape == theirs[key].shape
+        key: theirs[key] for key in wanted & theirs.keys() if own[key].shape == theirs[key].shape
     }
     if not shared:
         raise ValueError(
-            "DISTILL.INHERIT is True, but outside the bottom-up network student and teacher have no "
-            "parameter of equal name and shape. Give the student the teacher's "
+            "DISTILL.INHERIT is True, but outside the bottom-up network student and teacher have "
+            "no parameter of equal name and shape. Give the student the teacher's "
             "MODEL.FPN.OUT_CHANNELS and head, or set DISTILL.INHERIT False."
         )
     # Some layers take a partial state for that of an old version, and fill it up.

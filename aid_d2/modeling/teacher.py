@@ -93,7 +93,9 @@ class Teacher:
         fast = self.dtype is torch.bfloat16
         cheap = torch.autocast(images.device.type, self.dtype) if fast else nullcontext()
         with record_calls(taps) as calls, cheap:
-            observation = Observation(self.family.features(self.model.backbone(images)), calls=calls)
+            observation = Observation(
+                self.family.features(self.model.backbone(images)), calls=calls
+            )
             if with_predictions and self.family.head is not None:
                 observation.predictions = self.family.head(list(observation.features.values()))
         return observation
@@ -101,9 +103,7 @@ class Teacher:
     @torch.no_grad()
     def losses(self, observation: Observation, objects: Objects) -> TeacherLosses:
         """The teacher's unreduced losses, see :meth:`DetectorFamily.teacher_losses`."""
-        return self.family.teacher_losses(
-            observation.features, observation.predictions, objects
-        )
+        return self.family.teacher_losses(observation.features, observation.predictions, objects)
 
 
 def load_teacher_config(config_file: str) -> CfgNode:
@@ -140,7 +140,9 @@ class _StrictCheckpointer(DetectionCheckpointer):
                 for key, found, wanted in incompatible.incorrect_shapes
             ],
         }
-        problems = [f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in wrong.items() if keys]
+        problems = [
+            f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in wrong.items() if keys
+        ]
         if problems:
             raise ValueError(
                 f"DISTILL.TEACHER.WEIGHTS {self._path} does not fit the detector that "

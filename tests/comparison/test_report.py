@@ -30,7 +30,9 @@ def results():
 
 
 def suite():
-    runs = [Run("one", row, seed, "", {}) for row, v in AP50.items() for seed in range(1, len(v) + 1)]
+    runs = [
+        Run("one", row, seed, "", {}) for row, v in AP50.items() for seed in range(1, len(v) + 1)
+    ]
     return Suite("my.yaml", [Group("one", ["student"], runs)])
 
 

@@ -93,7 +93,10 @@ def test_hash_changes_with_whatever_the_result_depends_on(load):
     different = {key for key in before if before[key] != teacher[key]}
     assert different == {("good", "teacher", 1), ("good", "pkd", 1), ("good", "pkd", 2)}
     row = hashes(changed(["groups", "bad", "rows", "pkd", "opts"], {"DISTILL.WEIGHT": 3.0}))
-    assert {key for key in before if before[key] != row[key]} == {("bad", "pkd", 1), ("bad", "pkd", 2)}
+    assert {key for key in before if before[key] != row[key]} == {
+        ("bad", "pkd", 1),
+        ("bad", "pkd", 2),
+    }
 
 
 @pytest.mark.parametrize(
@@ -130,9 +133,7 @@ def test_suites_of_the_project(path):
         assert group.baselines
 
 
-def test_rows_start_from_equal_weights_and_see_equal_batches(
-    small_cfg, distilled_cfg, rectangles
-):
+def test_rows_start_from_equal_weights_and_see_equal_batches(small_cfg, distilled_cfg, rectangles):
     """For one seed: what a student trains on does not depend on how it is distilled."""
     data = {
         "DATASETS.COCO_JSON": [["suite_rectangles", *rectangles[1:]]],

@@ -62,9 +62,7 @@ def test_trains(distilled_cfg, build_seeded, make_batch, method, detector, aid):
 
 
 @pytest.mark.parametrize("method,detector", SERVED)
-def test_alpha_zero_is_the_method_alone(
-    distilled_cfg, build_seeded, make_batch, method, detector
-):
+def test_alpha_zero_is_the_method_alone(distilled_cfg, build_seeded, make_batch, method, detector):
     """Bit for bit: losses and gradients of the first step."""
     histories = []
     for changes in ({"DISTILL.AID.ENABLED": False}, {"DISTILL.AID.ALPHA": 0.0}):

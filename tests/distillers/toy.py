@@ -16,7 +16,9 @@ def rand(*shape, seed=0):
 
 def maps(sizes, channels, images=2, seed=0):
     """Maps (images, channels, *size) by stride, from sizes by stride."""
-    return {stride: rand(images, channels, *size, seed=seed + stride) for stride, size in sizes.items()}
+    return {
+        stride: rand(images, channels, *size, seed=seed + stride) for stride, size in sizes.items()
+    }
 
 
 def constant_trust(features, weight=1.0):
@@ -24,9 +26,7 @@ def constant_trust(features, weight=1.0):
 
 
 def random_trust(features, seed=9):
-    return Trust(
-        {s: rand(*x[:, :1].shape, seed=seed + s).sigmoid() for s, x in features.items()}
-    )
+    return Trust({s: rand(*x[:, :1].shape, seed=seed + s).sigmoid() for s, x in features.items()})
 
 
 def setting(strides, channels=(4, 4), detector="RetinaNet"):

@@ -56,9 +56,7 @@ def test_keys_are_the_students_and_the_distillers(plain_of, distilled_of, family
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_file_loads_in_the_plain_student(
-    plain_of, distilled_of, make_batch, tmp_path, family
-):
+def test_a_file_loads_in_the_plain_student(plain_of, distilled_of, make_batch, tmp_path, family):
     model, plain = distilled_of(family, 1), plain_of(family, 2)
     DetectionCheckpointer(model, str(tmp_path)).save("model_0000009", iteration=9)
     rest = DetectionCheckpointer(plain).load(str(tmp_path / "model_0000009.pth"))

@@ -78,9 +78,7 @@ def test_as_a_student_of_a_known_teacher(
 
 
 @pytest.mark.parametrize("student", ["RetinaNet", "FasterRCNN"])
-def test_as_a_teacher_without_aid(
-    distilled_cfg, build_seeded, make_batch, toy_teacher, student
-):
+def test_as_a_teacher_without_aid(distilled_cfg, build_seeded, make_batch, toy_teacher, student):
     changes = {**toy_teacher, "DISTILL.AID.ENABLED": False}
     model = build_seeded(distilled_cfg(student, changes), 0)
     losses = step(model, make_batch())
@@ -99,9 +97,7 @@ def test_as_a_teacher_with_aid_it_is_named_with_a_remedy(
 
 
 def test_a_model_without_backbone_is_named(small_cfg, distilled_cfg, build_seeded):
-    model = build_seeded(
-        small_cfg("RetinaNet", {"MODEL.META_ARCHITECTURE": "NoBackbone"}), 0
-    )
+    model = build_seeded(small_cfg("RetinaNet", {"MODEL.META_ARCHITECTURE": "NoBackbone"}), 0)
     with pytest.raises(ValueError, match="NoBackbone.*backbone"):
         family_of(model)
     with pytest.raises(ValueError, match="NoBackbone.*backbone"):

@@ -398,9 +398,7 @@ def test_no_hook_survives_a_failed_step(build_seeded, distilled_cfg, make_batch)
 
 
 @pytest.mark.parametrize("student,teacher", [FAMILIES, FAMILIES[::-1]])
-def test_mixed_pairs_share_the_levels_that_mean_the_same(
-    build_seeded, small_cfg, student, teacher
-):
+def test_mixed_pairs_share_the_levels_that_mean_the_same(build_seeded, small_cfg, student, teacher):
     families = [family_of(build_seeded(small_cfg(f), 0)) for f in (student, teacher)]
     assert [pair.stride for pair in pair_levels(*families)] == [8, 16, 32]
 
@@ -464,9 +462,7 @@ def test_teacher_sees_its_own_channel_order_and_normalisation(
     assert torch.equal(batch[0]["image"], image)
 
 
-def test_other_kinds_of_channels_are_refused(
-    small_cfg, build_seeded, distilled_cfg, save_teacher
-):
+def test_other_kinds_of_channels_are_refused(small_cfg, build_seeded, distilled_cfg, save_teacher):
     cfg = small_cfg("RetinaNet", {"INPUT.FORMAT": "YUV-BT.601"})
     files = save_teacher(cfg, build_seeded(cfg, 0))
     with pytest.raises(ValueError, match="INPUT.FORMAT.*YUV-BT.601"):
@@ -582,6 +578,7 @@ def test_constructed_without_a_teacher_it_is_the_student(small_cfg, build_seeded
 
 def test_constructed_by_hand_it_distils(small_cfg, build_seeded, make_batch):
     """A distiller of one's own needs no config: L1 of the finest maps, weighted by AID's trust."""
+
     class L1(Distiller):
         def __init__(self):
             torch.nn.Module.__init__(self)

@@ -466,9 +466,7 @@ def test_levels_of_an_image_add_up_to_its_own_loss(model, scene):
     per_image = image_loss(teacher_losses(model, predictions, truth)).sum(1)
     for n in range(len(truth)):
         alone = [[x[n : n + 1] for x in maps] for maps in predictions]
-        own = model.forward_training(
-            None, list(maps_like(alone).values()), alone, truth[n : n + 1]
-        )
+        own = model.forward_training(None, list(maps_like(alone).values()), alone, truth[n : n + 1])
         torch.testing.assert_close(per_image[n], sum(own.values()), rtol=1e-4, atol=1e-6)
 
 
@@ -590,9 +588,7 @@ def test_object_losses_are_those_of_hard_labels(model):
     losses = teacher_losses(model, predictions, truth)
     loss, known = object_loss(losses)
     assert known.all()
-    cls, box = (
-        torch.cat([x[0].flatten(1).T for x in maps]).double() for maps in predictions
-    )
+    cls, box = (torch.cat([x[0].flatten(1).T for x in maps]).double() for maps in predictions)
     anchors = Boxes.cat(model.anchor_generator(list(maps_like(predictions).values()))).tensor
     for g, (gt, label) in enumerate(zip(truth[0].gt_boxes.tensor.tolist(), (0, 2))):
         values = []

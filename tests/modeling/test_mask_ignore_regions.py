@@ -148,9 +148,7 @@ def test_predictions_inside_have_no_part_in_the_loss(masked, family):
 
 
 def proposals_at(boxes):
-    return Instances(
-        SIZE, proposal_boxes=Boxes(boxes), objectness_logits=torch.zeros(len(boxes))
-    )
+    return Instances(SIZE, proposal_boxes=Boxes(boxes), objectness_logits=torch.zeros(len(boxes)))
 
 
 def test_proposals_inside_are_no_negatives(masked):

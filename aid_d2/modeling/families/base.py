@@ -19,8 +19,8 @@ FAMILY_REGISTRY.__doc__ = "Subclasses of DetectorFamily; `family_of` finds the o
 class DetectorFamily:
     """A detector seen through the one interface that distillation needs.
 
-    This class itself serves any meta-architecture with a `backbone` that returns a dict of maps, for
-    methods that use features alone. A family adds the detector's dense head and its losses.
+    This class itself serves any meta-architecture with a `backbone` that returns a dict of maps,
+    for methods that use features alone. A family adds the detector's dense head and its losses.
 
     Args:
         model: the detector.
@@ -98,8 +98,8 @@ class DetectorFamily:
             NotImplementedError: the detector is of no family that is known.
         """
         raise NotImplementedError(
-            f"Nothing is known of the predictions of a {type(self.model).__name__}, only of those of "
-            f"{_known_detectors()}. Register a DetectorFamily for it."
+            f"Nothing is known of the predictions of a {type(self.model).__name__}, only of those "
+            f"of {_known_detectors()}. Register a DetectorFamily for it."
         )
 
     def owners(self, dense: DenseOutput, objects: Objects) -> Tensor:

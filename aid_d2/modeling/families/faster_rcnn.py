@@ -48,9 +48,7 @@ class FasterRCNNFamily(DetectorFamily):
         return self.model.proposal_generator.box2box_transform
 
     def dense(self, features, predictions):
-        return dense_output(
-            self.anchor_generator, self.box_transform, features, predictions, 1, 4
-        )
+        return dense_output(self.anchor_generator, self.box_transform, features, predictions, 1, 4)
 
     def owners(self, dense, objects):
         return match_by_iou(self.model.proposal_generator.anchor_matcher, dense.anchors, objects)
@@ -80,7 +78,9 @@ class FasterRCNNFamily(DetectorFamily):
                 f"AID knows the losses of StandardROIHeads with one box head, not of "
                 f"{type(heads).__name__}. Set DISTILL.AID.ENABLED False for this teacher."
             )
-        if rpn.anchor_boundary_thresh >= 0 or not set(heads.box_in_features) <= set(rpn.in_features):
+        if rpn.anchor_boundary_thresh >= 0 or not set(heads.box_in_features) <= set(
+            rpn.in_features
+        ):
             raise NotImplementedError(
                 "AID needs a Faster R-CNN teacher with MODEL.RPN.BOUNDARY_THRESH -1 and all of "
                 f"MODEL.ROI_HEADS.IN_FEATURES {heads.box_in_features} among MODEL.RPN.IN_FEATURES "
@@ -160,10 +160,9 @@ def sampling_frequency(owner, batch_size: int, positive_fraction: float):
     num_negative = negative.sum(1, keepdim=True)
     take_positive = num_positive.clamp(max=int(batch_size * positive_fraction))
     take_negative = torch.minimum(num_negative, batch_size - take_positive)
-    return (
-        positive * take_positive / num_positive.clamp(min=1)
-        + negative * take_negative / num_negative.clamp(min=1)
-    )
+    return positive * take_positive / num_positive.clamp(
+        min=1
+    ) + negative * take_negative / num_negative.clamp(min=1)
 
 
 def hardest_background(cls, owner, levels, count: int):

@@ -1,0 +1,87 @@
+"""tools/profile_step.py: its rows, what its ratios are, and that a cost that is added shows up."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def tool(load_tool):
+    return load_tool("profile_step")
+
+
+@pytest.fixture
+def config(distilled_cfg, tmp_path):
+    (tmp_path / "distilled.yaml").write_text(distilled_cfg("RetinaNet").dump())
+    return tmp_path / "distilled.yaml"
+
+
+def run(tool, monkeypatch, config, *more):
+    arguments = ["--config-file", str(config), "--size", "64", "64", "--images", "1"]
+    output = config.with_name("cost.json")
+    arguments += ["--repeats", "1", "--objects", "2", "--json", str(output), *more]
+    monkeypatch.setattr("sys.argv", ["profile_step.py", *arguments])
+    # A process for each row would take most of the time.
+    monkeypatch.setattr(tool, "peak_memory", lambda cfg, name, args: 100.0)
+    tool.main()
+    return json.loads(output.read_text())
+
+
+@pytest.mark.parametrize(
+    "kind,expected",
+    [
+        ("method", ["AttentionGuided", "NonLocal", "AttentionGuided + NonLocal"]),
+        (
+            "granularity",
+            ["without AID", "AID, level", "AID, image", "AID, instance", "AID, location"],
+        ),
+    ],
+)
+def test_rows_and_their_ratios(tool, monkeypatch, capsys, config, kind, expected):
+    report = run(tool, monkeypatch, config, "--variants", kind)
+    assert list(report["rows"]) == expected
+    floor = report["student_step_s"] + report["teacher_forward_s"]
+    printed = capsys.readouterr().out
+    for name, row in report["rows"].items():
+        assert row["ratio_to_floor"] == pytest.approx(row["distilled_step_s"] / floor)
+        assert row["ratio_to_student"] == pytest.approx(
+            row["distilled_step_s"] / report["student_step_s"]
+        )
+        methods = {x for x in ("AttentionGuided", "NonLocal") if x in name}
+        methods = methods or {"AttentionGuided", "NonLocal"}
+        assert set(row["parts_s"]) == {"student", "teacher", "trust"} | methods
+        assert all(x > 0 for x in row["parts_s"].values())
+        assert name in printed
+
+
+def test_medians_are_of_steps_taken_in_turn(tool, monkeypatch):
+    """By a clock that only the steps move."""
+    now, order = [0.0], []
+
+    def step(name, costs):
+        remaining = iter(costs)
+
+        def take():
+            order.append(name)
+            now[0] += next(remaining)
+
+        return take
+
+    monkeypatch.setattr(tool.time, "perf_counter", lambda: now[0])
+    steps = {"a": step("a", [9, 1, 2, 6]), "b": step("b", [9, 5, 5, 4])}
+    assert tool.interleave(steps, repeats=3) == {"a": 2, "b": 5}
+    assert order == ["a", "b"] * 4
+
+
+def test_memory_of_a_step_is_that_of_a_process_of_its_own(tool, config, monkeypatch):
+    arguments = ["--config-file", str(config), "--size", "64", "64", "--images", "1"]
+    monkeypatch.setattr("sys.argv", ["profile_step.py", *arguments])
+    args = tool.parse_arguments()
+    cfg = tool.load_config(args)
+    assert 100 < tool.resident(cfg.dump(), tool.STUDENT, args) < 100_000
+
+
+def test_a_plain_config_is_refused(tool, small_cfg, monkeypatch, tmp_path):
+    (tmp_path / "plain.yaml").write_text(small_cfg("RetinaNet").dump())
+    with pytest.raises(ValueError, match="plain.yaml is no distilled detector"):
+        run(tool, monkeypatch, tmp_path / "plain.yaml")
