@@ -12,7 +12,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/python -W ignore::UserWarning tools/quickstart.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 install: $(INSTALLED)
 
