@@ -47,8 +47,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     suite = load_suite(args.suite)
-    runs = list(suite.runs())
-    jobs = [Job(run, args.output) for run in runs]
+    jobs = [Job(run, args.output) for run in suite.runs()]
     failed = train_all(jobs, args.jobs, lambda: report(suite, jobs, args.output))
     report(suite, jobs, args.output)
     print(f"\n{(args.output / 'results.md').read_text()}")
@@ -61,7 +60,7 @@ class Job:
 
     def __init__(self, run: Run, output: Path):
         self.run = run
-        self.output = output
+        self.teacher = Job(run.teacher, output) if run.teacher else None
         self.folder = output / "runs" / run.folder
         self.log = self.folder / "console.txt"
         self.max_iter = run.cfg().SOLVER.MAX_ITER
@@ -76,16 +75,15 @@ class Job:
     @property
     def ready(self) -> bool:
         """Whether there is a teacher, if it needs one."""
-        return self.run.teacher is None or bool(Job(self.run.teacher, self.output).result)
+        return self.teacher is None or bool(self.teacher.result)
 
     def start(self, slot: int, threads: int) -> None:
         """Train it, in a process that ends with this one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         opts = {**self.run.opts, "SEED": self.run.seed, "OUTPUT_DIR": str(self.folder)}
-        if self.run.teacher:
-            teacher = self.output / "runs" / self.run.teacher.folder
-            opts["DISTILL.TEACHER.CONFIG_FILE"] = str(teacher / "config.yaml")
-            opts["DISTILL.TEACHER.WEIGHTS"] = str(teacher / "model_final.pth")
+        if self.teacher:
+            opts["DISTILL.TEACHER.CONFIG_FILE"] = str(self.teacher.folder / "config.yaml")
+            opts["DISTILL.TEACHER.WEIGHTS"] = str(self.teacher.folder / "model_final.pth")
         command = [sys.executable, "-W", "ignore", str(ROOT / "train_net.py"), "--resume"]
         command += ["--config-file", self.run.config, *(str(x) for kv in opts.items() for x in kv)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -156,9 +154,9 @@ def train_all(jobs: list[Job], slots: int, after_each) -> list[Job]:
     failed: list[Job] = []
     shown = 0.0
     while waiting or running:
-        for slot in range(slots):
+        for slot in set(range(slots)) - running.keys():
             job = next((x for x in waiting if x.ready), None)
-            if slot not in running and job:
+            if job:
                 waiting.remove(job)
                 job.start(slot, threads)
                 running[slot] = job

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Optional
 
@@ -53,7 +54,7 @@ class Run:
         cfg = self.cfg()
         return cfg.MODEL.META_ARCHITECTURE == "DistilledDetector" and cfg.DISTILL.ENABLED
 
-    @property
+    @cached_property
     def config_hash(self) -> str:
         """Of everything that the result depends on: the config, the seed and the teacher's."""
         cfg = self.cfg()

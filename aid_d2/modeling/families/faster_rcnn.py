@@ -78,9 +78,8 @@ class FasterRCNNFamily(DetectorFamily):
                 f"AID knows the losses of StandardROIHeads with one box head, not of "
                 f"{type(heads).__name__}. Set DISTILL.AID.ENABLED False for this teacher."
             )
-        if rpn.anchor_boundary_thresh >= 0 or not set(heads.box_in_features) <= set(
-            rpn.in_features
-        ):
+        known_maps = set(heads.box_in_features) <= set(rpn.in_features)
+        if rpn.anchor_boundary_thresh >= 0 or not known_maps:
             raise NotImplementedError(
                 "AID needs a Faster R-CNN teacher with MODEL.RPN.BOUNDARY_THRESH -1 and all of "
                 f"MODEL.ROI_HEADS.IN_FEATURES {heads.box_in_features} among MODEL.RPN.IN_FEATURES "
@@ -160,9 +159,9 @@ def sampling_frequency(owner, batch_size: int, positive_fraction: float):
     num_negative = negative.sum(1, keepdim=True)
     take_positive = num_positive.clamp(max=int(batch_size * positive_fraction))
     take_negative = torch.minimum(num_negative, batch_size - take_positive)
-    return positive * take_positive / num_positive.clamp(
-        min=1
-    ) + negative * take_negative / num_negative.clamp(min=1)
+    of_positive = take_positive / num_positive.clamp(min=1)
+    of_negative = take_negative / num_negative.clamp(min=1)
+    return positive * of_positive + negative * of_negative
 
 
 def hardest_background(cls, owner, levels, count: int):
