@@ -18,7 +18,8 @@ from ..config import add_aid_config
 TEACHER = "teacher"
 _SUITE_KEYS = {"seeds", "opts", "groups"}
 _GROUP_KEYS = {"teacher", "rows", "baselines"}
-_ROW_KEYS = {"config", "opts"}
+_TEACHER_KEYS = {"config", "opts"}
+_ROW_KEYS = {"config", "opts", "seeds"}
 
 
 @dataclass
@@ -60,6 +61,8 @@ class Run:
         cfg = self.cfg()
         cfg.OUTPUT_DIR = ""
         cfg.DISTILL.TEACHER.CONFIG_FILE = cfg.DISTILL.TEACHER.WEIGHTS = ""
+        if not self.distilled:
+            cfg.pop("DISTILL")
         teacher = self.teacher.config_hash if self.teacher else ""
         return hashlib.sha256(f"{cfg.dump()}{teacher}".encode()).hexdigest()[:12]
 
@@ -126,10 +129,12 @@ def load_suite(path: str) -> Suite:
         _check_keys(path, name, entry, _GROUP_KEYS, {"rows", "baselines"})
         group = Group(name, list(entry["baselines"]))
         if "teacher" in entry:
+            _check_keys(path, f"{name}.{TEACHER}", entry["teacher"], _TEACHER_KEYS, {"config"})
             teacher = _run(path, name, TEACHER, content["seeds"][0], entry["teacher"], common)
             group.runs.append(teacher)
-        for seed in content["seeds"]:
-            for row, spec in entry["rows"].items():
+        for row, spec in entry["rows"].items():
+            _check_keys(path, f"{name}.{row}", spec, _ROW_KEYS, {"config"})
+            for seed in spec.get("seeds", content["seeds"]):
                 run = _run(path, name, row, seed, spec, common)
                 if run.distilled:
                     if "teacher" not in entry:
@@ -145,7 +150,6 @@ def load_suite(path: str) -> Suite:
 
 
 def _run(path, group: str, row: str, seed: int, spec: dict, common: dict) -> Run:
-    _check_keys(path, f"{group}.{row}", spec, _ROW_KEYS, {"config"})
     if not Path(spec["config"]).is_file():
         raise FileNotFoundError(f"{path}: {group}.{row} has no config file {spec['config']}.")
     return Run(group, row, seed, spec["config"], {**common, **(spec.get("opts") or {})})
