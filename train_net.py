@@ -14,7 +14,9 @@ from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators, verify_results
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage, JSONWriter
 from detectron2.utils.logger import setup_logger
 
 
@@ -98,7 +100,17 @@ def main(args):
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
+        write_metrics(results, os.path.join(cfg.OUTPUT_DIR, "inference", "metrics.json"))
     return results
+
+
+def write_metrics(results, path):
+    """As training writes them to OUTPUT_DIR/metrics.json: a line of json."""
+    with EventStorage() as storage:
+        storage.put_scalars(**flatten_results_dict(results))
+        writer = JSONWriter(path)
+        writer.write()
+        writer.close()
 
 
 def run():

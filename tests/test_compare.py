@@ -93,9 +93,23 @@ def test_a_suite_that_is_killed_goes_on(suite, tmp_path, load_tool, monkeypatch,
     assert (output / "results.png").exists()
 
     # All is done: nothing is trained again.
-    monkeypatch.setattr(compare.subprocess, "Popen", None)
-    compare.main()
+    with monkeypatch.context() as patch:
+        patch.setattr(compare.subprocess, "Popen", None)
+        compare.main()
     assert "3 runs, 3 of them done" in capsys.readouterr().out
+
+    # The same teacher as a file: it is evaluated, and what learns from it is another run.
+    weights = next((output / "runs").glob("teacher-*")) / "model_final.pth"
+    content = yaml.safe_load(suite.read_text())
+    content["groups"]["boxes"]["teacher"]["weights"] = str(weights)
+    suite.write_text(yaml.safe_dump(content, sort_keys=False))
+    compare.main()
+    assert "3 runs, 1 of them done" in capsys.readouterr().out
+    again = json.loads((output / "results.json").read_text())["runs"]
+    for old, new in zip(runs, again):
+        assert new["AP50"] == pytest.approx(old["AP50"], nan_ok=True)
+        assert (new["config_hash"] == old["config_hash"]) == (new["row"] == "student")
+    assert not (output / "runs" / f"teacher-seed4-{again[0]['config_hash']}/model_final.pth").exists()
 
 
 def test_a_run_that_fails_is_named(suite, tmp_path, load_tool, monkeypatch, capsys):

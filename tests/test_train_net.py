@@ -100,6 +100,8 @@ def test_evaluation_needs_no_teacher_and_equals_the_plain_student(student, data,
     assert len(detections(tmp_path / "eval")) > 0
     assert detections(tmp_path / "eval") == detections(tmp_path / "plain")
     assert str(distilled) == str(plain)  # NaN where a metric has no objects
+    (line,) = (tmp_path / "eval" / "inference" / "metrics.json").read_text().splitlines()
+    assert json.loads(line)["bbox/AP50"] == pytest.approx(distilled["bbox"]["AP50"], nan_ok=True)
 
 
 def test_checkpoint_holds_student_and_adapters_only(student, teachers):

@@ -63,8 +63,13 @@ class Job:
         self.teacher = Job(run.teacher, output) if run.teacher else None
         self.folder = output / "runs" / run.folder
         self.log = self.folder / "console.txt"
-        self.max_iter = run.cfg().SOLVER.MAX_ITER
+        self.max_iter = 0 if run.weights else run.cfg().SOLVER.MAX_ITER
         self.process = None
+
+    @property
+    def weights(self) -> str:
+        """Where they are once it is done."""
+        return self.run.weights or str(self.folder / "model_final.pth")
 
     @property
     def result(self) -> dict:
@@ -83,8 +88,11 @@ class Job:
         opts = {**self.run.opts, "SEED": self.run.seed, "OUTPUT_DIR": str(self.folder)}
         if self.teacher:
             opts["DISTILL.TEACHER.CONFIG_FILE"] = str(self.teacher.folder / "config.yaml")
-            opts["DISTILL.TEACHER.WEIGHTS"] = str(self.teacher.folder / "model_final.pth")
-        command = [sys.executable, "-W", "ignore", str(ROOT / "train_net.py"), "--resume"]
+            opts["DISTILL.TEACHER.WEIGHTS"] = self.teacher.weights
+        if self.run.weights:
+            opts["MODEL.WEIGHTS"] = self.run.weights
+        command = [sys.executable, "-W", "ignore", str(ROOT / "train_net.py")]
+        command += ["--eval-only" if self.run.weights else "--resume"]
         command += ["--config-file", self.run.config, *(str(x) for kv in opts.items() for x in kv)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         if torch.cuda.is_available():
@@ -130,7 +138,7 @@ class Job:
         }
 
     def metrics(self) -> list:
-        file = self.folder / "metrics.json"
+        file = self.folder / ("inference/metrics.json" if self.run.weights else "metrics.json")
         # The last line may just be being written.
         lines = file.read_text().splitlines(keepends=True) if file.exists() else []
         return [json.loads(x) for x in lines if x.endswith("\n")]

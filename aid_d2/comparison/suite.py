@@ -18,7 +18,7 @@ from ..config import add_aid_config
 TEACHER = "teacher"
 _SUITE_KEYS = {"seeds", "opts", "groups"}
 _GROUP_KEYS = {"teacher", "rows", "baselines"}
-_TEACHER_KEYS = {"config", "opts"}
+_TEACHER_KEYS = {"config", "opts", "weights"}
 _ROW_KEYS = {"config", "opts", "seeds"}
 
 
@@ -32,6 +32,7 @@ class Run:
         config: yaml file.
         opts: config keys that the suite sets, without the teacher's files.
         teacher: run of the group's teacher, for a distilled row.
+        weights: of a teacher that is trained already, and only evaluated.
     """
 
     group: str
@@ -40,6 +41,7 @@ class Run:
     config: str
     opts: dict
     teacher: Optional[Run] = None
+    weights: str = ""
 
     def cfg(self) -> CfgNode:
         """The whole config, but for OUTPUT_DIR and the teacher's files."""
@@ -57,14 +59,17 @@ class Run:
 
     @cached_property
     def config_hash(self) -> str:
-        """Of everything that the result depends on: the config, the seed and the teacher's."""
+        """Of everything that the result depends on: config, seed, weights, and the teacher's."""
         cfg = self.cfg()
         cfg.OUTPUT_DIR = ""
         cfg.DISTILL.TEACHER.CONFIG_FILE = cfg.DISTILL.TEACHER.WEIGHTS = ""
         if not self.distilled:
             cfg.pop("DISTILL")
         teacher = self.teacher.config_hash if self.teacher else ""
-        return hashlib.sha256(f"{cfg.dump()}{teacher}".encode()).hexdigest()[:12]
+        digest = hashlib.sha256(f"{cfg.dump()}{teacher}".encode())
+        if self.weights:
+            digest.update(Path(self.weights).read_bytes())
+        return digest.hexdigest()[:12]
 
     @property
     def folder(self) -> str:
@@ -131,6 +136,12 @@ def load_suite(path: str) -> Suite:
         if "teacher" in entry:
             _check_keys(path, f"{name}.{TEACHER}", entry["teacher"], _TEACHER_KEYS, {"config"})
             teacher = _run(path, name, TEACHER, content["seeds"][0], entry["teacher"], common)
+            teacher.weights = entry["teacher"].get("weights", "")
+            if teacher.weights and not Path(teacher.weights).is_file():
+                raise FileNotFoundError(
+                    f"{path}: {name}.{TEACHER} has no file {teacher.weights}. Train it first, or "
+                    "leave out its weights to have it trained here."
+                )
             group.runs.append(teacher)
         for row, spec in entry["rows"].items():
             _check_keys(path, f"{name}.{row}", spec, _ROW_KEYS, {"config"})
@@ -165,7 +176,10 @@ def _check_keys(path, where: str, node, known: set, required: set) -> None:
 
 
 def _check_rows_are_comparable(path: str, group: Group) -> None:
-    """Students of a group may differ in DISTILL alone: same data, schedule and network."""
+    """Students of a group may differ in DISTILL alone: same data, schedule and network.
+
+    Only images without labels may be added, since they are part of a method.
+    """
     students = {}
     for run in group.runs:
         if run.row != TEACHER and run.row not in students:
@@ -173,12 +187,19 @@ def _check_rows_are_comparable(path: str, group: Group) -> None:
     first, *others = students
     for row in others:
         for node in ("DATASETS", "DATALOADER", "INPUT", "SOLVER", "MODEL"):
-            one, other = students[first][node].clone(), students[row][node].clone()
-            for cfg in (one, other):
-                cfg.pop("META_ARCHITECTURE", None)
-            if one != other:
+            if _compared(students[first], node) != _compared(students[row], node):
                 raise ValueError(
                     f"{path}: the rows {first!r} and {row!r} of {group.name} differ in {node}. "
                     "Rows of a group may differ in DISTILL alone; put others into a group of their "
                     "own."
                 )
+
+
+def _compared(cfg: CfgNode, node: str) -> CfgNode:
+    part = cfg[node].clone()
+    part.pop("META_ARCHITECTURE", None)
+    part.pop("UNLABELED", None)
+    if node == "DATASETS":
+        used = (*part.TRAIN, *part.TEST)
+        part.COCO_JSON = [list(entry) for entry in part.COCO_JSON if entry[0] in used]
+    return part

@@ -84,6 +84,16 @@ def test_runs(load):
     assert len({x.folder for x in runs}) == len(runs)
 
 
+def test_a_row_may_have_seeds_of_its_own(load):
+    suite = load(changed(["groups", "good", "rows", "pkd", "seeds"], [2]))
+    assert [(x.row, x.seed) for x in suite.groups[0].runs] == [
+        ("teacher", 1),
+        ("student", 1),
+        ("student", 2),
+        ("pkd", 2),
+    ]
+
+
 def test_hash_changes_with_whatever_the_result_depends_on(load):
     def hashes(suite):
         return {(x.group, x.row, x.seed): x.config_hash for x in load(suite).runs()}
@@ -107,6 +117,8 @@ def test_hash_changes_with_whatever_the_result_depends_on(load):
         (["groups", "good", "rows", "pkd", "config"], "no.yaml", "good.pkd has no config file"),
         (["groups", "good", "baselines"], ["zhang"], "good has no row 'zhang'"),
         (["groups", "good", "teacher"], None, "good.pkd is distilled and has no teacher"),
+        (["groups", "good", "teacher", "weights"], "no.pth", "good.teacher has no file no.pth"),
+        (["groups", "good", "teacher", "seeds"], [1], "good.teacher has .*'seeds'"),
         (
             ["groups", "good", "rows", "pkd", "opts"],
             {"SOLVER.BASE_LR": 0.1},
@@ -126,8 +138,12 @@ def test_errors_are_named(load, path, value, message):
 
 
 @pytest.mark.parametrize("path", SUITES)
-def test_suites_of_the_project(path):
-    suite = load_suite(path)
+def test_suites_of_the_project(path, load):
+    content = yaml.safe_load(Path(path).read_text())
+    for group in content["groups"].values():
+        if "weights" in group.get("teacher", {}):
+            group["teacher"]["weights"] = path  # any file that is there
+    suite = load(content)
     assert list(suite.runs())
     for group in suite.groups:
         assert group.baselines
