@@ -90,6 +90,24 @@ def test_false_alarms_by_hand(tool):
     assert tool.false_alarms(detections, torch.zeros(0, 4), 0.3, 0.5).tolist() == expected
 
 
+def test_wrong_labels_are_counted(tool, teacher, rectangles, monkeypatch, tmp_path, capsys):
+    """Against the labels of another file: here with three boxes moved and one class changed."""
+    truth = json.loads(Path(rectangles[1]).read_text())
+    for label in truth["annotations"][:3]:
+        label["bbox"][0] += 5
+    last = truth["annotations"][-1]
+    last["category_id"] = last["category_id"] % 3 + 1
+    wrong = [*truth["annotations"][:3], last]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    rows = run(tool, monkeypatch, teacher[2], tmp_path, "--truth", str(tmp_path / "truth.json"))
+    (least,) = [x for x in rows if x["kind"] == "object"][:1]  # 5% of 24
+    errors = [(f"{x['image_id']}.png", x["bbox"][1]) for x in wrong]
+    hit = (Path(least["file_name"]).name, round(float(least["y1"]))) in errors
+    share = "1 of 1 (100.0%)" if hit else "0 of 1 (0.0%)"
+    expected = f"4 of 24 labels are wrong (16.7%), and of the least trusted 5% {share}."
+    assert expected in capsys.readouterr().out
+
+
 def test_a_data_set_of_other_classes_is_refused(tool, teacher, rectangles, monkeypatch, tmp_path):
     coco = json.loads(Path(rectangles[1]).read_text())
     coco["categories"].append({"id": 4, "name": "x"})

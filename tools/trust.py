@@ -4,6 +4,9 @@ r"""What AID sees of a data set: its objects and the teacher's false alarms, lea
         --weights output/highway/retinanet_R_18/model_final.pth \
         --dataset highway_train --output output/trust
 
+With `--truth`, the correct labels of the same images, it also says how many of the least trusted
+objects are really wrong.
+
 Objects that a good teacher is least trusted on are hard, or their labels are wrong; its confident
 false alarms may be objects that nobody labeled. `--output` then has
 
@@ -21,7 +24,7 @@ import html
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import cv2
 import torch
@@ -31,6 +34,7 @@ from tqdm import tqdm
 from aid_d2 import add_aid_config
 from aid_d2.aid import trust_weight
 from aid_d2.data import register_coco_json
+from aid_d2.data.coco_json import read_coco_json
 from aid_d2.modeling import Teacher
 from aid_d2.modeling.teacher import load_teacher_config
 from aid_d2.visualization import draw_boxes, labeled_input, object_trust
@@ -40,6 +44,9 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, pairwise_iou
 
 OBJECT, FALSE_ALARM = "object", "false alarm"
+LEAST_TRUSTED = 0.05
+# IoU of a label with its own correct one: all but the rounding of resized images.
+SAME_BOX = 0.95
 
 
 @dataclass
@@ -68,6 +75,7 @@ def main() -> None:
     parser.add_argument("--score", type=float, default=0.3, help="of a false alarm (default 0.3)")
     parser.add_argument("--iou", type=float, default=0.5, help="of a false alarm (default 0.5)")
     parser.add_argument("--pictures", type=int, default=60, help="on the page (default 60)")
+    parser.add_argument("--truth", type=Path, metavar="FILE.json", help="correct labels, COCO")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ... of the config")
     args = parser.parse_args()
     cfg, teacher = load_teacher(args)
@@ -85,6 +93,8 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     write_csv(args.output / "trust.csv", instances)
     write_page(args.output, instances, args)
+    if args.truth:
+        print(found_errors([x for x in instances if x.kind == OBJECT], read_coco_json(args.truth)))
     print(f"{len(instances)} objects and false alarms: see {args.output / 'index.html'}")
 
 
@@ -130,6 +140,28 @@ def false_alarms(detections, objects: Tensor, score: float, iou: float) -> Tenso
     """Which detections are confident and overlap no object (m, 4), whatever its class."""
     overlap = pairwise_iou(detections.pred_boxes, Boxes(objects))
     return (detections.scores >= score) & ~(overlap >= iou).any(1)
+
+
+def found_errors(objects: list[Instance], truth: dict) -> str:
+    """How many of the least trusted objects have wrong labels, next to how many of all."""
+    names = {x["id"]: x["name"] for x in truth["categories"]}
+    images = {x["id"]: x for x in truth["images"]}
+    right = defaultdict(list)
+    for label in truth["annotations"]:
+        image = images[label["image_id"]]
+        x, y, w, h = label["bbox"]
+        corners = (x, y, min(x + w, image["width"]), min(y + h, image["height"]))
+        right[Path(image["file_name"]).name, names[label["category_id"]]].append(corners)
+    wrong = []
+    for x in objects:
+        boxes = right.get((Path(x.file_name).name, x.category), torch.zeros(0, 4))
+        overlap = pairwise_iou(Boxes([(x.x1, x.y1, x.x2, x.y2)]), Boxes(boxes))
+        wrong.append(not (overlap > SAME_BOX).any())
+    count = max(round(LEAST_TRUSTED * len(objects)), 1)
+    return (
+        f"{sum(wrong)} of {len(wrong)} labels are wrong ({mean(wrong):.1%}), and of the least "
+        f"trusted {LEAST_TRUSTED:.0%} {sum(wrong[:count])} of {count} ({mean(wrong[:count]):.1%})."
+    )
 
 
 def write_csv(path: Path, instances: list[Instance]) -> None:

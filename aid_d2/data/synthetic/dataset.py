@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..kitti import KITTI_CLASSES, KittiObject, split_ids
+from ..label_noise import DROPPED, JITTERED_BOX, WRONG_CLASS, jitter_box
 from .canvas import choose
 from .scene import render_scene
 
@@ -20,7 +21,8 @@ logger = logging.getLogger(__name__)
 # Raise when the same settings give other files than before.
 RENDERER_VERSION = 1
 _TRAIN_FRACTION = 0.8
-_NOISE_KINDS = ("wrong class", "jittered box", "dropped", "false box")
+_FALSE_BOX = "false box"
+_NOISE_KINDS = (WRONG_CLASS, JITTERED_BOX, DROPPED, _FALSE_BOX)
 # Height over width of a false box, and its share of the image's height.
 _FALSE_SHAPES = {"Car": (0.5, 1.0), "Pedestrian": (2.0, 3.0), "Cyclist": (1.0, 2.2)}
 _FALSE_HEIGHTS = (0.08, 0.4)
@@ -133,14 +135,14 @@ def add_label_noise(
         kept, added, kind = obj, None, None
         if rng.random() < fraction:
             kind = choose(rng, _NOISE_KINDS)
-        if kind == "wrong class":
+        if kind == WRONG_CLASS:
             others = [name for name in KITTI_CLASSES if name != obj.type]
             kept = replace(obj, type=choose(rng, others))
-        elif kind == "jittered box":
-            kept = replace(obj, bbox=_jitter(rng, obj.bbox, shape))
-        elif kind == "dropped":
+        elif kind == JITTERED_BOX:
+            kept = replace(obj, bbox=jitter_box(rng, obj.bbox, shape))
+        elif kind == DROPPED:
             kept = None
-        elif kind == "false box":
+        elif kind == _FALSE_BOX:
             added = _false_object(rng, shape)
         noisy += [o for o in (kept, added) if o is not None]
         if kind is not None:
@@ -148,15 +150,6 @@ def add_label_noise(
             lines = {"true": true and label_line(true), "written": written and label_line(written)}
             changes.append({"kind": kind, **lines})
     return noisy, changes
-
-
-def _jitter(rng: np.random.Generator, box: Sequence[float], shape: tuple[int, int]):
-    """Moves each side by up to 30 % of the box, at least 10 %, staying inside the image."""
-    x1, y1, x2, y2 = box
-    sizes = np.array([x2 - x1, y2 - y1] * 2)
-    shift = rng.uniform(0.1, 0.3, 4) * rng.choice([-1, 1], 4) * sizes
-    limits = np.array([shape[1], shape[0]] * 2)
-    return tuple(np.clip(np.array(box) + shift, 0, limits).tolist())
 
 
 def _false_object(rng: np.random.Generator, shape: tuple[int, int]) -> KittiObject:

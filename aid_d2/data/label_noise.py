@@ -1,0 +1,62 @@
+"""Wrong labels on purpose."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+WRONG_CLASS, JITTERED_BOX, DROPPED = "wrong class", "jittered box", "dropped"
+
+
+def jitter_box(
+    rng: np.random.Generator, box: Sequence[float], shape: tuple[int, int]
+) -> tuple[float, ...]:
+    """Moves each side by 10 to 30% of the box, staying inside the image.
+
+    Args:
+        rng: source of randomness.
+        box: x1, y1, x2, y2 in pixels.
+        shape: height and width of the image in pixels.
+
+    Returns:
+        x1, y1, x2, y2
+    """
+    x1, y1, x2, y2 = box
+    sizes = np.array([x2 - x1, y2 - y1] * 2)
+    shift = rng.uniform(0.1, 0.3, 4) * rng.choice([-1, 1], 4) * sizes
+    limits = np.array([shape[1], shape[0]] * 2)
+    return tuple(np.clip(np.array(box) + shift, 0, limits).tolist())
+
+
+def corrupt_coco(rng: np.random.Generator, coco: dict, share: float) -> dict:
+    """Spoils labels at random: a wrong class, a shifted and resized box, or none at all.
+
+    Args:
+        rng: source of randomness.
+        coco: a data set in COCO's format.
+        share: probability that a label is spoilt; the kinds are equally likely.
+
+    Returns:
+        the data set with errors. A spoilt label that is left says how in its key `label_error`.
+
+    Raises:
+        ValueError: the share is not between 0 and 1.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"The share of wrong labels is {share}; it has to lie between 0 and 1.")
+    shapes = {x["id"]: (x["height"], x["width"]) for x in coco["images"]}
+    classes = [x["id"] for x in coco["categories"]]
+    kinds = [JITTERED_BOX, DROPPED] + [WRONG_CLASS] * (len(classes) > 1)
+    labels = []
+    for label in coco["annotations"]:
+        kind = kinds[rng.integers(len(kinds))] if rng.random() < share else None
+        if kind == DROPPED:
+            continue
+        if kind == WRONG_CLASS:
+            others = [x for x in classes if x != label["category_id"]]
+            label = {**label, "category_id": others[rng.integers(len(others))]}
+        elif kind == JITTERED_BOX:
+            x, y, w, h = label["bbox"]
+            x1, y1, x2, y2 = jitter_box(rng, (x, y, x + w, y + h), shapes[label["image_id"]])
+            label = {**label, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
+        labels.append({**label, "label_error": kind} if kind else label)
+    return {**coco, "annotations": labels}

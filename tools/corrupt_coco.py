@@ -1,0 +1,43 @@
+"""Spoils a share of the labels of a COCO-json file, to see what wrong labels do.
+
+    python tools/corrupt_coco.py instances.json --share 0.3 --output noisy.json
+
+A third each gets a wrong class, a shifted and resized box, or is dropped; the images stay as they
+are, and the same seed gives the same errors. What is left of the wrong labels has a key
+`label_error`.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from aid_d2.data.coco_json import read_coco_json
+from aid_d2.data.label_noise import corrupt_coco
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("annotations", type=Path, metavar="FILE.json")
+    parser.add_argument("--share", type=float, required=True, help="of the labels, 0 to 1")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if args.output.exists():
+        raise FileExistsError(
+            f"{args.output} exists already: remove it, or choose another --output."
+        )
+    coco = read_coco_json(args.annotations)
+    noisy = corrupt_coco(np.random.default_rng(args.seed), coco, args.share)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(noisy))
+    wrong = sum("label_error" in x for x in noisy["annotations"])
+    dropped = len(coco["annotations"]) - len(noisy["annotations"])
+    print(f"{args.output}: {wrong} labels are wrong, {dropped} are gone")
+
+
+if __name__ == "__main__":
+    main()
