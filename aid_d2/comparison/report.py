@@ -54,7 +54,7 @@ def paired(results: Sequence[dict], row: str, baseline: str, metric: str) -> lis
 
 
 def write_report(suite: Suite, results: Sequence[dict], folder: Path) -> None:
-    """Write results.md and results.png.
+    """Write results.md, results.png, and for a suite with a `gain` gain.png.
 
     Args:
         suite: what was run.
@@ -70,6 +70,8 @@ def write_report(suite: Suite, results: Sequence[dict], folder: Path) -> None:
     )
     (folder / "results.md").write_text("\n".join(sections) + "\n")
     _draw(suite, results, folder / "results.png")
+    if suite.gain:
+        _draw_gain(suite, results, folder / "gain.png")
 
 
 def _of(group: Group, results: Sequence[dict]) -> list[dict]:
@@ -114,13 +116,18 @@ def _interval(differences: Sequence[float]) -> str:
     return f"{centre:+.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
 
 
-def _draw(suite: Suite, results: Sequence[dict], path: Path) -> None:
-    """AP50 of each run as a dot and of each row as a bar, a panel for each group."""
+def _pyplot():
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def _draw(suite: Suite, results: Sequence[dict], path: Path) -> None:
+    """AP50 of each run as a dot and of each row as a bar, a panel for each group."""
+    pyplot = _pyplot()
     height = 1.0 + 0.35 * max(len(group.rows) for group in suite.groups)
     figure, panels = pyplot.subplots(
         1, len(suite.groups), figsize=(5 * len(suite.groups), height), squeeze=False
@@ -135,6 +142,31 @@ def _draw(suite: Suite, results: Sequence[dict], path: Path) -> None:
         panel.invert_yaxis()
         panel.set_xlabel("AP50")
         panel.set_title(group.name)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _draw_gain(suite: Suite, results: Sequence[dict], path: Path) -> None:
+    """AP50 that one row gains over another, against the AP50 of the teacher: a dot per seed."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    row, baseline = suite.gain
+    for group in suite.groups:
+        of_group = _of(group, results)
+        gains = paired(of_group, row, baseline, "AP50")
+        quality = [x["AP50"] for x in of_group if x["row"] == TEACHER]
+        if not gains or not quality:
+            continue
+        axes.plot(quality * len(gains), gains, "k.", markersize=4)
+        centre, half = confidence_interval(gains)
+        spread = 0.0 if math.isnan(half) else half
+        axes.errorbar(quality, [centre], [spread], fmt="o", capsize=4, label=group.name)
+    axes.axhline(0.0, color="gray", linewidth=0.5)
+    axes.set_xlabel("AP50 of the teacher")
+    axes.set_ylabel(f"AP50: {row} - {baseline}")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -16,7 +16,8 @@ from detectron2.config import CfgNode, get_cfg
 from ..config import add_aid_config
 
 TEACHER = "teacher"
-_SUITE_KEYS = {"seeds", "opts", "groups"}
+_SUITE_KEYS = {"seeds", "opts", "groups", "gain"}
+_GAIN_KEYS = {"of", "over"}
 _GROUP_KEYS = {"teacher", "rows", "baselines"}
 _TEACHER_KEYS = {"config", "opts", "weights"}
 _ROW_KEYS = {"config", "opts", "seeds"}
@@ -102,10 +103,12 @@ class Suite:
     Attributes:
         path: of the file.
         groups: in the order of the file.
+        gain: (row, baseline) whose difference is drawn over the quality of the groups' teachers.
     """
 
     path: str
     groups: list[Group]
+    gain: Optional[tuple[str, str]] = None
 
     def runs(self) -> Iterator[Run]:
         """Each training once: teachers first, then all rows of one seed before the next seed."""
@@ -157,7 +160,14 @@ def load_suite(path: str) -> Suite:
                 raise ValueError(f"{path}: {name} has no row {baseline!r}, one of its baselines.")
         _check_rows_are_comparable(path, group)
         groups.append(group)
-    return Suite(path, groups)
+    gain = content.get("gain")
+    if gain is not None:
+        _check_keys(path, "gain", gain, _GAIN_KEYS, _GAIN_KEYS)
+        gain = gain["of"], gain["over"]
+        for group in groups:
+            if not {TEACHER, *gain} <= set(group.rows):
+                raise ValueError(f"{path}: {group.name} lacks a teacher or a row of gain, {gain}.")
+    return Suite(path, groups, gain)
 
 
 def _run(path, group: str, row: str, seed: int, spec: dict, common: dict) -> Run:

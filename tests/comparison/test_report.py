@@ -69,6 +69,21 @@ def test_report(tmp_path):
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_gain_over_teachers_is_drawn(tmp_path, monkeypatch):
+    """One point per teacher: its AP50, and the mean difference with its interval."""
+    drawn = []
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.errorbar", lambda self, x, y, e, **kwargs: drawn.append((x, y, e))
+    )
+    with_gain = suite()
+    with_gain.gain = ("zhang", "student")
+    write_report(with_gain, results(), tmp_path)
+    (((quality,), (centre,), (half,)),) = drawn
+    assert (quality, centre) == (50.0, 2.0)
+    assert half == pytest.approx(4.303 / math.sqrt(3), rel=1e-4)
+    assert (tmp_path / "gain.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_report_of_a_suite_that_has_just_begun(tmp_path):
     write_report(suite(), results()[:1], tmp_path)
     assert "| student" in (tmp_path / "results.md").read_text()
