@@ -42,16 +42,20 @@ def channel_attention(x: Tensor, temperature: float) -> Tensor:
     return (energy.softmax(1) * energy.shape[1])[:, :, None, None]
 
 
-def masked_feature_loss(teacher: Tensor, student: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+def masked_feature_loss(
+    teacher: Tensor, student: Tensor, spatial: Tensor, channel: Tensor, weight: Tensor
+) -> Tensor:
     """``L_AM = || W sqrt(Ms Mc) (T - S) ||_2`` over the whole batch (Zhang & Ma, sec. 3.1).
 
     Args:
         teacher: T (N, C, H, W).
         student: S of the same shape, adapted.
-        mask: Ms Mc, broadcast to (N, C, H, W).
+        spatial: Ms (N, 1, H, W).
+        channel: Mc (N, C, 1, 1).
         weight: W of AID (N, 1, H, W).
     """
-    return torch.linalg.vector_norm(weight * mask.sqrt() * (teacher - student))
+    difference = (teacher - student) * channel.sqrt()
+    return torch.linalg.vector_norm(difference * (weight * spatial.sqrt()))
 
 
 def _published(feature: float, channel: float, spatial: float, temperature: float) -> CN:
@@ -117,7 +121,7 @@ class AttentionGuided(Distiller):
             if self.normalize:
                 area, batch = math.sqrt(reference_ratio(s, stride)), math.sqrt(len(s) / 2)
             feature = masked_feature_loss(
-                t, self.feature_adapters[key](s), spatial * channel, weight
+                t, self.feature_adapters[key](s), spatial, channel, weight
             )
             pooled = t.mean((2, 3)) - self.channel_adapters[key](s.mean((2, 3)))
             pooled = trust.pooled(stride, spatial) * pooled

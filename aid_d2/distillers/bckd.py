@@ -2,11 +2,11 @@
 Detection*, ICCV 2023): every class is a binary task, in distillation as in detection.
 """
 
-from fvcore.nn import giou_loss
 from torch import Tensor
 
 from detectron2.config import CfgNode as CN
 
+from ..iou import giou_loss
 from .anchors import count_positive, counted_anchors
 from .base import DISTILLER_REGISTRY, Distiller
 from .soft_targets import soft_quality_loss
@@ -27,7 +27,7 @@ def localization_loss(
         (...)
     """
     weight = (target_logits.sigmoid() - logits.detach().sigmoid()).abs().amax(-1)
-    return weight * giou_loss(boxes, target_boxes, reduction="none")
+    return weight * giou_loss(boxes, target_boxes)
 
 
 @DISTILLER_REGISTRY.register()

@@ -46,9 +46,8 @@ class NonLocalBlock(nn.Module):
 
     def __init__(self, channels: int, inner_channels: int, pool: int):
         super().__init__()
-        self.theta = nn.Conv2d(channels, inner_channels, 1)
-        self.phi = nn.Conv2d(channels, inner_channels, 1)
-        self.g = nn.Conv2d(channels, inner_channels, 1)
+        # theta, phi and g read x once.
+        self.project = nn.Conv2d(channels, 3 * inner_channels, 1)
         self.out = nn.Conv2d(inner_channels, channels, 1)
         self.norm = nn.BatchNorm2d(channels)
         self.pool = pool
@@ -59,8 +58,10 @@ class NonLocalBlock(nn.Module):
         """x: (N, C, H, W), as is the result."""
         # Maps at the top of a pyramid can be smaller than the pooling window.
         window: Tuple[int, int] = tuple(min(self.pool, size) for size in x.shape[-2:])
-        phi, g = F.max_pool2d(self.phi(x), window), F.max_pool2d(self.g(x), window)
-        return x + self._normalize(self.out(non_local(self.theta(x), phi, g)))
+        inner = self.out.in_channels
+        theta, keys_and_values = self.project(x).split((inner, 2 * inner), dim=1)
+        phi, g = F.max_pool2d(keys_and_values, window).chunk(2, dim=1)
+        return x + self._normalize(self.out(non_local(theta, phi, g)))
 
     def _normalize(self, y: Tensor) -> Tensor:
         if y[:, 0].numel() > 1:

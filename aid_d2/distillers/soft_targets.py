@@ -5,15 +5,14 @@ Shared by BCKD, CrossKD and Dist2. The teacher's side is given without gradient.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Tuple
 
 import torch
 import torch.nn.functional as F
-from fvcore.nn import giou_loss
 from torch import Tensor
 
 from ..distributed import mean_over_gpus
+from ..iou import giou_loss
 from .anchors import count_positive
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ def mimic_losses(
         box = distribution_divergence(predicted.regression, target.regression)
         num_boxes = mean_over_gpus(confidence.sum()).clamp(min=1)
     else:
-        distance = iou_loss if detector == "FCOS" else partial(giou_loss, reduction="none")
+        distance = iou_loss if detector == "FCOS" else giou_loss
         box = distance(predicted.boxes, target.boxes)
         num_boxes = num_positive
     return (weight * cls).sum() / num_positive, (weight * confidence * box).sum() / num_boxes

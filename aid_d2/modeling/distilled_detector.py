@@ -77,6 +77,9 @@ class DistilledDetector(nn.Module):
         self.warmup_iters = warmup_iters
         self.input_format = input_format
         self._family = family_of(student)
+        self._shares_images = teacher is not None and teacher.prepares_images_like(
+            student, input_format
+        )
         self._register_state_dict_hook(_strip_student_prefix)
         # The public name of this method is younger than torch 2.4.
         self._register_load_state_dict_pre_hook(_add_student_prefix, with_module=True)
@@ -149,8 +152,11 @@ class DistilledDetector(nn.Module):
             student, losses = self._observe_student(batched_inputs)
         needs_head = self.weigh is not None or self._needs_predictions
         taps = self._taps(self.teacher.family)
+        images = student.calls[self.student.backbone][-1].inputs[0] if self._shares_images else None
         with record_function("aid_d2.teacher"):
-            teacher = self.teacher.observe(batched_inputs, self.input_format, needs_head, taps)
+            teacher = self.teacher.observe(
+                batched_inputs, self.input_format, needs_head, taps, images
+            )
         objects = Objects.from_instances([x["instances"] for x in batched_inputs], self.device)
         student.objects = teacher.objects = objects
         with torch.autocast(self.device.type, enabled=False):

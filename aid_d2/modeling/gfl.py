@@ -7,7 +7,6 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
-from fvcore.nn import giou_loss
 from torch import Tensor, nn
 
 from detectron2.config import CfgNode, configurable
@@ -19,6 +18,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.structures.boxes import matched_pairwise_iou
 
 from ..distributed import mean_over_gpus
+from ..iou import giou_loss
 from .atss import atss_match
 from .gfl_head import GFLHead, group_norm
 
@@ -330,12 +330,13 @@ class GFL(DenseDetector):
             boxes: (N, R, 4) object of each positive anchor.
         """
         positive = (labels >= 0) & (labels < self.num_classes)
-        anchors, targets = anchors.expand_as(boxes)[positive], boxes[positive]
-        distributions = distributions[positive]
+        # Indices instead of the mask: where they are is looked up, and waited for, only once.
+        at = positive.nonzero(as_tuple=True)
+        anchors, targets, distributions = anchors[at[1]], boxes[at], distributions[at]
         predicted = self.box2box_transform.apply_deltas(distributions, anchors)
 
         quality = torch.zeros_like(logits)
-        quality[positive, labels[positive]] = matched_pairwise_iou(
+        quality[(*at, labels[at])] = matched_pairwise_iou(
             Boxes(predicted.detach()), Boxes(targets)
         )
         qfl = quality_focal_loss(logits, quality, self.quality_focal_loss_beta).sum(-1)
@@ -347,9 +348,9 @@ class GFL(DenseDetector):
         return AnchorLosses(
             positive=positive,
             qfl=qfl * (labels >= 0),
-            giou=giou_loss(predicted, targets, reduction="none"),
+            giou=giou_loss(predicted, targets),
             dfl=dfl.mean(-1),
-            weight=logits[positive].detach().sigmoid().amax(-1),
+            weight=logits[at].detach().sigmoid().amax(-1),
         )
 
     def forward_inference(

@@ -3,10 +3,10 @@
 import logging
 import os
 from contextlib import nullcontext
-from typing import Iterable, List
+from typing import Iterable, List, Optional, Tuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
@@ -70,6 +70,12 @@ class Teacher:
             speed_up(self.model)
         logger.info(f"The teacher runs in {self.dtype}.")
 
+    def prepares_images_like(self, student: nn.Module, input_format: str) -> bool:
+        """Whether the student's normalised and padded images of this channel order do for it too."""
+        known = all(hasattr(student, name) for name in ("pixel_mean", "pixel_std", "backbone"))
+        same_channels = input_format == self.input_format
+        return known and same_channels and _preparation(student) == _preparation(self.model)
+
     @torch.no_grad()
     def observe(
         self,
@@ -77,6 +83,7 @@ class Teacher:
         input_format: str,
         with_predictions: bool,
         taps: Iterable[nn.Module] = (),
+        images: Optional[Tensor] = None,
     ) -> Observation:
         """Run backbone and, if asked, dense head once: no proposals, no decoding, no sampling.
 
@@ -85,11 +92,10 @@ class Teacher:
             input_format: channel order of their images.
             with_predictions: whether the dense head is wanted.
             taps: modules of the teacher whose calls are to be kept.
+            images: (N, 3, H, W) the batch, where it is prepared already.
         """
-        if input_format != self.input_format:
-            order = [input_format.index(channel) for channel in self.input_format]
-            batched_inputs = [{**x, "image": x["image"][order]} for x in batched_inputs]
-        images = self.model.preprocess_image(batched_inputs).tensor
+        if images is None:
+            images = self._prepare(batched_inputs, input_format)
         fast = self.dtype is torch.bfloat16
         cheap = torch.autocast(images.device.type, self.dtype) if fast else nullcontext()
         with record_calls(taps) as calls, cheap:
@@ -99,6 +105,12 @@ class Teacher:
             if with_predictions and self.family.head is not None:
                 observation.predictions = self.family.head(list(observation.features.values()))
         return observation
+
+    def _prepare(self, batched_inputs: List[dict], input_format: str) -> Tensor:
+        if input_format != self.input_format:
+            order = [input_format.index(channel) for channel in self.input_format]
+            batched_inputs = [{**x, "image": x["image"][order]} for x in batched_inputs]
+        return self.model.preprocess_image(batched_inputs).tensor
 
     @torch.no_grad()
     def losses(self, observation: Observation, objects: Objects) -> TeacherLosses:
@@ -116,6 +128,17 @@ def load_teacher_config(config_file: str) -> CfgNode:
     if cfg.MODEL.META_ARCHITECTURE == "DistilledDetector":
         cfg.MODEL.META_ARCHITECTURE = cfg.DISTILL.STUDENT
     return cfg
+
+
+def _preparation(detector: nn.Module) -> Tuple:
+    """What Detectron2's detectors normalise and pad images by."""
+    return (
+        detector.pixel_mean.tolist(),
+        detector.pixel_std.tolist(),
+        detector.backbone.size_divisibility,
+        # Younger than v0.6.
+        getattr(detector.backbone, "padding_constraints", None),
+    )
 
 
 class _StrictCheckpointer(DetectionCheckpointer):

@@ -45,8 +45,8 @@ def max_pool(x, window):
 
 def numpy_block(x, block, pool):
     window = tuple(min(pool, size) for size in x.shape[2:])
-    phi, g = max_pool(conv1(x, block.phi), window), max_pool(conv1(x, block.g), window)
-    y = conv1(all_pairs(conv1(x, block.theta), phi, g), block.out)
+    theta, phi, g = np.split(conv1(x, block.project), 3, axis=1)
+    y = conv1(all_pairs(theta, max_pool(phi, window), max_pool(g, window)), block.out)
     mean, var = y.mean((0, 2, 3), keepdims=True), y.var((0, 2, 3), keepdims=True)
     gamma, beta = (p.detach().numpy()[:, None, None] for p in (block.norm.weight, block.norm.bias))
     return x + gamma * (y - mean) / np.sqrt(var + 1e-5) + beta
@@ -100,7 +100,7 @@ def test_loss_against_numpy(two_stage, channels):
     published = [(64, 8), (64, 4), (128, 2), (128, 2), (128, 2)]
     for stride, (inner, pool) in zip(sizes, published):
         key = str(stride)
-        assert method.student_blocks[key].theta.out_channels == inner
+        assert method.student_blocks[key].out.in_channels == inner
         target = numpy_block(teacher[stride].numpy(), method.teacher_blocks[key], pool)
         mine = numpy_block(student[stride].numpy(), method.student_blocks[key], pool)
         difference = target - conv1(mine, method.adapters[key])

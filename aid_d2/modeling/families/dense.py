@@ -1,9 +1,10 @@
 """Dense predictions against ground truth, without reduction: shared by the detector families."""
 
+from functools import partial
 from typing import Callable, Dict, List
 
 import torch
-from fvcore.nn import giou_loss, smooth_l1_loss
+from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 
 from detectron2.layers import ciou_loss, diou_loss
@@ -12,10 +13,15 @@ from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.structures import Boxes, pairwise_iou
 
 from ...aid import BACKGROUND, IGNORED, LevelShape, Objects, split_levels
+from ...iou import giou_loss
 from ..dense_output import DenseOutput
 from ..ignore_regions import inside_regions
 
-_IOU_LOSSES = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
+_IOU_LOSSES = {
+    "giou": giou_loss,
+    "diou": partial(diou_loss, reduction="none"),
+    "ciou": partial(ciou_loss, reduction="none"),
+}
 
 
 def flatten_levels(maps: List[Tensor], values: int) -> Tensor:
@@ -85,13 +91,30 @@ def assign(match: Callable[[Tensor], Tensor], anchors: Tensor, objects: Objects)
 
 
 def match_by_iou(matcher: Matcher, anchors: Tensor, objects: Objects) -> Tensor:
-    """Assign anchors with a detector's own IoU matcher, without sampling; see :func:`assign`."""
+    """Assign anchors as a detector's own IoU matcher does, without sampling; see :func:`assign`.
+
+    The matcher itself reads results off the device, for which the device would be waited for.
+    """
 
     def match(boxes: Tensor) -> Tensor:
-        index, label = matcher(pairwise_iou(Boxes(boxes), Boxes(anchors)))
+        if len(boxes) == 0:
+            return torch.full((len(anchors),), BACKGROUND, device=anchors.device)
+        iou = pairwise_iou(Boxes(boxes), Boxes(anchors))
+        best, index = iou.max(0)
+        label = torch.full_like(index, matcher.labels[0])
+        for threshold, above in zip(matcher.thresholds[1:], matcher.labels[1:]):
+            label = torch.where(best >= threshold, above, label)
+        if matcher.allow_low_quality_matches:
+            nearest = (iou == iou.amax(1, keepdim=True)).any(0)
+            label = torch.where(nearest, 1, label)
         return torch.where(label == 1, index, torch.where(label == 0, BACKGROUND, IGNORED))
 
     return assign(match, anchors, objects)
+
+
+def one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """Labels (...) as bool (..., K); none is set for a label outside 0 .. K-1."""
+    return labels[..., None] == torch.arange(num_classes, device=labels.device)
 
 
 def owned(values: Tensor, owner: Tensor, default: Tensor) -> Tensor:
@@ -150,5 +173,5 @@ def box_regression_loss(
         loss = smooth_l1_loss(deltas, expected, beta=beta, reduction="none").sum(-1)
     else:
         boxes = box2box_transform.apply_deltas(deltas, anchors)
-        loss = _IOU_LOSSES[kind](boxes, targets, reduction="none")
+        loss = _IOU_LOSSES[kind](boxes, targets)
     return loss.view(shape)

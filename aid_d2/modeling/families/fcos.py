@@ -10,7 +10,7 @@ from detectron2.structures import Boxes, Instances
 
 from ...aid import IGNORED, TeacherLosses
 from .base import FAMILY_REGISTRY, DenseFamily
-from .dense import assign, background_loss, box_regression_loss, owned
+from .dense import assign, background_loss, box_regression_loss, one_hot, owned
 
 
 @FAMILY_REGISTRY.register()
@@ -41,11 +41,10 @@ class FCOSFamily(DenseFamily):
         anchors, owner = dense.anchors, self.owners(dense, objects)
         positive = owner >= 0
 
-        labels = owned(objects.classes, owner, torch.zeros_like(owner))
-        one_hot = F.one_hot(labels, model.num_classes) * positive[..., None]
+        labels = owned(objects.classes, owner, owner)
         cls = sigmoid_focal_loss(
             dense.logits,
-            one_hot.float(),
+            one_hot(labels, model.num_classes).float(),
             alpha=model.focal_loss_alpha,
             gamma=model.focal_loss_gamma,
         ).sum(-1) * (owner != IGNORED)

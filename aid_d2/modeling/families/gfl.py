@@ -1,14 +1,13 @@
 """GFL (Li et al., NeurIPS 2020)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...aid import IGNORED, TeacherLosses
 from ..atss import atss_match
 from ..gfl import GFL, location_cells, quality_focal_loss
 from .base import FAMILY_REGISTRY, DenseFamily
-from .dense import assign, background_loss, owned
+from .dense import assign, background_loss, one_hot, owned
 
 
 @FAMILY_REGISTRY.register()
@@ -56,9 +55,10 @@ class GFLFamily(DenseFamily):
             owned(objects.boxes, owner, dense.anchors),
         )
         positive = own.positive
-        one_hot = F.one_hot(labels.clamp(min=0), model.num_classes + 1)[..., :-1]
         hard = quality_focal_loss(
-            dense.logits, (one_hot * positive[..., None]).float(), model.quality_focal_loss_beta
+            dense.logits,
+            one_hot(labels, model.num_classes).float(),
+            model.quality_focal_loss_beta,
         ).sum(-1)
         cls = hard * (owner != IGNORED)
         box = torch.zeros_like(cls).masked_scatter(positive, own.giou)

@@ -1,14 +1,13 @@
 """RetinaNet (Lin et al., ICCV 2017)."""
 
 import torch
-import torch.nn.functional as F
 from fvcore.nn import sigmoid_focal_loss
 
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 
 from ...aid import IGNORED, TeacherLosses
 from .base import FAMILY_REGISTRY, DenseFamily
-from .dense import background_loss, box_regression_loss, match_by_iou, owned
+from .dense import background_loss, box_regression_loss, match_by_iou, one_hot, owned
 
 
 @FAMILY_REGISTRY.register()
@@ -32,11 +31,10 @@ class RetinaNetFamily(DenseFamily):
         owner = self.owners(dense, objects)
         positive = owner >= 0
 
-        labels = owned(objects.classes, owner, torch.zeros_like(owner))
-        target = F.one_hot(labels, model.num_classes) * positive[..., None]
+        labels = owned(objects.classes, owner, owner)
         cls = sigmoid_focal_loss(
             dense.logits,
-            target.float(),
+            one_hot(labels, model.num_classes).float(),
             alpha=model.focal_loss_alpha,
             gamma=model.focal_loss_gamma,
         ).sum(-1) * (owner != IGNORED)
