@@ -36,7 +36,7 @@ def suite(tmp_path, small_cfg, rectangles):
         "opts": {"SOLVER.MAX_ITER": 3, "SOLVER.BASE_LR": 1e-6},
         "groups": {
             "boxes": {
-                "teacher": {"config": plain},
+                "teacher": {"config": plain, "opts": {"SOLVER.BASE_LR": 2e-6}},
                 "baselines": ["student"],
                 "rows": {"student": {"config": plain}, "aid": {"config": distilled}},
             }
@@ -44,6 +44,10 @@ def suite(tmp_path, small_cfg, rectangles):
     }
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     return tmp_path / "suite.yaml"
+
+
+def folder_of(run, output):
+    return output / "runs" / f"{Path(run['config']).stem}-seed4-{run['config_hash']}"
 
 
 def results_of(output):
@@ -84,10 +88,10 @@ def test_a_suite_that_is_killed_goes_on(suite, tmp_path, load_tool, monkeypatch,
             "config_hash",
             "versions",
         } <= run.keys()
-        folder = output / "runs" / f"{run['row']}-seed4-{run['config_hash']}"
+        folder = folder_of(run, output)
         lines = (folder / "metrics.json").read_text().splitlines()
         assert json.loads(lines[-1])["bbox/AP50"] == pytest.approx(run["AP50"], nan_ok=True)
-    log = next((output / "runs").glob("aid-*")) / "metrics.json"
+    log = next((output / "runs").glob("distilled-*")) / "metrics.json"
     assert "loss_AttentionGuided_feature" in log.read_text()
     assert "| aid" in (output / "results.md").read_text()
     assert (output / "results.png").exists()
@@ -99,7 +103,7 @@ def test_a_suite_that_is_killed_goes_on(suite, tmp_path, load_tool, monkeypatch,
     assert "3 runs, 3 of them done" in capsys.readouterr().out
 
     # The same teacher as a file: it is evaluated, and what learns from it is another run.
-    weights = next((output / "runs").glob("teacher-*")) / "model_final.pth"
+    weights = folder_of(runs[0], output) / "model_final.pth"
     content = yaml.safe_load(suite.read_text())
     content["groups"]["boxes"]["teacher"]["weights"] = str(weights)
     suite.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -109,7 +113,7 @@ def test_a_suite_that_is_killed_goes_on(suite, tmp_path, load_tool, monkeypatch,
     for old, new in zip(runs, again):
         assert new["AP50"] == pytest.approx(old["AP50"], nan_ok=True)
         assert (new["config_hash"] == old["config_hash"]) == (new["row"] == "student")
-    assert not (output / "runs" / f"teacher-seed4-{again[0]['config_hash']}/model_final.pth").exists()
+    assert not (folder_of(again[0], output) / "model_final.pth").exists()
 
 
 def test_a_run_that_fails_is_named(suite, tmp_path, load_tool, monkeypatch, capsys):
@@ -118,7 +122,7 @@ def test_a_run_that_fails_is_named(suite, tmp_path, load_tool, monkeypatch, caps
     suite.write_text(yaml.safe_dump(content, sort_keys=False))
     output = tmp_path / "output"
     monkeypatch.setattr("sys.argv", ["compare.py", "--suite", str(suite), "--output", str(output)])
-    with pytest.raises(SystemExit, match="2 runs failed: see .*teacher-seed4.*aid-seed4"):
+    with pytest.raises(SystemExit, match="2 runs failed: see .*plain-seed4.*distilled-seed4"):
         load_tool("compare").main()
-    assert "FAILED: teacher-seed4" in capsys.readouterr().out
-    assert [x.parent.name.split("-")[0] for x in results_of(output)] == ["student"]
+    assert "FAILED: plain-seed4" in capsys.readouterr().out
+    assert [x.parent.name.split("-")[0] for x in results_of(output)] == ["plain"]

@@ -18,7 +18,7 @@ from ..config import add_aid_config
 TEACHER = "teacher"
 _SUITE_KEYS = {"seeds", "opts", "groups", "gain"}
 _GAIN_KEYS = {"of", "over"}
-_GROUP_KEYS = {"teacher", "rows", "baselines"}
+_GROUP_KEYS = {"teacher", "rows", "baselines", "opts"}
 _TEACHER_KEYS = {"config", "opts", "weights"}
 _ROW_KEYS = {"config", "opts", "seeds"}
 
@@ -74,8 +74,8 @@ class Run:
 
     @property
     def folder(self) -> str:
-        """Name of its output folder; rows of equal config and seed share one."""
-        return f"{self.row}-seed{self.seed}-{self.config_hash}"
+        """Name of its output folder; runs of equal config and seed share one."""
+        return f"{Path(self.config).stem}-seed{self.seed}-{self.config_hash}"
 
 
 @dataclass
@@ -146,10 +146,11 @@ def load_suite(path: str) -> Suite:
                     "leave out its weights to have it trained here."
                 )
             group.runs.append(teacher)
+        of_students = {**common, **(entry.get("opts") or {})}
         for row, spec in entry["rows"].items():
             _check_keys(path, f"{name}.{row}", spec, _ROW_KEYS, {"config"})
             for seed in spec.get("seeds", content["seeds"]):
-                run = _run(path, name, row, seed, spec, common)
+                run = _run(path, name, row, seed, spec, of_students)
                 if run.distilled:
                     if "teacher" not in entry:
                         raise ValueError(f"{path}: {name}.{row} is distilled and has no teacher.")

@@ -84,6 +84,34 @@ def test_runs(load):
     assert len({x.folder for x in runs}) == len(runs)
 
 
+def test_equal_runs_are_trained_once(load):
+    """Here a teacher that is also a row: self-distillation."""
+    suite = changed(["groups", "good", "rows", "self"], {"config": "configs/highway/retinanet_R_18.yaml"})
+    del suite["groups"]["bad"]
+    good = suite["groups"]["good"]
+    good["rows"] = {"student": good["rows"]["self"]}
+    suite = load(suite)
+    assert [(x.row, x.seed) for x in suite.groups[0].runs] == [
+        ("teacher", 1),
+        ("student", 1),
+        ("student", 2),
+    ]
+    assert [(x.row, x.seed) for x in suite.runs()] == [("teacher", 1), ("student", 2)]
+
+
+def test_options_of_a_group_are_its_students(load):
+    suite = load(changed(["groups", "good", "opts"], {"SOLVER.MAX_ITER": 7}))
+    iterations = {(x.group, x.row): x.cfg().SOLVER.MAX_ITER for x in suite.runs()}
+    assert iterations == {
+        ("good", "teacher"): 5,
+        ("bad", "teacher"): 1,
+        ("good", "student"): 7,
+        ("good", "pkd"): 7,
+        ("bad", "student"): 5,
+        ("bad", "pkd"): 5,
+    }
+
+
 def test_a_row_may_have_seeds_of_its_own(load):
     suite = load(changed(["groups", "good", "rows", "pkd", "seeds"], [2]))
     assert [(x.row, x.seed) for x in suite.groups[0].runs] == [

@@ -462,6 +462,33 @@ def test_teacher_sees_its_own_channel_order_and_normalisation(
     assert torch.equal(batch[0]["image"], image)
 
 
+@pytest.mark.parametrize(
+    "changes,shared",
+    [
+        ({}, True),
+        ({"MODEL.PIXEL_MEAN": [1.0, 2.0, 3.0]}, False),
+        ({"MODEL.PIXEL_STD": [2.0, 2.0, 2.0]}, False),
+        ({"INPUT.FORMAT": "RGB"}, False),
+    ],
+    ids=str,
+)
+def test_images_are_prepared_once_where_teacher_and_student_prepare_them_alike(
+    build_seeded, distilled_cfg, make_batch, monkeypatch, changes, shared
+):
+    cfg = distilled_cfg("RetinaNet", changes)
+    model, batch = build_seeded(cfg, 0), make_batch()
+    teacher, seen, calls = model.teacher.model, [], []
+    channels_of_teacher = [cfg.INPUT.FORMAT.index(x) for x in "BGR"]
+    in_its_order = [{**x, "image": x["image"][channels_of_teacher]} for x in batch]
+    expected = teacher.preprocess_image(in_its_order).tensor
+    prepare = teacher.preprocess_image
+    monkeypatch.setattr(teacher, "preprocess_image", lambda x: calls.append(x) or prepare(x))
+    teacher.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    step(model, batch)
+    assert len(calls) == (not shared)
+    assert len(seen) == 1 and torch.equal(seen[0], expected)
+
+
 def test_other_kinds_of_channels_are_refused(small_cfg, build_seeded, distilled_cfg, save_teacher):
     cfg = small_cfg("RetinaNet", {"INPUT.FORMAT": "YUV-BT.601"})
     files = save_teacher(cfg, build_seeded(cfg, 0))
