@@ -8,7 +8,7 @@ import torch
 from aid_d2 import add_aid_config, compat
 from aid_d2.data import IgnoreRegionMapper, build_mixed_train_loader, register_coco_json
 from aid_d2.evaluation import KITTIEvaluator
-from aid_d2.modeling import check_num_classes, mask_ignore_regions, train_in_bfloat16
+from aid_d2.modeling import check_num_classes, mask_ignore_regions, train_fast
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog, build_detection_train_loader
@@ -41,10 +41,7 @@ class Trainer(DefaultTrainer):
         model = super().build_model(cfg)
         if cfg.INPUT.MASK_IGNORE_REGIONS:
             mask_ignore_regions(model)
-        if cfg.SOLVER.CHANNELS_LAST:
-            model.to(memory_format=torch.channels_last)
-        if cfg.SOLVER.BF16:
-            train_in_bfloat16(model)
+        train_fast(cfg, model)
         return model
 
     @classmethod

@@ -29,6 +29,8 @@ def add_aid_config(cfg: CN) -> None:
     cfg.SOLVER.BF16 = False
     # Train with maps in the memory order that convolutions are fastest in, on most devices.
     cfg.SOLVER.CHANNELS_LAST = False
+    # Run the backbone through torch.compile, which needs a compiler.
+    cfg.SOLVER.COMPILE = False
 
     # MODEL.GFL, MODEL.FCOS and MODEL.MOBILENETV2
     add_gfl_config(cfg)
@@ -51,6 +53,8 @@ def add_aid_config(cfg: CN) -> None:
     # autocast, batch norms folded into the convolutions, channels last. auto: where the device has
     # it.
     cfg.DISTILL.TEACHER.PRECISION = "auto"
+    # As SOLVER.COMPILE.
+    cfg.DISTILL.TEACHER.COMPILE = False
     # Start the student's pyramid and heads from the teacher's, where names and shapes agree.
     # MODEL.WEIGHTS is loaded after that, and ImageNet weights leave them alone.
     cfg.DISTILL.INHERIT = False

@@ -30,7 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from aid_d2 import add_aid_config
 from aid_d2.aid import GRANULARITIES
-from aid_d2.modeling import family_of, train_in_bfloat16
+from aid_d2.modeling import family_of, train_fast
 from aid_d2.modeling.teacher import load_teacher_config
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
@@ -132,10 +132,7 @@ def stepper(cfg: CfgNode, name: str, args):
     if name in (NAIVE, CONFIGURED):
         teacher, needs_head = model.teacher, cfg.DISTILL.AID.ENABLED
         return lambda: teacher.observe(batch, cfg.INPUT.FORMAT, needs_head)
-    if cfg.SOLVER.CHANNELS_LAST:
-        model.to(memory_format=torch.channels_last)
-    if cfg.SOLVER.BF16:
-        train_in_bfloat16(model)
+    train_fast(cfg, model)
     optimizer = build_optimizer(cfg, model)
 
     def step() -> None:

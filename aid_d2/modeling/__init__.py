@@ -2,7 +2,7 @@
 
 from . import backbones  # noqa: F401  (registers them)
 from .distilled_detector import DistilledDetector
-from .fast_forward import train_in_bfloat16
+from .fast_forward import train_fast
 from .families import FAMILY_REGISTRY, DetectorFamily, check_num_classes, family_of
 from .fcos import FCOS
 from .gfl import GFL
@@ -21,5 +21,5 @@ __all__ = [
     "check_num_classes",
     "family_of",
     "mask_ignore_regions",
-    "train_in_bfloat16",
+    "train_fast",
 ]

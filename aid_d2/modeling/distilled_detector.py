@@ -109,7 +109,7 @@ class DistilledDetector(nn.Module):
             _check_compatible(cfg, student, teacher)
             if cfg.DISTILL.INHERIT:
                 inherit(student, teacher.model)
-            teacher.speed_up(cfg.DISTILL.TEACHER.PRECISION)
+            teacher.speed_up(cfg.DISTILL.TEACHER.PRECISION, cfg.DISTILL.TEACHER.COMPILE)
             pairs = pair_levels(family_of(student), teacher.family)
             distillers = build_distillers(cfg, Setting(pairs, family_of(student), teacher.family))
         weigh = None

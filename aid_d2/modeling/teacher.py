@@ -15,7 +15,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..aid import Objects, TeacherLosses
 from .families import family_of
-from .fast_forward import choose_precision, speed_up
+from .fast_forward import choose_precision, compile_backbone, speed_up
 from .observation import Observation, record_calls
 
 logger = logging.getLogger(__name__)
@@ -58,16 +58,19 @@ class Teacher:
         _StrictCheckpointer(model).load(weights)
         return cls(model, teacher_cfg.INPUT.FORMAT)
 
-    def speed_up(self, precision: str) -> None:
+    def speed_up(self, precision: str, compiled: bool = False) -> None:
         """Make the forward pass cheap, see :func:`speed_up`, unless it is to be float32.
 
         Args:
             precision: one of PRECISIONS.
+            compiled: whether to compile the backbone.
         """
         device = next(self.model.parameters()).device
         self.dtype = choose_precision(precision, device)
         if self.dtype is torch.bfloat16:
             speed_up(self.model)
+        if compiled:
+            compile_backbone(self.model)
         logger.info(f"The teacher runs in {self.dtype}.")
 
     def prepares_images_like(self, student: nn.Module, input_format: str) -> bool:

@@ -5,7 +5,12 @@ import torch
 from torch import nn
 
 from aid_d2.modeling import Teacher, fast_forward
-from aid_d2.modeling.fast_forward import choose_precision, speed_up, train_in_bfloat16
+from aid_d2.modeling.fast_forward import (
+    choose_precision,
+    compile_backbone,
+    speed_up,
+    train_in_bfloat16,
+)
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils.events import EventStorage
 
@@ -132,3 +137,37 @@ def test_training_in_bfloat16(distilled_cfg, build_seeded, make_batch, family):
         for model in (exact, cheap):
             model.eval()(make_batch())
     assert [x.dtype for x in maps[2:]] == [torch.float32] * 2
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_compiled_backbone_falls_back_and_says_so(
+    distilled_cfg, build_seeded, make_batch, monkeypatch, caplog, works
+):
+    """What the compiler would do is not tested here, so that none is needed."""
+    compiled = []
+
+    def compile(function):
+        compiled.append(function)
+
+        def call(*args):
+            if not works:
+                raise RuntimeError("no compiler")
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile)
+    batch, losses = make_batch(), []
+    for wanted in (False, True):
+        cfg = distilled_cfg("RetinaNet", {"DISTILL.TEACHER.COMPILE": wanted})
+        model = build_seeded(cfg, seed=0).train()
+        if wanted:
+            compile_backbone(model.student)
+        with EventStorage(0):
+            losses.append([model(batch) for _ in range(2)][-1])
+    assert len(compiled) == 2
+    assert losses[0].keys() == losses[1].keys()
+    assert all(torch.equal(x, losses[1][name]) for name, x in losses[0].items())
+    said = [x for x in caplog.messages if "runs uncompiled" in x]
+    assert len(said) == (0 if works else 2)
+    assert all("no compiler" in x for x in said)
