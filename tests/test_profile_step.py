@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from aid_d2.distillers.attention_guided import AttentionGuided
+from detectron2.modeling.meta_arch.retinanet import RetinaNet
+
 
 @pytest.fixture(scope="module")
 def tool(load_tool):
@@ -22,7 +25,7 @@ def run(tool, monkeypatch, config, *more):
     arguments += ["--repeats", "1", "--objects", "2", "--json", str(output), *more]
     monkeypatch.setattr("sys.argv", ["profile_step.py", *arguments])
     # A process for each row would take most of the time.
-    monkeypatch.setattr(tool, "peak_memory", lambda cfg, name, args: 100.0)
+    monkeypatch.setattr(tool, "peak_memory", lambda case: 100.0)
     tool.main()
     return json.loads(output.read_text())
 
@@ -35,23 +38,50 @@ def run(tool, monkeypatch, config, *more):
             "granularity",
             ["without AID", "AID, level", "AID, image", "AID, instance", "AID, location"],
         ),
+        ("objects", [f"1 x 64x64, {x} objects" for x in (1, 10, 50, 200)]),
+        ("images", ["1 x 64x64, 2 objects", "2 x 64x64, 2 objects"]),
+        ("size", [f"1 x {x}x{x}, 2 objects" for x in (32, 64, 128)]),
     ],
 )
 def test_rows_and_their_ratios(tool, monkeypatch, capsys, config, kind, expected):
     report = run(tool, monkeypatch, config, "--variants", kind)
     assert list(report["rows"]) == expected
-    floor = report["student_step_s"] + report["teacher_forward_s"]
     printed = capsys.readouterr().out
     for name, row in report["rows"].items():
-        assert row["ratio_to_floor"] == pytest.approx(row["distilled_step_s"] / floor)
-        assert row["ratio_to_student"] == pytest.approx(
-            row["distilled_step_s"] / report["student_step_s"]
-        )
+        step, student = row["distilled_step_s"], row["student_step_s"]
+        floor = student + row["teacher_forward_s"]
+        assert row["ratio_to_floor"] == pytest.approx(step / floor)
+        assert row["ratio_to_student"] == pytest.approx(step / student)
+        assert row["peak_memory_ratio"] == 1
         methods = {x for x in ("AttentionGuided", "NonLocal") if x in name}
         methods = methods or {"AttentionGuided", "NonLocal"}
         assert set(row["parts_s"]) == {"student", "teacher", "trust"} | methods
         assert all(x > 0 for x in row["parts_s"].values())
         assert name in printed
+
+
+def test_a_cost_that_is_added_shows_up_where_it_is(tool, monkeypatch, config):
+    """On a clock that a student's step moves by 2 seconds, and AttentionGuided by 5."""
+    now = [0.0]
+
+    def charge(owner, seconds):
+        forward = owner.forward
+
+        def slower(*args):
+            now[0] += seconds
+            return forward(*args)
+
+        monkeypatch.setattr(owner, "forward", slower)
+
+    charge(RetinaNet, 2)
+    charge(AttentionGuided, 5)
+    monkeypatch.setattr(tool.time, "perf_counter", lambda: now[0])
+    rows = run(tool, monkeypatch, config)["rows"]
+    expected = {"AttentionGuided": 7, "NonLocal": 2, "AttentionGuided + NonLocal": 7}
+    for name, seconds in expected.items():
+        assert rows[name]["distilled_step_s"] == seconds
+        assert rows[name]["student_step_s"] == 2 and rows[name]["teacher_forward_s"] == 0
+        assert rows[name]["ratio_to_floor"] == seconds / 2
 
 
 def test_medians_are_of_steps_taken_in_turn(tool, monkeypatch):
@@ -76,9 +106,9 @@ def test_medians_are_of_steps_taken_in_turn(tool, monkeypatch):
 def test_memory_of_a_step_is_that_of_a_process_of_its_own(tool, config, monkeypatch):
     arguments = ["--config-file", str(config), "--size", "64", "64", "--images", "1"]
     monkeypatch.setattr("sys.argv", ["profile_step.py", *arguments])
-    args = tool.parse_arguments()
-    cfg = tool.load_config(args)
-    assert 100 < tool.resident(cfg.dump(), tool.STUDENT, args) < 100_000
+    cfg = tool.load_config(tool.parse_arguments())
+    case = tool.Case(cfg, 64, 64, images=1, objects=2)
+    assert 100 < tool.resident(case, cfg.dump()) < 100_000
 
 
 def test_a_plain_config_is_refused(tool, small_cfg, monkeypatch, tmp_path):

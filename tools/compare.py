@@ -94,7 +94,7 @@ class Job:
         command = [sys.executable, "-W", "ignore", str(ROOT / "train_net.py")]
         command += ["--eval-only" if self.run.weights else "--resume"]
         command += ["--config-file", self.run.config, *(str(x) for kv in opts.items() for x in kv)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
         if torch.cuda.is_available():
             environment["CUDA_VISIBLE_DEVICES"] = str(slot % torch.cuda.device_count())
         with self.log.open("a") as log:

@@ -4,12 +4,15 @@ r"""What a step of distillation costs, beside the student's step alone and the t
         --size 800 1344 --images 8
 
 Everything runs in one process, interleaved and repeated; the table has medians. The floor is one
-step of the student and one forward of the teacher, with the head if AID is on, as it is configured
-(DISTILL.TEACHER.PRECISION). Weights are random and images are noise: cost does not depend on them,
-only on the number of objects. `--variants` are the rows:
+step of the student and one forward of the teacher as it is configured (DISTILL.TEACHER.PRECISION),
+with its head where the row needs it. Weights are random and images are noise: cost does not depend
+on them, only on the number of objects. `--variants` are the rows:
 
     method       each of DISTILL.METHODS alone and all of them, with AID as configured
     granularity  all methods with AID off and with each granularity
+    objects      1, 10, 50 and 200 objects in each image
+    images       a quarter, a half, all and twice of `--images`
+    size         half, all and twice of `--size`
 
 Memory is the peak that CUDA counts, or without a GPU the resident size of a process of its own.
 """
@@ -22,7 +25,9 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Callable
 
 import torch
 from tabulate import tabulate
@@ -30,7 +35,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from aid_d2 import add_aid_config
 from aid_d2.aid import GRANULARITIES
-from aid_d2.modeling import family_of, train_fast
+from aid_d2.modeling import DistilledDetector, family_of, train_fast
 from aid_d2.modeling.teacher import load_teacher_config
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
@@ -38,8 +43,50 @@ from detectron2.solver import build_optimizer
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-STUDENT, NAIVE, CONFIGURED = "student alone", "teacher forward, float32", "teacher forward"
-VARIANTS = ("method", "granularity")
+VARIANTS = ("method", "granularity", "objects", "images", "size")
+OBJECTS = (1, 10, 50, 200)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A config and the batch that it works on.
+
+    Attributes:
+        height, width: of an image, in pixels.
+        images: in a batch.
+        objects: in an image.
+    """
+
+    cfg: CfgNode
+    height: int
+    width: int
+    images: int
+    objects: int
+
+    @property
+    def batch_name(self) -> str:
+        return f"{self.images} x {self.height}x{self.width}, {self.objects} objects"
+
+    def changed(self, *opts) -> "Case":
+        """The same with other keys and values in its config."""
+        cfg = self.cfg.clone()
+        cfg.merge_from_list(list(opts))
+        return replace(self, cfg=cfg)
+
+    @property
+    def student(self) -> "Case":
+        """Training of the student alone."""
+        return self.changed("DISTILL.ENABLED", False)
+
+
+@dataclass
+class Row:
+    """A distilled detector, and the names of the steps that it is compared with."""
+
+    case: Case
+    student: str
+    teacher: str
+    exact_teacher: str
 
 
 def main() -> None:
@@ -47,13 +94,14 @@ def main() -> None:
     cfg = load_config(args)
     with tempfile.TemporaryDirectory() as folder:
         cfg = with_random_teacher(cfg, Path(folder))
-        rows = variants(cfg, args.variants)
-        timed = {name: stepper(row, name, args) for name, row in rows.items()}
-        seconds = interleave(timed, args.repeats)
-        shares = {name: parts(timed[name]) for name in rows if is_distilled(name)}
-        del timed
-        memory = {name: peak_memory(row, name, args) for name, row in rows.items()}
-    report = summary(seconds, memory, shares)
+        cases = variants(Case(cfg, *args.size, args.images, args.objects), args.variants)
+        rows, steps = prepare(cases)
+        seconds = interleave(steps, args.repeats)
+        shares = {name: parts(steps[name]) for name in rows}
+        del steps
+        memory = {name: peak_memory(row.case) for name, row in rows.items()}
+        memory.update({row.student: peak_memory(row.case.student) for row in rows.values()})
+    report = {"rows": {x: measures(x, row, seconds, memory, shares) for x, row in rows.items()}}
     print(table(report))
     if args.json:
         args.json.write_text(json.dumps(report, indent=1))
@@ -95,45 +143,68 @@ def with_random_teacher(cfg: CfgNode, folder: Path) -> CfgNode:
     return cfg
 
 
-def variants(cfg: CfgNode, kind: str) -> dict[str, CfgNode]:
-    """The config of each row by its name."""
-    rows = {STUDENT: changed(cfg, "DISTILL.ENABLED", False)}
-    rows[NAIVE] = changed(cfg, "DISTILL.TEACHER.PRECISION", "float32")
-    rows[CONFIGURED] = cfg
-    methods = list(cfg.DISTILL.METHODS)
+def variants(case: Case, kind: str) -> dict[str, Case]:
+    """The distilled detectors to be measured, by the names of their rows."""
+    methods = list(case.cfg.DISTILL.METHODS)
+    if kind == "method":
+        single = {x: case.changed("DISTILL.METHODS", [x]) for x in methods}
+        return {**single, " + ".join(methods): case}
     if kind == "granularity":
-        rows["without AID"] = changed(cfg, "DISTILL.AID.ENABLED", False)
-        for granularity in GRANULARITIES:
-            aid = changed(cfg, "DISTILL.AID.ENABLED", True, "DISTILL.AID.GRANULARITY", granularity)
-            rows[f"AID, {granularity}"] = aid
+        rows = {"without AID": case.changed("DISTILL.AID.ENABLED", False)}
+        for x in GRANULARITIES:
+            aid = case.changed("DISTILL.AID.ENABLED", True, "DISTILL.AID.GRANULARITY", x)
+            rows[f"AID, {x}"] = aid
         return rows
-    if len(methods) > 1:
-        for method in methods:
-            rows[method] = changed(cfg, "DISTILL.METHODS", [method])
-    rows[" + ".join(methods)] = cfg
-    return rows
+    if kind == "objects":
+        cases = [replace(case, objects=x) for x in OBJECTS]
+    elif kind == "images":
+        cases = [replace(case, images=max(round(x * case.images), 1)) for x in (0.25, 0.5, 1, 2)]
+    else:
+        cases = [
+            replace(case, height=round(x * case.height), width=round(x * case.width))
+            for x in (0.5, 1, 2)
+        ]
+    return {x.batch_name: x for x in cases}
 
 
-def changed(cfg: CfgNode, *opts) -> CfgNode:
-    cfg = cfg.clone()
-    cfg.merge_from_list(list(opts))
-    return cfg
+def prepare(cases: dict[str, Case]) -> tuple[dict[str, Row], dict[str, Callable[[], None]]]:
+    """Rows by name, and by name all functions to be timed: theirs and those they are compared with.
+
+    Rows with the same batch are compared with the same step of the student.
+    """
+    rows, steps = {}, {}
+    for name, case in cases.items():
+        model, steps[name] = stepper(case)
+        head = model.needs_teacher_head
+        row = Row(
+            case,
+            student=f"student alone, {case.batch_name}",
+            teacher=f"teacher, {case.batch_name}, head {head}",
+            exact_teacher=f"teacher in float32, {case.batch_name}, head {head}",
+        )
+        rows[name] = row
+        if row.student not in steps:
+            steps[row.student] = stepper(case.student)[1]
+        if row.teacher not in steps:
+            steps[row.teacher] = observer(case, model)
+            exact = case.changed("DISTILL.TEACHER.PRECISION", "float32")
+            steps[row.exact_teacher] = observer(exact, build_model(exact.cfg))
+    return rows, steps
 
 
-def is_distilled(name: str) -> bool:
-    return name not in (STUDENT, NAIVE, CONFIGURED)
+def observer(case: Case, model: DistilledDetector) -> Callable[[], None]:
+    """A forward pass of a model's teacher."""
+    batch = noise(case, model)
+    return lambda: model.teacher.observe(batch, case.cfg.INPUT.FORMAT, model.needs_teacher_head)
 
 
-def stepper(cfg: CfgNode, name: str, args):
-    """A function that does what the row is named after, once."""
+def stepper(case: Case) -> tuple[DistilledDetector, Callable[[], None]]:
+    """A detector, and a function that takes one step of its training."""
     torch.manual_seed(0)
-    model = build_model(cfg).train()
-    batch = noise(args, cfg, family_of(model.student).num_classes)
-    if name in (NAIVE, CONFIGURED):
-        teacher, needs_head = model.teacher, cfg.DISTILL.AID.ENABLED
-        return lambda: teacher.observe(batch, cfg.INPUT.FORMAT, needs_head)
-    train_fast(cfg, model)
-    optimizer = build_optimizer(cfg, model)
+    model = build_model(case.cfg).train()
+    batch = noise(case, model)
+    train_fast(case.cfg, model)
+    optimizer = build_optimizer(case.cfg, model)
 
     def step() -> None:
         with EventStorage(0):
@@ -145,22 +216,24 @@ def stepper(cfg: CfgNode, name: str, args):
             group["lr"] = 0.0
         optimizer.step()
 
-    return step
+    return model, step
 
 
-def noise(args, cfg: CfgNode, num_classes: int) -> list[dict]:
+def noise(case: Case, model: DistilledDetector) -> list[dict]:
     """A batch of random images and objects."""
     generator = torch.Generator().manual_seed(0)
-    height, width = args.size
-    size, batch = torch.tensor([width, height]), []
-    for _ in range(args.images):
-        side = size * (0.05 + 0.3 * torch.rand(args.objects, 2, generator=generator))
-        corner = (size - side) * torch.rand(args.objects, 2, generator=generator)
-        instances = Instances((height, width))
+    shape = (case.height, case.width)
+    size, batch = torch.tensor([case.width, case.height]), []
+    num_classes = family_of(model.student).num_classes
+    for _ in range(case.images):
+        side = size * (0.05 + 0.3 * torch.rand(case.objects, 2, generator=generator))
+        corner = (size - side) * torch.rand(case.objects, 2, generator=generator)
+        instances = Instances(shape)
         instances.gt_boxes = Boxes(torch.cat([corner, corner + side], dim=1))
-        instances.gt_classes = torch.randint(num_classes, (args.objects,), generator=generator)
-        image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
-        batch.append({"image": image, "instances": instances, "height": height, "width": width})
+        instances.gt_classes = torch.randint(num_classes, (case.objects,), generator=generator)
+        image = torch.randint(256, (3, *shape), generator=generator, dtype=torch.uint8)
+        extent = {"height": case.height, "width": case.width}
+        batch.append({"image": image, "instances": instances, **extent})
     return batch
 
 
@@ -197,59 +270,51 @@ def parts(step) -> dict[str, float]:
     }
 
 
-def peak_memory(cfg: CfgNode, name: str, args) -> float:
+def peak_memory(case: Case) -> float:
     """MB that two steps need: on the GPU, or of a process that does nothing else."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-        step = stepper(cfg, name, args)
+        _, step = stepper(case)
         torch.cuda.reset_peak_memory_stats()
         step(), step()
         return torch.cuda.max_memory_allocated() / 2**20
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(resident, (cfg.dump(), name, args))
+        return pool.apply(resident, (replace(case, cfg=None), case.cfg.dump()))
 
 
-def resident(text: str, name: str, args) -> float:
+def resident(case: Case, text: str) -> float:
+    """MB of this process after two steps; the config comes as text."""
     cfg = get_cfg()
     add_aid_config(cfg)
     cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
-    step = stepper(cfg, name, args)
+    _, step = stepper(replace(case, cfg=cfg))
     step(), step()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def summary(seconds: dict, memory: dict, shares: dict) -> dict:
-    """The medians and their ratios, per row."""
-    student, teacher = seconds[STUDENT], seconds[CONFIGURED]
+def measures(name: str, row: Row, seconds: dict, memory: dict, shares: dict) -> dict:
+    """The medians of a row and their ratios."""
+    student, teacher, distilled = seconds[row.student], seconds[row.teacher], seconds[name]
     return {
         "student_step_s": student,
-        "teacher_forward_float32_s": seconds[NAIVE],
+        "teacher_forward_float32_s": seconds[row.exact_teacher],
         "teacher_forward_s": teacher,
-        "student_memory_mb": memory[STUDENT],
-        "rows": {
-            name: {
-                "distilled_step_s": value,
-                "ratio_to_floor": value / (student + teacher),
-                "ratio_to_student": value / student,
-                "peak_memory_ratio": memory[name] / memory[STUDENT],
-                "parts_s": shares[name],
-            }
-            for name, value in seconds.items()
-            if is_distilled(name)
-        },
+        "distilled_step_s": distilled,
+        "ratio_to_floor": distilled / (student + teacher),
+        "ratio_to_student": distilled / student,
+        "student_memory_mb": memory[row.student],
+        "peak_memory_ratio": memory[name] / memory[row.student],
+        "parts_s": shares[name],
     }
 
 
 def table(report: dict) -> str:
-    lines = [
-        f"student's step {report['student_step_s']:.3f} s, teacher's forward "
-        f"{report['teacher_forward_s']:.3f} s (float32 "
-        f"{report['teacher_forward_float32_s']:.3f} s), student's memory "
-        f"{report['student_memory_mb']:.0f} MB"
-    ]
     rows = [
         {
             "": name,
+            "student (s)": f"{row['student_step_s']:.3f}",
+            "teacher (s)": f"{row['teacher_forward_s']:.3f}",
+            "float32": f"{row['teacher_forward_float32_s']:.3f}",
             "step (s)": f"{row['distilled_step_s']:.3f}",
             "/ floor": f"{row['ratio_to_floor']:.2f}",
             "/ student": f"{row['ratio_to_student']:.2f}",
@@ -258,7 +323,7 @@ def table(report: dict) -> str:
         }
         for name, row in report["rows"].items()
     ]
-    return "\n".join([*lines, tabulate(rows, headers="keys", disable_numparse=True)])
+    return tabulate(rows, headers="keys", disable_numparse=True)
 
 
 if __name__ == "__main__":

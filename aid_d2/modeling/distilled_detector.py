@@ -150,12 +150,11 @@ class DistilledDetector(nn.Module):
         # The labels are read by tools/profile_step.py, and in any profile.
         with record_function("aid_d2.student"):
             student, losses = self._observe_student(batched_inputs)
-        needs_head = self.weigh is not None or self._needs_predictions
         taps = self._taps(self.teacher.family)
         images = student.calls[self.student.backbone][-1].inputs[0] if self._shares_images else None
         with record_function("aid_d2.teacher"):
             teacher = self.teacher.observe(
-                batched_inputs, self.input_format, needs_head, taps, images
+                batched_inputs, self.input_format, self.needs_teacher_head, taps, images
             )
         objects = Objects.from_instances([x["instances"] for x in batched_inputs], self.device)
         student.objects = teacher.objects = objects
@@ -164,6 +163,11 @@ class DistilledDetector(nn.Module):
                 trust = self._trust(teacher, batched_inputs)
             losses.update(self._distill(student, teacher, trust))
         return losses
+
+    @property
+    def needs_teacher_head(self) -> bool:
+        """Whether the teacher's predictions are looked at, besides its maps."""
+        return self.weigh is not None or self._needs_predictions
 
     @property
     def _needs_predictions(self) -> bool:

@@ -336,9 +336,7 @@ class GFL(DenseDetector):
         predicted = self.box2box_transform.apply_deltas(distributions, anchors)
 
         quality = torch.zeros_like(logits)
-        quality[(*at, labels[at])] = matched_pairwise_iou(
-            Boxes(predicted.detach()), Boxes(targets)
-        )
+        quality[(*at, labels[at])] = matched_pairwise_iou(Boxes(predicted.detach()), Boxes(targets))
         qfl = quality_focal_loss(logits, quality, self.quality_focal_loss_beta).sum(-1)
         distances = self.box2box_transform.get_deltas(anchors, targets)
         dfl = distribution_focal_loss(

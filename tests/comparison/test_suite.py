@@ -86,7 +86,9 @@ def test_runs(load):
 
 def test_equal_runs_are_trained_once(load):
     """Here a teacher that is also a row: self-distillation."""
-    suite = changed(["groups", "good", "rows", "self"], {"config": "configs/highway/retinanet_R_18.yaml"})
+    suite = changed(
+        ["groups", "good", "rows", "self"], {"config": "configs/highway/retinanet_R_18.yaml"}
+    )
     del suite["groups"]["bad"]
     good = suite["groups"]["good"]
     good["rows"] = {"student": good["rows"]["self"]}
