@@ -65,6 +65,9 @@ def add_aid_config(cfg: CN) -> None:
     cfg.DISTILL.WEIGHT = 1.0
     # The factor rises linearly from 0 over this many iterations.
     cfg.DISTILL.WARMUP_ITERS = 0
+    # Run each method again in the backward pass instead of keeping what it computes: less memory,
+    # more time.
+    cfg.DISTILL.RECOMPUTE = False
 
     cfg.DISTILL.AID = CN()
     # False distils with weight 1 everywhere.

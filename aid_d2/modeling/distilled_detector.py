@@ -6,6 +6,7 @@ from typing import Callable, Dict, List, Optional, Tuple
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
+from torch.utils.checkpoint import checkpoint
 
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
@@ -51,6 +52,7 @@ class DistilledDetector(nn.Module):
         weigh: AID's weights from the teacher's losses; None for distillation without AID.
         weight: factor on all distillation losses, lambda in AID eq. 1.
         warmup_iters: over this many iterations the factor rises linearly from 0.
+        recompute: keep nothing of a method's forward pass, but run it again in the backward pass.
         input_format: channel order of the images in `batched_inputs`.
     """
 
@@ -65,6 +67,7 @@ class DistilledDetector(nn.Module):
         weigh: Optional[Callable[[TeacherLosses], Trust]] = None,
         weight: float = 1.0,
         warmup_iters: int = 0,
+        recompute: bool = False,
         input_format: str = "BGR",
     ):
         super().__init__()
@@ -75,6 +78,7 @@ class DistilledDetector(nn.Module):
         self.weigh = weigh
         self.weight = weight
         self.warmup_iters = warmup_iters
+        self.recompute = recompute
         self.input_format = input_format
         self._family = family_of(student)
         self._shares_images = teacher is not None and teacher.prepares_images_like(
@@ -129,6 +133,7 @@ class DistilledDetector(nn.Module):
             "weigh": weigh,
             "weight": cfg.DISTILL.WEIGHT,
             "warmup_iters": cfg.DISTILL.WARMUP_ITERS,
+            "recompute": cfg.DISTILL.RECOMPUTE,
             "input_format": cfg.INPUT.FORMAT,
         }
 
@@ -210,8 +215,11 @@ class DistilledDetector(nn.Module):
             factor *= min(get_event_storage().iter / self.warmup_iters, 1.0)
         losses = {}
         for name, distiller in self.distiller.items():
+            run = (
+                partial(checkpoint, distiller, use_reentrant=False) if self.recompute else distiller
+            )
             with record_function(f"aid_d2.{name}"):
-                parts = distiller(student, teacher, trust)
+                parts = run(student, teacher, trust)
             losses.update({f"loss_{name}_{part}": factor * loss for part, loss in parts.items()})
         return losses
 

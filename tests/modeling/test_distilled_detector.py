@@ -462,6 +462,32 @@ def test_teacher_sees_its_own_channel_order_and_normalisation(
     assert torch.equal(batch[0]["image"], image)
 
 
+@pytest.mark.parametrize("methods", [("AttentionGuided", "NonLocal"), ("MGD", "ADL")], ids=str)
+def test_recomputing_saves_memory_and_changes_nothing(
+    build_seeded, distilled_cfg, make_batch, methods
+):
+    gradients, kept = [], []
+    for recompute in (False, True):
+        cfg = distilled_cfg(
+            "RetinaNet", {"DISTILL.METHODS": methods, "DISTILL.RECOMPUTE": recompute}
+        )
+        model = build_seeded(cfg, 0).train()
+        kept.append(0)
+
+        def count(x):
+            kept[-1] += x.numel()
+            return x
+
+        torch.manual_seed(0)
+        with EventStorage(0), torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+            losses = model(make_batch())
+        sum(losses.values()).backward()
+        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+    assert kept[1] < kept[0]
+    for x, y in zip(*gradients):
+        torch.testing.assert_close(x, y)
+
+
 @pytest.mark.parametrize(
     "changes,shared",
     [
