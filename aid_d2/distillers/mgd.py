@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from detectron2.config import CfgNode as CN
+from detectron2.utils.events import get_event_storage
 
 from .adapters import channel_adapters
 from .base import DISTILLER_REGISTRY, Distiller
@@ -55,13 +56,14 @@ class MGD(Distiller):
         self.generators = nn.ModuleDict(
             {str(pair.stride): _generation(pair.teacher_channels) for pair in setting.pairs}
         )
-        # Of the next masks; processes that start from different seeds mask different locations.
+        # Processes that start from different seeds mask different locations.
         self.seed = torch.initial_seed() % 2**62
 
     def forward(self, student, teacher, trust):
         device = next(iter(student.features.values())).device
-        generator = torch.Generator(device).manual_seed(self.seed)
-        self.seed += 1
+        # By the iteration: a step that is run again has the same masks.
+        seed = self.seed + get_event_storage().iter
+        generator = torch.Generator(device).manual_seed(seed)
         total = 0.0
         for stride, s in student.features.items():
             key = str(stride)

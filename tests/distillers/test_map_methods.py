@@ -6,6 +6,9 @@ from aid_d2.distillers import DISTILLER_REGISTRY
 from aid_d2.modeling import Observation
 from toy import build, constant_trust, maps, random_trust, setting, shake
 
+# The masks of MGD depend on the iteration.
+pytestmark = pytest.mark.usefixtures("storage")
+
 METHODS = ("Hint", "Pairwise", "PKD", "MGD", "CWD")
 SIZES = {8: (6, 9), 16: (3, 5), 32: (2, 3), 64: (1, 2), 128: (1, 1)}
 

@@ -9,6 +9,8 @@ from aid_d2.modeling import Observation
 from detectron2.utils.events import EventStorage
 from toy import build, constant_trust, maps, rand, random_trust, setting, shake
 
+pytestmark = pytest.mark.usefixtures("storage")
+
 SIZES = {8: (6, 7), 16: (3, 3), 32: (1, 2), 64: (1, 1)}
 # Weight and share of blanked locations (released configs).
 PUBLISHED = {
@@ -93,8 +95,9 @@ def test_mask_at_the_ends(ratio):
 def masks_of(method, steps):
     student = {s: torch.ones_like(x) for s, x in maps(SIZES, 4).items()}
     seen, result = seen_by_generators(method), []
-    for _ in range(steps):
-        run(method, student, student, constant_trust(student))
+    for iteration in range(steps):
+        with EventStorage(iteration):
+            run(method, student, student, constant_trust(student))
         result.append(seen[8] != 0)
     return result
 
