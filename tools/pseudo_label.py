@@ -22,8 +22,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from aid_d2.data import register_coco_json
+from aid_d2.modeling import Teacher
 from aid_d2.modeling.teacher import load_teacher_config
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
@@ -32,7 +32,6 @@ from detectron2.data import (
     build_detection_test_loader,
 )
 from detectron2.evaluation import inference_context
-from detectron2.modeling import build_model
 from detectron2.structures import BoxMode, Instances
 
 
@@ -68,9 +67,7 @@ def main() -> None:
     done = read_partial(partial, settings)
     left = [x for x in images if x["file_name"] not in done]
     if left:
-        model = build_model(cfg)
-        DetectionCheckpointer(model).load(args.weights)
-        label(cfg, model, left, partial, args.threshold)
+        label(cfg, Teacher.load(cfg, args.weights).model, left, partial, args.threshold)
     coco, root = to_coco(images, read_partial(partial, settings), classes)
     scratch = args.output.with_name(args.output.name + ".writing")
     scratch.write_text(json.dumps(coco))

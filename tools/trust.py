@@ -31,14 +31,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from aid_d2 import add_aid_config
 from aid_d2.aid import trust_weight
 from aid_d2.data import register_coco_json
 from aid_d2.data.coco_json import read_coco_json
 from aid_d2.modeling import Teacher
 from aid_d2.modeling.teacher import load_teacher_config
 from aid_d2.visualization import draw_boxes, labeled_input, object_trust
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, pairwise_iou
@@ -104,12 +103,9 @@ def load_teacher(args) -> tuple[CfgNode, Teacher]:
     cfg.merge_from_list(args.opts)
     register_coco_json(cfg.DATASETS.COCO_JSON)
     DatasetCatalog.get(args.dataset)  # names the known ones if this is none
-    student_cfg = get_cfg()
-    add_aid_config(student_cfg)
-    student_cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    student_cfg.DISTILL.TEACHER.CONFIG_FILE = args.config_file
-    student_cfg.DISTILL.TEACHER.WEIGHTS = args.weights
-    return cfg, Teacher.from_config(student_cfg)
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    return cfg, Teacher.load(cfg, args.weights)
 
 
 def look(cfg: CfgNode, teacher: Teacher, record: dict, classes: list[str], args) -> list[Instance]:

@@ -54,9 +54,22 @@ class Teacher:
         weights = _existing_file(cfg, "WEIGHTS")
         teacher_cfg = load_teacher_config(config_file)
         teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
-        model = build_model(teacher_cfg)
+        return cls.load(teacher_cfg, weights)
+
+    @classmethod
+    def load(cls, cfg: CfgNode, weights: str) -> "Teacher":
+        """Build and load a detector.
+
+        Args:
+            cfg: of the teacher itself.
+            weights: its checkpoint.
+
+        Raises:
+            ValueError: parameters are missing, left over or of other shape.
+        """
+        model = build_model(cfg)
         _StrictCheckpointer(model).load(weights)
-        return cls(model, teacher_cfg.INPUT.FORMAT)
+        return cls(model, cfg.INPUT.FORMAT)
 
     def speed_up(self, precision: str, compiled: bool = False) -> None:
         """Make the forward pass cheap, see :func:`speed_up`, unless it is to be float32.
@@ -171,8 +184,8 @@ class _StrictCheckpointer(DetectionCheckpointer):
         ]
         if problems:
             raise ValueError(
-                f"DISTILL.TEACHER.WEIGHTS {self._path} does not fit the detector that "
-                f"DISTILL.TEACHER.CONFIG_FILE describes. Parameters " + "; ".join(problems)
+                f"The weights of the teacher (DISTILL.TEACHER.WEIGHTS, --weights), {self._path}, do "
+                "not fit its config. Parameters " + "; ".join(problems)
             )
 
 
