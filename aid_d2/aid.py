@@ -16,6 +16,7 @@ pure function on tensors; a detector family supplies the :class:`TeacherLosses`.
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import List, Optional, Tuple
 
 import torch
@@ -62,19 +63,23 @@ class Objects:
         real = [x[x.gt_classes >= 0] for x in instances]
         ignored = [x[x.gt_classes < 0] for x in instances]
         return cls(
-            boxes=torch.cat([x.gt_boxes.tensor for x in real]).to(device),
-            classes=torch.cat([x.gt_classes for x in real]).to(device),
+            boxes=torch.cat([x.gt_boxes.tensor for x in real]).to(device, non_blocking=True),
+            classes=torch.cat([x.gt_classes for x in real]).to(device, non_blocking=True),
             counts=[len(x) for x in real],
-            ignored=[x.gt_boxes.tensor.to(device) for x in ignored],
+            ignored=[x.gt_boxes.tensor.to(device, non_blocking=True) for x in ignored],
             image_sizes=[x.image_size for x in instances],
         )
 
-    @property
+    @cached_property
+    def counts_on_device(self) -> Tensor:
+        """(N,) int64"""
+        return torch.tensor(self.counts).to(self.boxes.device, non_blocking=True)
+
+    @cached_property
     def image_index(self) -> Tensor:
         """(M,) int64, the image each object is in."""
-        counts = torch.tensor(self.counts, device=self.boxes.device)
         images = torch.arange(len(self.counts), device=self.boxes.device)
-        return images.repeat_interleave(counts, output_size=len(self.boxes))
+        return images.repeat_interleave(self.counts_on_device, output_size=len(self.boxes))
 
 
 @dataclass
@@ -234,8 +239,7 @@ def image_loss(losses: TeacherLosses, normalizer: str = "native") -> Tensor:
     total = sums / (native if normalizer == "native" else positives.clamp(min=1))
     if losses.roi is not None:
         roi = sums.new_zeros(len(sums)).index_add_(0, losses.objects.image_index, losses.roi)
-        counts = torch.tensor(losses.objects.counts, device=roi.device).clamp(min=1)
-        total = total + (roi / counts)[:, None]
+        total = total + (roi / losses.objects.counts_on_device.clamp(min=1))[:, None]
     return total
 
 
@@ -297,9 +301,7 @@ def smallest_object(objects: Objects, level: LevelShape) -> Tensor:
     area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     order = torch.argsort(area, stable=True)
     order = order[torch.argsort(image[order], stable=True)]
-    start = torch.tensor(objects.counts, device=boxes.device).cumsum(0) - torch.tensor(
-        objects.counts, device=boxes.device
-    )
+    start = objects.counts_on_device.cumsum(0) - objects.counts_on_device
     position = torch.arange(num_objects, device=boxes.device)
     boxes, image = boxes[order], image[order]
     rank = position - start[image]

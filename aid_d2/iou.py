@@ -1,9 +1,20 @@
-"""The GIoU loss, without waiting for the device."""
+"""Areas of boxes and the GIoU loss, without waiting for the device."""
 
 import torch
 from torch import Tensor
 
 _EPS = 1e-7
+
+
+def area(low: Tensor, high: Tensor) -> Tensor:
+    """Of boxes between two corners (..., 2); 0 where they are the wrong way round.
+
+    Returns:
+        (...)
+    """
+    # A product of two: that of `prod` along a dimension waits for the device in its gradient.
+    width, height = (high - low).clamp(min=0).unbind(-1)
+    return width * height
 
 
 def giou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
@@ -18,7 +29,7 @@ def giou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
         (...)
     """
     largest, smallest = torch.maximum(boxes, targets), torch.minimum(boxes, targets)
-    inner = (smallest[..., 2:] - largest[..., :2]).clamp(min=0).prod(-1)
-    outer = (largest[..., 2:] - smallest[..., :2]).prod(-1)
-    union = sum((x[..., 2:] - x[..., :2]).prod(-1) for x in (boxes, targets)) - inner
+    inner = area(largest[..., :2], smallest[..., 2:])
+    outer = area(smallest[..., :2], largest[..., 2:])
+    union = sum(area(x[..., :2], x[..., 2:]) for x in (boxes, targets)) - inner
     return 1 - inner / (union + _EPS) + (outer - union) / (outer + _EPS)

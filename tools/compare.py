@@ -7,10 +7,11 @@ What is done is kept: stopped or killed, the same command goes on where it was. 
     results.json    `runs`: row, seed, AP, AP50, AP75, AP of each class, seconds_per_step,
                     peak_memory_mb, config_hash and versions
     results.md      means, spread over seeds, and paired differences with confidence intervals
-    results.png
+    results.png     and gain.png, if the suite has a `gain`
 
 after each run that ends. A run whose config has changed since is trained anew, in a folder of its
-own. With several GPUs or much memory `--jobs` trains several runs at a time.
+own; for data that has changed choose another `--output`. Each run has one GPU; `--jobs` trains
+several runs at a time, by default as many as there are GPUs.
 """
 
 import argparse
@@ -96,7 +97,9 @@ class Job:
         command += ["--config-file", self.run.config, *(str(x) for kv in opts.items() for x in kv)]
         environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
         if torch.cuda.is_available():
-            environment["CUDA_VISIBLE_DEVICES"] = str(slot % torch.cuda.device_count())
+            count = torch.cuda.device_count()
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
+            environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[slot % count]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, preexec_fn=_end_with_parent
@@ -126,6 +129,7 @@ class Job:
             "config": self.run.config,
             "opts": self.run.opts,
             **{k.removeprefix("bbox/"): v for k, v in final.items() if k.startswith("bbox/AP")},
+            **{k: v for k, v in final.items() if k.startswith("kitti/")},
             "seconds_per_step": statistics.median(times) if times else None,
             "peak_memory_mb": max(map(int, on_gpu)) if on_gpu else round(resident_mb),
             "config_hash": self.run.config_hash,

@@ -18,9 +18,10 @@ Memory is the peak that CUDA counts, or without a GPU the resident size of a pro
 """
 
 import argparse
+import gc
 import json
 import multiprocessing
-import resource
+import re
 import statistics
 import tempfile
 import time
@@ -99,8 +100,9 @@ def main() -> None:
         seconds = interleave(steps, args.repeats)
         shares = {name: parts(steps[name]) for name in rows}
         del steps
-        memory = {name: peak_memory(row.case) for name, row in rows.items()}
-        memory.update({row.student: peak_memory(row.case.student) for row in rows.values()})
+        weighed = {x: row.case for x, row in rows.items()}
+        weighed.update({row.student: row.case.student for row in rows.values()})
+        memory = {name: peak_memory(case) for name, case in weighed.items()}
     report = {"rows": {x: measures(x, row, seconds, memory, shares) for x, row in rows.items()}}
     print(table(report))
     if args.json:
@@ -194,8 +196,10 @@ def prepare(cases: dict[str, Case]) -> tuple[dict[str, Row], dict[str, Callable[
 
 def observer(case: Case, model: DistilledDetector) -> Callable[[], None]:
     """A forward pass of a model's teacher."""
-    batch = noise(case, model)
-    return lambda: model.teacher.observe(batch, case.cfg.INPUT.FORMAT, model.needs_teacher_head)
+    batch, teacher = noise(case, model), model.teacher
+    images = teacher.model.preprocess_image(batch).tensor if model.shares_images else None
+    channels, head = case.cfg.INPUT.FORMAT, model.needs_teacher_head
+    return lambda: teacher.observe(batch, channels, head, images=images)
 
 
 def stepper(case: Case) -> tuple[DistilledDetector, Callable[[], None]]:
@@ -209,8 +213,8 @@ def stepper(case: Case) -> tuple[DistilledDetector, Callable[[], None]]:
     def step() -> None:
         with EventStorage(0):
             loss = sum(model(batch).values())
-        optimizer.zero_grad()
-        loss.backward()
+            optimizer.zero_grad()
+            loss.backward()
         # A rate of 0 costs the same, and random weights stay as harmless as they are.
         for group in optimizer.param_groups:
             group["lr"] = 0.0
@@ -273,6 +277,7 @@ def parts(step) -> dict[str, float]:
 def peak_memory(case: Case) -> float:
     """MB that two steps need: on the GPU, or of a process that does nothing else."""
     if torch.cuda.is_available():
+        gc.collect()  # detectors that were measured before, and hold themselves
         torch.cuda.empty_cache()
         _, step = stepper(case)
         torch.cuda.reset_peak_memory_stats()
@@ -289,7 +294,9 @@ def resident(case: Case, text: str) -> float:
     cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
     _, step = stepper(replace(case, cfg=cfg))
     step(), step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not `ru_maxrss`, in which a process starts with the peak of its parent.
+    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(peak) / 1024
 
 
 def measures(name: str, row: Row, seconds: dict, memory: dict, shares: dict) -> dict:

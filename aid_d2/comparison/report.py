@@ -20,7 +20,8 @@ _T = (
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
 
-_METRICS = ("AP", "AP50", "AP75")
+# The last one is that of the AID paper, on KITTI.
+_METRICS = ("AP", "AP50", "AP75", "kitti/VOC_AP50")
 
 
 def confidence_interval(differences: Sequence[float]) -> tuple[float, float]:
@@ -84,7 +85,8 @@ def _table(group: Group, results: Sequence[dict]) -> str:
         runs = [x for x in results if x["row"] == row]
         line = {"row": row, "seeds": len(runs)}
         for metric in _METRICS:
-            line[metric] = _spread([x[metric] for x in runs])
+            if any(metric in x for x in results):
+                line[metric] = _spread([x[metric] for x in runs if metric in x])
         for baseline in group.baselines:
             for metric in ("AP", "AP50"):
                 line[f"{metric} - {baseline}"] = (

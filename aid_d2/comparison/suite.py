@@ -16,6 +16,7 @@ from detectron2.config import CfgNode, get_cfg
 from ..config import add_aid_config
 
 TEACHER = "teacher"
+_DISTILLED = "DistilledDetector"
 _SUITE_KEYS = {"seeds", "opts", "groups", "gain"}
 _GAIN_KEYS = {"of", "over"}
 _GROUP_KEYS = {"teacher", "rows", "baselines", "opts"}
@@ -45,22 +46,26 @@ class Run:
     weights: str = ""
 
     def cfg(self) -> CfgNode:
-        """The whole config, but for OUTPUT_DIR and the teacher's files."""
+        """The whole config, but for OUTPUT_DIR and the teacher's files.
+
+        Of a detector whose distillation is switched off, that of the plain student.
+        """
         cfg = get_cfg()
         add_aid_config(cfg)
         cfg.merge_from_file(self.config)
         cfg.merge_from_list([x for item in self.opts.items() for x in item])
         cfg.SEED = self.seed
+        if not cfg.DISTILL.ENABLED:
+            cfg = plain_student(cfg)
         return cfg
 
     @property
     def distilled(self) -> bool:
-        cfg = self.cfg()
-        return cfg.MODEL.META_ARCHITECTURE == "DistilledDetector" and cfg.DISTILL.ENABLED
+        return self.cfg().MODEL.META_ARCHITECTURE == _DISTILLED
 
     @cached_property
     def config_hash(self) -> str:
-        """Of everything that the result depends on: config, seed, weights, and the teacher's."""
+        """Of config, seed, given weights, and the teacher's; not of what is in data sets."""
         cfg = self.cfg()
         cfg.OUTPUT_DIR = ""
         cfg.DISTILL.TEACHER.CONFIG_FILE = cfg.DISTILL.TEACHER.WEIGHTS = ""
@@ -74,8 +79,16 @@ class Run:
 
     @property
     def folder(self) -> str:
-        """Name of its output folder; runs of equal config and seed share one."""
+        """Name of its output folder; equal runs of one config file share it."""
         return f"{Path(self.config).stem}-seed{self.seed}-{self.config_hash}"
+
+
+def plain_student(cfg: CfgNode) -> CfgNode:
+    """The config with the student's own meta-architecture."""
+    cfg = cfg.clone()
+    if cfg.MODEL.META_ARCHITECTURE == _DISTILLED:
+        cfg.MODEL.META_ARCHITECTURE = cfg.DISTILL.STUDENT
+    return cfg
 
 
 @dataclass
@@ -194,10 +207,10 @@ def _check_rows_are_comparable(path: str, group: Group) -> None:
     students = {}
     for run in group.runs:
         if run.row != TEACHER and run.row not in students:
-            students[run.row] = run.cfg()
+            students[run.row] = plain_student(run.cfg())
     first, *others = students
     for row in others:
-        for node in ("DATASETS", "DATALOADER", "INPUT", "SOLVER", "MODEL"):
+        for node in ("DATASETS", "DATALOADER", "INPUT", "SOLVER", "MODEL", "TEST"):
             if _compared(students[first], node) != _compared(students[row], node):
                 raise ValueError(
                     f"{path}: the rows {first!r} and {row!r} of {group.name} differ in {node}. "
@@ -208,8 +221,8 @@ def _check_rows_are_comparable(path: str, group: Group) -> None:
 
 def _compared(cfg: CfgNode, node: str) -> CfgNode:
     part = cfg[node].clone()
-    part.pop("META_ARCHITECTURE", None)
-    part.pop("UNLABELED", None)
+    for key in ("UNLABELED", "UNLABELED_RATIO"):
+        part.pop(key, None)
     if node == "DATASETS":
         used = (*part.TRAIN, *part.TEST)
         part.COCO_JSON = [list(entry) for entry in part.COCO_JSON if entry[0] in used]

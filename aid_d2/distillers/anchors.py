@@ -40,5 +40,5 @@ def centred_in_image(anchors: Tensor, image_sizes: List[Tuple[int, int]]) -> Ten
         (N, R) bool
     """
     centres = (anchors[:, :2] + anchors[:, 2:]) / 2
-    width_height = torch.tensor(image_sizes, device=anchors.device).flip(1)
+    width_height = torch.tensor(image_sizes).to(anchors.device, non_blocking=True).flip(1)
     return (centres < width_height[:, None]).all(-1)

@@ -49,7 +49,7 @@ class NonLocalBlock(nn.Module):
         # theta, phi and g read x once.
         self.project = nn.Conv2d(channels, 3 * inner_channels, 1)
         self.out = nn.Conv2d(inner_channels, channels, 1)
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm = nn.BatchNorm2d(channels, track_running_stats=False)
         self.pool = pool
         nn.init.zeros_(self.norm.weight)
         nn.init.zeros_(self.norm.bias)
@@ -66,9 +66,9 @@ class NonLocalBlock(nn.Module):
     def _normalize(self, y: Tensor) -> Tensor:
         if y[:, 0].numel() > 1:
             return self.norm(y)
-        # One value per channel has no batch statistics; the running ones take their place.
-        norm = self.norm
-        return F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        # A single value per channel is its own mean, which Torch refuses to normalise by.
+        weight, bias = (x[:, None, None] for x in (self.norm.weight, self.norm.bias))
+        return (y - y) * weight + bias
 
 
 @DISTILLER_REGISTRY.register()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..distributed import mean_over_gpus
-from ..iou import giou_loss
+from ..iou import area, giou_loss
 from .anchors import count_positive
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ def iou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
     """
     low = torch.maximum(boxes[..., :2], targets[..., :2])
     high = torch.minimum(boxes[..., 2:], targets[..., 2:])
-    intersection = _area((high - low).clamp(min=0))
-    areas = [_area(x[..., 2:] - x[..., :2]) for x in (boxes, targets)]
+    intersection = area(low, high)
+    areas = [area(x[..., :2], x[..., 2:]) for x in (boxes, targets)]
     union = areas[0] + areas[1] - intersection
     return torch.log((union + 1) / (intersection + 1))
 
@@ -116,9 +116,3 @@ def mimic_losses(
         box = distance(predicted.boxes, target.boxes)
         num_boxes = num_positive
     return (weight * cls).sum() / num_positive, (weight * confidence * box).sum() / num_boxes
-
-
-def _area(size: Tensor) -> Tensor:
-    # A product of two: that of `prod` along a dimension waits for the device in its gradient.
-    width, height = size.unbind(-1)
-    return width * height

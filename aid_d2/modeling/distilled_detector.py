@@ -1,5 +1,6 @@
 """The meta-architecture that trains a student with a teacher."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Callable, Dict, List, Optional, Tuple
 
@@ -81,7 +82,7 @@ class DistilledDetector(nn.Module):
         self.recompute = recompute
         self.input_format = input_format
         self._family = family_of(student)
-        self._shares_images = teacher is not None and teacher.prepares_images_like(
+        self.shares_images = teacher is not None and teacher.prepares_images_like(
             student, input_format
         )
         self._register_state_dict_hook(_strip_student_prefix)
@@ -116,6 +117,7 @@ class DistilledDetector(nn.Module):
             teacher.speed_up(cfg.DISTILL.TEACHER.PRECISION, cfg.DISTILL.TEACHER.COMPILE)
             pairs = pair_levels(family_of(student), teacher.family)
             distillers = build_distillers(cfg, Setting(pairs, family_of(student), teacher.family))
+            _check_taps(cfg, student, teacher, distillers)
         weigh = None
         if cfg.DISTILL.AID.ENABLED:
             weigh = partial(
@@ -156,7 +158,7 @@ class DistilledDetector(nn.Module):
         with record_function("aid_d2.student"):
             student, losses = self._observe_student(batched_inputs)
         taps = self._taps(self.teacher.family)
-        images = student.calls[self.student.backbone][-1].inputs[0] if self._shares_images else None
+        images = student.calls[self.student.backbone][-1].inputs[0] if self.shares_images else None
         with record_function("aid_d2.teacher"):
             teacher = self.teacher.observe(
                 batched_inputs, self.input_format, self.needs_teacher_head, taps, images
@@ -215,13 +217,23 @@ class DistilledDetector(nn.Module):
             factor *= min(get_event_storage().iter / self.warmup_iters, 1.0)
         losses = {}
         for name, distiller in self.distiller.items():
-            run = (
-                partial(checkpoint, distiller, use_reentrant=False) if self.recompute else distiller
-            )
             with record_function(f"aid_d2.{name}"):
-                parts = run(student, teacher, trust)
+                parts = self._run(distiller, student, teacher, trust)
             losses.update({f"loss_{name}_{part}": factor * loss for part, loss in parts.items()})
         return losses
+
+    def _run(
+        self, distiller: Distiller, student: Observation, teacher: Observation, trust: Trust
+    ) -> Dict[str, Tensor]:
+        if not self.recompute:
+            return distiller(student, teacher, trust)
+
+        def run(*features: Tensor) -> Dict[str, Tensor]:
+            # The second run has to decode again what the first one keeps there.
+            return distiller(_without_caches(student), _without_caches(teacher), trust)
+
+        # By its arguments `checkpoint` knows the devices whose random numbers it restores.
+        return checkpoint(run, *student.features.values(), use_reentrant=False)
 
     def _log(self, losses: TeacherLosses, trust: Trust) -> None:
         storage = get_event_storage()
@@ -239,6 +251,11 @@ class DistilledDetector(nn.Module):
         if self.teacher is not None:
             self.teacher.model._apply(fn, *args, **kwargs)
         return super()._apply(fn, *args, **kwargs)
+
+
+def _without_caches(observation: Observation) -> Observation:
+    dense = observation.dense
+    return replace(observation, dense=replace(dense) if dense is not None else None)
 
 
 def _check_keys(cfg: CfgNode) -> None:
@@ -259,6 +276,20 @@ def _check_keys(cfg: CfgNode) -> None:
     for name, value in numbers:
         if not 0 <= value < float("inf"):
             raise ValueError(f"{name} is {value}; it has to be a finite number, 0 or more.")
+
+
+def _check_taps(cfg: CfgNode, student: nn.Module, teacher: Teacher, distillers: dict) -> None:
+    for key, compiled, model in (
+        ("SOLVER.COMPILE", cfg.SOLVER.COMPILE, student),
+        ("DISTILL.TEACHER.COMPILE", cfg.DISTILL.TEACHER.COMPILE, teacher.model),
+    ):
+        inside = set(model.backbone.modules()) - {model.backbone}
+        for name, distiller in distillers.items():
+            if compiled and not inside.isdisjoint(distiller.taps(family_of(model))):
+                raise ValueError(
+                    f"DISTILL.METHODS: {name} looks into the backbone, which a compiled one does "
+                    f"not allow. Set {key} False."
+                )
 
 
 def _check_compatible(cfg: CfgNode, student: nn.Module, teacher: Teacher) -> None:

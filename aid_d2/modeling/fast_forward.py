@@ -64,7 +64,9 @@ def train_fast(cfg: CfgNode, model: nn.Module) -> None:
 
 
 def compile_backbone(model: nn.Module) -> None:
-    """Run the backbone through `torch.compile`; where that fails, say so and go on without."""
+    """Run the backbone through `torch.compile`; where its forward pass fails, say so and go on
+    without.
+    """
     backbone = model.backbone
     plain = backbone.forward
     compiled = torch.compile(plain)
@@ -72,6 +74,8 @@ def compile_backbone(model: nn.Module) -> None:
     def forward(images: Tensor):
         try:
             return compiled(images)
+        except torch.cuda.OutOfMemoryError:
+            raise
         # Whatever compilers and drivers raise: if the fault is the model's own, it comes again.
         except Exception as error:
             logger.warning(f"The backbone runs uncompiled, since torch.compile failed: {error}")

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from contextlib import nullcontext
 from typing import Iterable, List, Optional, Tuple
 
 import torch
@@ -10,7 +9,8 @@ from torch import Tensor, nn
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import build_model
+from detectron2.modeling import GeneralizedRCNN, build_model
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils.file_io import PathManager
 
 from ..aid import Objects, TeacherLosses
@@ -88,7 +88,10 @@ class Teacher:
 
     def prepares_images_like(self, student: nn.Module, input_format: str) -> bool:
         """Whether the student's normalised and padded images of this channel order do for it too."""
-        known = all(hasattr(student, name) for name in ("pixel_mean", "pixel_std", "backbone"))
+        known = all(
+            getattr(type(x), "preprocess_image", None) in _DETECTRON2S
+            for x in (student, self.model)
+        )
         same_channels = input_format == self.input_format
         return known and same_channels and _preparation(student) == _preparation(self.model)
 
@@ -112,9 +115,10 @@ class Teacher:
         """
         if images is None:
             images = self._prepare(batched_inputs, input_format)
+        # Whatever the student trains in.
         fast = self.dtype is torch.bfloat16
-        cheap = torch.autocast(images.device.type, self.dtype) if fast else nullcontext()
-        with record_calls(taps) as calls, cheap:
+        precision = torch.autocast(images.device.type, torch.bfloat16, enabled=fast)
+        with record_calls(taps) as calls, precision:
             observation = Observation(
                 self.family.features(self.model.backbone(images)), calls=calls
             )
@@ -144,6 +148,9 @@ def load_teacher_config(config_file: str) -> CfgNode:
     if cfg.MODEL.META_ARCHITECTURE == "DistilledDetector":
         cfg.MODEL.META_ARCHITECTURE = cfg.DISTILL.STUDENT
     return cfg
+
+
+_DETECTRON2S = (DenseDetector.preprocess_image, GeneralizedRCNN.preprocess_image)
 
 
 def _preparation(detector: nn.Module) -> Tuple:
