@@ -4,15 +4,15 @@ from functools import partial
 from typing import Callable, Dict, List
 
 import torch
-from fvcore.nn import smooth_l1_loss
-from torch import Tensor
+from fvcore.nn import sigmoid_focal_loss, smooth_l1_loss
+from torch import Tensor, nn
 
 from detectron2.layers import ciou_loss, diou_loss
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.structures import Boxes, pairwise_iou
 
-from ...aid import BACKGROUND, IGNORED, LevelShape, Objects, split_levels
+from ...aid import BACKGROUND, IGNORED, LevelShape, Objects, TeacherLosses, split_levels
 from ...iou import giou_loss
 from ..dense_output import DenseOutput
 from ..ignore_regions import inside_regions
@@ -146,6 +146,39 @@ def background_loss(cls: Tensor, owner: Tensor, levels: List[LevelShape]) -> Ten
         for b, p in zip(background, positive)
     ]
     return torch.stack(per_level, dim=1)
+
+
+def focal_losses(
+    detector: nn.Module, dense: DenseOutput, owner: Tensor, objects: Objects, box: Tensor
+) -> TeacherLosses:
+    """Losses of a detector with focal loss, which divides all of them by the positive anchors.
+
+    Args:
+        detector: with `num_classes`, `focal_loss_alpha` and `focal_loss_gamma`.
+        dense: its predictions.
+        owner: (N, R) as in :class:`TeacherLosses`.
+        objects: the ground truth.
+        box: (N, R) box loss; counts where an anchor is positive.
+    """
+    labels, positive = owned(objects.classes, owner, owner), owner >= 0
+    cls = sigmoid_focal_loss(
+        dense.logits,
+        one_hot(labels, detector.num_classes).float(),
+        alpha=detector.focal_loss_alpha,
+        gamma=detector.focal_loss_gamma,
+    ).sum(-1) * (owner != IGNORED)
+    return TeacherLosses(
+        levels=dense.levels,
+        cls=cls,
+        box=positive * box,
+        owner=owner,
+        frequency=torch.ones_like(cls),
+        # The detector divides by a running mean of the positives, which no checkpoint keeps.
+        image_normalizer=positive.sum(1).clamp(min=1),
+        batch_normalizer=positive.sum().clamp(min=1),
+        background=background_loss(cls, owner, dense.levels),
+        objects=objects,
+    )
 
 
 def box_regression_loss(

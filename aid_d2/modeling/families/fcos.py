@@ -2,15 +2,13 @@
 
 import torch
 import torch.nn.functional as F
-from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
 
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes, Instances
 
-from ...aid import IGNORED, TeacherLosses
 from .base import FAMILY_REGISTRY, DenseFamily
-from .dense import assign, background_loss, box_regression_loss, one_hot, owned
+from .dense import assign, box_regression_loss, focal_losses, owned
 
 
 @FAMILY_REGISTRY.register()
@@ -39,15 +37,6 @@ class FCOSFamily(DenseFamily):
         model = self.model
         dense = self.dense(features, predictions)
         anchors, owner = dense.anchors, self.owners(dense, objects)
-        positive = owner >= 0
-
-        labels = owned(objects.classes, owner, owner)
-        cls = sigmoid_focal_loss(
-            dense.logits,
-            one_hot(labels, model.num_classes).float(),
-            alpha=model.focal_loss_alpha,
-            gamma=model.focal_loss_gamma,
-        ).sum(-1) * (owner != IGNORED)
         targets = owned(objects.boxes, owner, anchors)
         giou = box_regression_loss(
             model.box2box_transform,
@@ -62,18 +51,7 @@ class FCOSFamily(DenseFamily):
             self._centerness(anchors, targets),
             reduction="none",
         )
-        return TeacherLosses(
-            levels=dense.levels,
-            cls=cls,
-            box=positive * (giou + centerness),
-            owner=owner,
-            frequency=torch.ones_like(cls),
-            # The detector divides by a running mean of the positives, which no checkpoint keeps.
-            image_normalizer=positive.sum(1).clamp(min=1),
-            batch_normalizer=positive.sum().clamp(min=1),
-            background=background_loss(cls, owner, dense.levels),
-            objects=objects,
-        )
+        return focal_losses(model, dense, owner, objects, giou + centerness)
 
     def _match(self, anchors, boxes: Tensor) -> Tensor:
         """(R,) index into boxes (m, 4), or -1, by the detector's own assignment.
