@@ -1,7 +1,7 @@
 """The meta-architecture that trains a student with a teacher."""
 
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Callable, Dict, List, Optional, Tuple
 
 import torch
@@ -82,9 +82,6 @@ class DistilledDetector(nn.Module):
         self.recompute = recompute
         self.input_format = input_format
         self._family = family_of(student)
-        self.shares_images = teacher is not None and teacher.prepares_images_like(
-            student, input_format
-        )
         self._register_state_dict_hook(_strip_student_prefix)
         # The public name of this method is younger than torch 2.4.
         self._register_load_state_dict_pre_hook(_add_student_prefix, with_module=True)
@@ -170,6 +167,11 @@ class DistilledDetector(nn.Module):
                 trust = self._trust(teacher, batched_inputs)
             losses.update(self._distill(student, teacher, trust))
         return losses
+
+    @cached_property
+    def shares_images(self) -> bool:
+        """Whether the teacher sees the batch that the student has prepared; looked at only once."""
+        return self.teacher.prepares_images_like(self.student, self.input_format)
 
     @property
     def needs_teacher_head(self) -> bool:

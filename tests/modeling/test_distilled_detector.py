@@ -214,7 +214,7 @@ def test_the_adapters_do_not_start_alike_by_accident_of_the_seed(distilled_cfg, 
     """Two seeds give two starts, though the student's random numbers are kept apart."""
     wide = {"DISTILL.METHODS": ["NonLocal"]}
     a, b = (build_seeded(distilled_cfg("RetinaNet", wide), seed) for seed in (0, 1))
-    key = "student_blocks.8.theta.weight"
+    key = "student_blocks.8.project.weight"
     first, second = (dict(m.distiller["NonLocal"].named_parameters())[key] for m in (a, b))
     assert not torch.equal(first, second)
 
