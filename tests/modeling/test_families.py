@@ -20,7 +20,9 @@ from aid_d2.aid import (
     smallest_object,
 )
 from aid_d2.modeling import Teacher
+from aid_d2.modeling.families.dense import match_by_iou
 from aid_d2.modeling.families.faster_rcnn import hardest_background, sampling_frequency
+from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.sampling import subsample_labels
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
@@ -459,3 +461,29 @@ def test_positive_anchors_overlap_their_object(teacher_of, make_batch):
             assert objects.image_index[index] == image
             best = iou[objects.image_index == image].max(1).values
             assert iou[index, anchor] >= min(threshold, best.min()) - 1e-6
+
+
+@pytest.mark.parametrize("low_quality", [True, False])
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_anchors_are_matched_as_detectron2_does(low_quality, count):
+    """Its Matcher, on the same overlaps; among them anchors of equal IoU and objects that none is
+    near.
+    """
+    generator = torch.Generator().manual_seed(count)
+
+    def random_boxes(n):
+        corner = (20 * torch.rand(n, 2, generator=generator)).round()
+        return torch.cat(
+            [corner, corner + 4 + (8 * torch.rand(n, 2, generator=generator)).round()], 1
+        )
+
+    anchors, boxes = random_boxes(400), random_boxes(count)
+    boxes[count - 1 : count] += 100
+    matcher = Matcher([0.3, 0.6], [0, -1, 1], allow_low_quality_matches=low_quality)
+    objects = Objects(boxes, torch.zeros(count, dtype=torch.int64), [count], [torch.zeros(0, 4)])
+    (owner,) = match_by_iou(matcher, anchors, objects)
+    index, label = matcher(pairwise_iou(Boxes(boxes), Boxes(anchors)))
+    assert torch.equal(owner >= 0, label == 1)
+    assert torch.equal(owner == BACKGROUND, label == 0)
+    assert torch.equal(owner == IGNORED, label == -1)
+    assert torch.equal(owner[owner >= 0], index[label == 1])

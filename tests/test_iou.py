@@ -1,0 +1,43 @@
+"""Areas and GIoU against torchvision."""
+
+import torch
+from torchvision.ops import box_area, generalized_box_iou
+
+from aid_d2.iou import area, giou_loss
+
+
+def boxes(count, seed):
+    """Some inside each other, some apart, one without area."""
+    generator = torch.Generator().manual_seed(seed)
+    low = 40 * torch.rand(count, 2, generator=generator, dtype=torch.float64)
+    size = 1 + 30 * torch.rand(count, 2, generator=generator, dtype=torch.float64)
+    result = torch.cat([low, low + size], dim=1)
+    result[-1, 2:] = result[-1, :2]
+    return result
+
+
+def test_giou_equals_torchvisions():
+    a, b = boxes(50, seed=1), boxes(51, seed=2)[:50]
+    expected = 1 - generalized_box_iou(a, b).diagonal()
+    torch.testing.assert_close(giou_loss(a, b), expected, rtol=1e-6, atol=1e-6)
+    assert giou_loss(a, a)[:-1].abs().max() < 1e-6
+    unflattened = giou_loss(a.view(5, 10, 4), b.view(5, 10, 4))
+    assert torch.equal(unflattened.flatten(), giou_loss(a, b))
+
+
+def test_gradient_by_finite_differences():
+    a, b = boxes(20, seed=3)[:-1].requires_grad_(), boxes(20, seed=4)[:-1]
+    assert torch.autograd.gradcheck(lambda x: giou_loss(x, b), [a])
+
+
+def test_equal_boxes_without_area_have_finite_gradients():
+    a = torch.tensor([[3.0, 4.0, 3.0, 4.0]], requires_grad=True)
+    loss = giou_loss(a, a.detach())
+    loss.sum().backward()
+    assert loss.isfinite().all() and a.grad.isfinite().all()
+
+
+def test_area():
+    a = boxes(9, seed=5)
+    assert torch.equal(area(a[:, :2], a[:, 2:]), box_area(a))
+    assert area(a[:, 2:] + 1, a[:, :2]).eq(0).all()
