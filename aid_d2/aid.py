@@ -81,6 +81,13 @@ class Objects:
         images = torch.arange(len(self.counts), device=self.boxes.device)
         return images.repeat_interleave(self.counts_on_device, output_size=len(self.boxes))
 
+    @cached_property
+    def by_area(self) -> Tensor:
+        """(M,) int64, indices of the objects: images one after the other, the smallest box first."""
+        area = (self.boxes[:, 2:] - self.boxes[:, :2]).prod(1)
+        order = torch.argsort(area, stable=True)
+        return order[torch.argsort(self.image_index[order], stable=True)]
+
 
 @dataclass
 class LevelShape:
@@ -297,13 +304,10 @@ def smallest_object(objects: Objects, level: LevelShape) -> Tensor:
     """
     num_images, num_objects = len(objects.counts), len(objects.boxes)
     words = max(-(-max(objects.counts) // _WORD), 1)
-    boxes, image = objects.boxes, objects.image_index
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    order = torch.argsort(area, stable=True)
-    order = order[torch.argsort(image[order], stable=True)]
+    order = objects.by_area
+    boxes, image = objects.boxes[order], objects.image_index[order]
     start = objects.counts_on_device.cumsum(0) - objects.counts_on_device
     position = torch.arange(num_objects, device=boxes.device)
-    boxes, image = boxes[order], image[order]
     rank = position - start[image]
     row = image * words + rank // _WORD
     bit = torch.ones_like(rank) << (rank % _WORD)

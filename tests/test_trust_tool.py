@@ -108,6 +108,12 @@ def test_wrong_labels_are_counted(tool, teacher, rectangles, monkeypatch, tmp_pa
     assert expected in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("option", ["--config-file", "--weights"])
+def test_a_missing_file_is_named(tool, teacher, monkeypatch, tmp_path, option):
+    with pytest.raises(FileNotFoundError, match=f"{option}: there is no file nowhere.pth"):
+        run(tool, monkeypatch, teacher[2], tmp_path, option, "nowhere.pth")
+
+
 def test_a_data_set_of_other_classes_is_refused(tool, teacher, rectangles, monkeypatch, tmp_path):
     coco = json.loads(Path(rectangles[1]).read_text())
     coco["categories"].append({"id": 4, "name": "x"})

@@ -21,9 +21,8 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from aid_d2.data import register_coco_json
 from aid_d2.modeling import Teacher
-from aid_d2.modeling.teacher import load_teacher_config
+from aid_d2.modeling.teacher import teacher_config_of_tool
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
@@ -82,20 +81,13 @@ def main() -> None:
 
 
 def teacher_config(args) -> CfgNode:
-    """The teacher's config with its data sets registered, on the device that there is."""
+    """The teacher's config, in which it shows all that the threshold asks for."""
     if not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold is {args.threshold}; scores lie between 0 and 1.")
-    for what, path in (("--config-file", args.config_file), ("--weights", args.weights)):
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"{what}: there is no file {path}.")
-    cfg = load_teacher_config(args.config_file)
-    cfg.merge_from_list(args.opts)
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
+    cfg = teacher_config_of_tool(args.config_file, args.weights, args.opts)
     # What the threshold leaves over counts, however little the detector itself would show.
     for node in (cfg.MODEL.RETINANET, cfg.MODEL.GFL, cfg.MODEL.FCOS, cfg.MODEL.ROI_HEADS):
         node.SCORE_THRESH_TEST = min(node.SCORE_THRESH_TEST, args.threshold)
-    register_coco_json(cfg.DATASETS.COCO_JSON)
     return cfg
 
 

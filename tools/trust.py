@@ -32,10 +32,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from aid_d2.aid import trust_weight
-from aid_d2.data import register_coco_json
 from aid_d2.data.coco_json import read_coco_json
 from aid_d2.modeling import Teacher
-from aid_d2.modeling.teacher import load_teacher_config
+from aid_d2.modeling.teacher import teacher_config_of_tool
 from aid_d2.visualization import draw_boxes, labeled_input, object_trust
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -99,12 +98,8 @@ def main() -> None:
 
 def load_teacher(args) -> tuple[CfgNode, Teacher]:
     """The teacher and its config, with the data sets of the config registered."""
-    cfg = load_teacher_config(args.config_file)
-    cfg.merge_from_list(args.opts)
-    register_coco_json(cfg.DATASETS.COCO_JSON)
+    cfg = teacher_config_of_tool(args.config_file, args.weights, args.opts)
     DatasetCatalog.get(args.dataset)  # names the known ones if this is none
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
     return cfg, Teacher.load(cfg, args.weights)
 
 

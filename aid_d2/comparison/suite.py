@@ -69,7 +69,7 @@ class Run:
         cfg = self.cfg()
         cfg.OUTPUT_DIR = ""
         cfg.DISTILL.TEACHER.CONFIG_FILE = cfg.DISTILL.TEACHER.WEIGHTS = ""
-        if not self.distilled:
+        if cfg.MODEL.META_ARCHITECTURE != _DISTILLED:
             cfg.pop("DISTILL")
         teacher = self.teacher.config_hash if self.teacher else ""
         digest = hashlib.sha256(f"{cfg.dump()}{teacher}".encode())

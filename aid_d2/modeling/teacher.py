@@ -2,7 +2,7 @@
 
 import logging
 import os
-from typing import Iterable, List, Optional, Tuple
+from typing import Iterable, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils.file_io import PathManager
 
 from ..aid import Objects, TeacherLosses
+from ..data import register_coco_json
 from .families import family_of
 from .fast_forward import choose_precision, compile_backbone, speed_up
 from .observation import Observation, record_calls
@@ -162,6 +163,27 @@ def _preparation(detector: nn.Module) -> Tuple:
         # Younger than v0.6.
         getattr(detector.backbone, "padding_constraints", None),
     )
+
+
+def teacher_config_of_tool(config_file: str, weights: str, opts: Sequence[str]) -> CfgNode:
+    """The config that a tool's arguments mean, on the device that there is, data sets registered.
+
+    Args:
+        config_file, weights: --config-file and --weights.
+        opts: KEY VALUE ... on top of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    for what, path in (("--config-file", config_file), ("--weights", weights)):
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"{what}: there is no file {path}.")
+    cfg = load_teacher_config(config_file)
+    cfg.merge_from_list(list(opts))
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    register_coco_json(cfg.DATASETS.COCO_JSON)
+    return cfg
 
 
 class _StrictCheckpointer(DetectionCheckpointer):
