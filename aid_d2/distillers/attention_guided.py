@@ -11,51 +11,36 @@ from detectron2.config import CfgNode as CN
 
 from .adapters import identity_conv, identity_linear, level_adapters
 from .base import DISTILLER_REGISTRY, Distiller
-from .normalization import reference_ratio
+from .norms import reference_ratio, weighted_distance
 
 
-def spatial_attention(x: Tensor, temperature: float) -> Tensor:
+def spatial_attention(magnitude: Tensor, temperature: float) -> Tensor:
     """``H W softmax_hw(mean_c |x| / T)`` (Zhang & Ma, sec. 3.1).
 
     Args:
-        x: (N, C, H, W).
+        magnitude: |x| (N, C, H, W).
         temperature: T.
 
     Returns:
         (N, 1, H, W), mean 1 over space.
     """
-    energy = x.abs().mean(1).flatten(1) / temperature
-    return (energy.softmax(1) * energy.shape[1]).view(len(x), 1, *x.shape[-2:])
+    energy = magnitude.mean(1).flatten(1) / temperature
+    shape = (len(magnitude), 1, *magnitude.shape[-2:])
+    return (energy.softmax(1) * energy.shape[1]).view(shape)
 
 
-def channel_attention(x: Tensor, temperature: float) -> Tensor:
+def channel_attention(magnitude: Tensor, temperature: float) -> Tensor:
     """``C softmax_c(mean_hw |x| / T)`` (Zhang & Ma, sec. 3.1).
 
     Args:
-        x: (N, C, H, W).
+        magnitude: |x| (N, C, H, W).
         temperature: T.
 
     Returns:
         (N, C, 1, 1), mean 1 over channels.
     """
-    energy = x.abs().mean((2, 3)) / temperature
+    energy = magnitude.mean((2, 3)) / temperature
     return (energy.softmax(1) * energy.shape[1])[:, :, None, None]
-
-
-def masked_feature_loss(
-    teacher: Tensor, student: Tensor, spatial: Tensor, channel: Tensor, weight: Tensor
-) -> Tensor:
-    """``L_AM = || W sqrt(Ms Mc) (T - S) ||_2`` over the whole batch (Zhang & Ma, sec. 3.1).
-
-    Args:
-        teacher: T (N, C, H, W).
-        student: S of the same shape, adapted.
-        spatial: Ms (N, 1, H, W).
-        channel: Mc (N, C, 1, 1).
-        weight: W of AID (N, 1, H, W).
-    """
-    difference = (teacher - student) * channel.sqrt()
-    return torch.linalg.vector_norm(difference * (weight * spatial.sqrt()))
 
 
 def _published(feature: float, channel: float, spatial: float, temperature: float) -> CN:
@@ -120,17 +105,20 @@ class AttentionGuided(Distiller):
             area = batch = 1.0
             if self.normalize:
                 area, batch = math.sqrt(reference_ratio(s, stride)), math.sqrt(len(s) / 2)
-            feature = masked_feature_loss(
-                t, self.feature_adapters[key](s), spatial, channel, weight
+            # As sums, not means: the gradient of a sum is an expanded view, of a mean a map.
+            vector, plane = s.sum((2, 3)) / s[0, 0].numel(), s.sum(1, keepdim=True) / s.shape[1]
+            feature = weighted_distance(
+                self.feature_adapters[key](s), t, channel.sqrt(), weight * spatial.sqrt()
             )
-            pooled = t.mean((2, 3)) - self.channel_adapters[key](s.mean((2, 3)))
-            pooled = trust.pooled(stride, spatial) * pooled
-            mean = weight * (
-                t.mean(1, keepdim=True) - self.spatial_adapters[key](s.mean(1, keepdim=True))
+            pooled = weighted_distance(
+                self.channel_adapters[key](vector), t.mean((2, 3)), trust.pooled(stride, spatial)
+            )
+            mean = weighted_distance(
+                self.spatial_adapters[key](plane), t.mean(1, keepdim=True), weight
             )
             losses["feature"].append(feature / area)
-            losses["channel"].append(torch.linalg.vector_norm(pooled) / batch)
-            losses["spatial"].append(torch.linalg.vector_norm(mean) / area)
+            losses["channel"].append(pooled / batch)
+            losses["spatial"].append(mean / area)
         return {
             part: self.constants[f"{part.upper()}_WEIGHT"] * sum(values)
             for part, values in losses.items()
@@ -139,8 +127,9 @@ class AttentionGuided(Distiller):
     @torch.no_grad()
     def _masks(self, teacher: Tensor, student: Tensor):
         temperature = self.constants.TEMPERATURE
-        spatial = spatial_attention(teacher, temperature) + spatial_attention(student, temperature)
-        channel = channel_attention(teacher, temperature)
-        if teacher.shape[1] == student.shape[1]:
-            channel = (channel + channel_attention(student, temperature)) / 2
+        theirs, own = teacher.abs(), student.abs()
+        spatial = spatial_attention(theirs, temperature) + spatial_attention(own, temperature)
+        channel = channel_attention(theirs, temperature)
+        if theirs.shape[1] == own.shape[1]:
+            channel = (channel + channel_attention(own, temperature)) / 2
         return spatial / 2, channel

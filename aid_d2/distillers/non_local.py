@@ -11,7 +11,7 @@ from detectron2.config import CfgNode as CN
 
 from .adapters import level_adapters
 from .base import DISTILLER_REGISTRY, Distiller
-from .normalization import reference_ratio
+from .norms import reference_ratio, weighted_distance
 
 
 def non_local(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
@@ -28,15 +28,18 @@ def non_local(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
     Returns:
         (N, C, H, W)
     """
-    query, key, value = theta.flatten(2), phi.flatten(2), g.flatten(2)
-    context = value @ key.transpose(1, 2) / key.shape[2]
-    return (context @ query).view_as(theta)
+    query = theta.flatten(2).transpose(1, 2)
+    key, value = phi.flatten(2), g.flatten(2)
+    context = key @ value.transpose(1, 2) / key.shape[2]
+    # Channels last in memory, as the maps are.
+    return (query @ context).transpose(1, 2).unflatten(2, theta.shape[2:])
 
 
 class NonLocalBlock(nn.Module):
     """``z = BN(W y) + x``, y the non-local operation on x (Wang et al., CVPR 2018, dot product).
 
-    The batch norm starts at zero, so that the block starts as the identity.
+    Mean and variance of W y follow from those of y, which has fewer channels, so that BN and W are
+    applied as one 1x1 convolution. The batch norm starts at zero, the block as the identity.
 
     Args:
         channels: of x.
@@ -48,7 +51,8 @@ class NonLocalBlock(nn.Module):
         super().__init__()
         # theta, phi and g read x once.
         self.project = nn.Conv2d(channels, 3 * inner_channels, 1)
-        self.out = nn.Conv2d(inner_channels, channels, 1)
+        # The norm would take away a bias.
+        self.out = nn.Conv2d(inner_channels, channels, 1, bias=False)
         self.norm = nn.BatchNorm2d(channels, track_running_stats=False)
         self.pool = pool
         nn.init.zeros_(self.norm.weight)
@@ -61,14 +65,20 @@ class NonLocalBlock(nn.Module):
         inner = self.out.in_channels
         theta, keys_and_values = self.project(x).split((inner, 2 * inner), dim=1)
         phi, g = F.max_pool2d(keys_and_values, window).chunk(2, dim=1)
-        return x + self._normalize(self.out(non_local(theta, phi, g)))
+        y = non_local(theta, phi, g)
+        return F.conv2d(y, *self._normalized_out(y)).add_(x)
 
-    def _normalize(self, y: Tensor) -> Tensor:
-        if y[:, 0].numel() > 1:
-            return self.norm(y)
-        # A single value per channel is its own mean, which Torch refuses to normalise by.
-        weight, bias = (x[:, None, None] for x in (self.norm.weight, self.norm.bias))
-        return (y - y) * weight + bias
+    def _normalized_out(self, y: Tensor) -> Tuple[Tensor, Tensor]:
+        """Weight and bias of the convolution that is BN(W y) on this batch."""
+        values = y.movedim(1, -1).flatten(0, 2)
+        mean = values.mean(0)
+        centered = values - mean
+        covariance = centered.T @ centered / len(values)
+        out = self.out.weight.flatten(1)
+        variance = ((out @ covariance) * out).sum(1)
+        weight = out * (self.norm.weight * torch.rsqrt(variance + self.norm.eps))[:, None]
+        bias = self.norm.bias - weight @ mean
+        return weight[:, :, None, None], bias
 
 
 @DISTILLER_REGISTRY.register()
@@ -120,9 +130,9 @@ class NonLocal(Distiller):
         total = 0.0
         for stride, s in student.features.items():
             key = str(stride)
-            target = self.teacher_blocks[key](teacher.features[stride])
-            difference = target - self.adapters[key](self.student_blocks[key](s))
-            loss = torch.linalg.vector_norm(trust.maps[stride] * difference)
+            mine = self.adapters[key](self.student_blocks[key](s))
+            theirs = self.teacher_blocks[key](teacher.features[stride])
+            loss = weighted_distance(mine, theirs, trust.maps[stride])
             if self.normalize:
                 loss = loss / math.sqrt(reference_ratio(s, stride))
             total = total + loss

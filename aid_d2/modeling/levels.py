@@ -6,6 +6,8 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, List, Tuple
 
+import torch
+
 from ..aid import Trust
 
 if TYPE_CHECKING:
@@ -88,7 +90,9 @@ def align(
         maps = [x[pair.stride] for x in (student.features, teacher.features, trust.maps)]
         height, width = (min(x.shape[dim] for x in maps) for dim in (-2, -1))
         for result, x in zip(cut, maps):
-            result[pair.stride] = x[..., :height, :width].float()
+            result[pair.stride] = x[..., :height, :width].to(
+                torch.float32, memory_format=torch.channels_last
+            )
     return (
         replace(student, features=cut[0]),
         replace(teacher, features=cut[1]),

@@ -33,7 +33,8 @@ def all_pairs(theta, phi, g):
 
 def conv1(x, conv):
     weight = conv.weight.detach().numpy()[:, :, 0, 0]
-    return np.einsum("oc,nchw->nohw", weight, x) + conv.bias.detach().numpy()[:, None, None]
+    bias = 0.0 if conv.bias is None else conv.bias.detach().numpy()[:, None, None]
+    return np.einsum("oc,nchw->nohw", weight, x) + bias
 
 
 def max_pool(x, window):
