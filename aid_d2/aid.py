@@ -13,11 +13,15 @@ teacher is wrong, its knowledge counts less. What an instance is, the *granulari
 
 Each fills the same :class:`Trust`, one map per level with values in (0, 1]. Everything here is a
 pure function on tensors; a detector family supplies the :class:`TeacherLosses`.
+
+What is hard has a large loss, whoever looks at it, and may be what a student has most to learn of. A
+variant of this project therefore takes for D only what the teacher's loss exceeds the student's own
+by: the teacher counts fully wherever it is the better of the two.
 """
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import List, Optional, Tuple
+from typing import Callable, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -138,6 +142,26 @@ class TeacherLosses:
         """Cut (N, R) values into levels, each (N, H, W, A)."""
         return split_levels(anchors, self.levels)
 
+    def sum_by_object(self, anchors: Tensor) -> Tensor:
+        """Sum (N, R) values over the positive anchors of each object, (M,)."""
+        num_objects = len(self.objects.boxes)
+        # Anchors without an object fall into one bin more, which keeps all shapes fixed.
+        bins = torch.where(self.owner >= 0, self.owner, num_objects).flatten()
+        return anchors.new_zeros(num_objects + 1).index_add(0, bins, anchors.flatten())[:-1]
+
+    @cached_property
+    def num_positives(self) -> Tensor:
+        """(M,) number of positive anchors of each object."""
+        return self.sum_by_object(torch.ones_like(self.cls))
+
+    @property
+    def known_objects(self) -> Tensor:
+        """(M,) whether there is a loss on an object: a one-stage detector says nothing of one that no
+        anchor is positive for.
+        """
+        known = self.num_positives > 0
+        return known if self.roi is None else torch.ones_like(known)
+
 
 def split_levels(anchors: Tensor, levels: List[LevelShape]) -> List[Tensor]:
     """Cut (N, R) values into levels, each (N, H, W, A)."""
@@ -166,6 +190,7 @@ def compute_trust(
     granularity: str,
     normalizer: str = "native",
     rescale: bool = False,
+    student: Optional[TeacherLosses] = None,
 ) -> Trust:
     """AID's weight maps for all levels of the teacher.
 
@@ -175,21 +200,33 @@ def compute_trust(
         granularity: one of GRANULARITIES.
         normalizer: of `level` and `image`, one of NORMALIZERS; see :func:`level_loss`.
         rescale: divide the weights by their mean; see :func:`rescaled`.
+        student: the student's losses on the same batch and levels. If they are given, D is
+            ``max(D_teacher - D_student, 0)``.
 
     Raises:
         ValueError: unknown granularity or normalizer.
     """
     if normalizer not in NORMALIZERS:
         raise ValueError(f"Unknown normalizer {normalizer!r}: choose one of {NORMALIZERS}.")
+
+    def weigh(loss: Callable[[TeacherLosses], Tensor]) -> Tensor:
+        excess = loss(losses)
+        if student is not None:
+            excess = excess - loss(student)
+        return trust_weight(excess, alpha)
+
     if granularity == "level":
-        per_level = level_loss(losses, normalizer)[None].expand(len(losses.cls), -1)
-        maps = _constant_maps(trust_weight(per_level, alpha), losses.levels)
+        weights = weigh(lambda x: level_loss(x, normalizer))
+        maps = _constant_maps(weights[None].expand(len(losses.cls), -1), losses.levels)
     elif granularity == "image":
-        maps = _constant_maps(trust_weight(image_loss(losses, normalizer), alpha), losses.levels)
+        maps = _constant_maps(weigh(lambda x: image_loss(x, normalizer)), losses.levels)
     elif granularity == "instance":
-        maps = _painted_maps(losses, alpha)
+        maps = _painted_maps(losses, weigh(object_loss), weigh(lambda x: x.background))
     elif granularity == "location":
-        maps = [trust_weight(loss, alpha) for loss in location_loss(losses)]
+        shapes = [(x.height, x.width) for x in losses.levels]
+        flat = weigh(lambda x: torch.cat([y.flatten(1) for y in location_loss(x)], dim=1))
+        parts = flat.split([height * width for height, width in shapes], dim=1)
+        maps = [x.unflatten(1, shape) for x, shape in zip(parts, shapes)]
     else:
         raise ValueError(f"Unknown granularity {granularity!r}: choose one of {GRANULARITIES}.")
     if rescale:
@@ -250,25 +287,15 @@ def image_loss(losses: TeacherLosses, normalizer: str = "native") -> Tensor:
     return total
 
 
-def object_loss(losses: TeacherLosses) -> Tuple[Tensor, Tensor]:
+def object_loss(losses: TeacherLosses) -> Tensor:
     """The teacher's loss on each object: cls + box, the mean over the object's positive anchors,
     plus the loss of a second stage.
 
     Returns:
-        loss (M,), and whether it is known (M,): a one-stage detector says nothing of an object that
-        no anchor is positive for.
+        (M,); see `known_objects` for where it says something.
     """
-    num_objects = len(losses.objects.boxes)
-    # Anchors without an object fall into one bin more, which keeps all shapes fixed.
-    bins = torch.where(losses.owner >= 0, losses.owner, num_objects).flatten()
-    values = (losses.cls + losses.box).flatten()
-    empty = values.new_zeros(num_objects + 1)
-    total = empty.index_add(0, bins, values)[:-1]
-    count = empty.index_add(0, bins, torch.ones_like(values))[:-1]
-    loss = total / count.clamp(min=1)
-    if losses.roi is None:
-        return loss, count > 0
-    return loss + losses.roi, torch.ones_like(count, dtype=torch.bool)
+    loss = losses.sum_by_object(losses.cls + losses.box) / losses.num_positives.clamp(min=1)
+    return loss if losses.roi is None else loss + losses.roi
 
 
 def location_loss(losses: TeacherLosses) -> List[Tensor]:
@@ -351,15 +378,14 @@ def _constant_maps(weights: Tensor, levels: List[LevelShape]) -> List[Tensor]:
     ]
 
 
-def _painted_maps(losses: TeacherLosses, alpha: float) -> List[Tensor]:
-    loss, known = object_loss(losses)
+def _painted_maps(losses: TeacherLosses, of_objects: Tensor, of_background: Tensor) -> List[Tensor]:
+    """The weights (M,) of objects in their boxes, over those (N, L) of the background."""
     # NaN marks what stays background: no object, or one that nothing is known of.
-    weights = trust_weight(loss, alpha).masked_fill(~known, float("nan"))
-    background = trust_weight(losses.background, alpha)
+    weights = of_objects.masked_fill(~losses.known_objects, float("nan"))
     maps = []
     for i, level in enumerate(losses.levels):
         painted = _gather_or(weights, smallest_object(losses.objects, level), float("nan"))
-        maps.append(torch.where(painted.isnan(), background[:, i, None, None], painted))
+        maps.append(torch.where(painted.isnan(), of_background[:, i, None, None], painted))
     return maps
 
 

@@ -81,6 +81,9 @@ def add_aid_config(cfg: CN) -> None:
     # `per_level` divides each level by its own number of positive anchors.
     cfg.DISTILL.AID.NORMALIZER = "native"
 
+    # Take for the loss only what the teacher's exceeds the student's own by, so that it counts fully
+    # where it is the better of the two. Not in the paper; for detectors of one kind.
+    cfg.DISTILL.AID.RELATIVE = False
     # Divide the weights by their mean in the batch, for objects and for background apart: AID then
     # moves distillation among objects and takes none away. The paper does not.
     cfg.DISTILL.AID.RESCALE = False

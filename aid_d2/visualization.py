@@ -40,7 +40,8 @@ def object_trust(
     instances = [x["instances"] for x in batched_inputs]
     objects = Objects.from_instances(instances, teacher.model.device)
     observation = teacher.observe(batched_inputs, input_format, with_predictions=True)
-    loss, known = object_loss(teacher.losses(observation, objects))
+    losses = teacher.losses(observation, objects)
+    loss, known = object_loss(losses), losses.known_objects
     weights = trust_weight(loss, alpha).masked_fill(~known, float("nan"))
     return list(weights.split(objects.counts))
 

@@ -237,7 +237,7 @@ def brute_force_object_loss(losses, index):
 @pytest.mark.parametrize("orphan", [False, True])
 def test_object_loss_against_loops(roi, orphan):
     losses = random_losses(roi=roi, orphan=orphan)
-    loss, known = object_loss(losses)
+    loss, known = object_loss(losses), losses.known_objects
     for index in range(5):
         expected, has_anchor = brute_force_object_loss(losses, index)
         assert known[index] == (has_anchor or roi)
@@ -247,7 +247,8 @@ def test_object_loss_against_loops(roi, orphan):
 
 
 def test_object_loss_without_objects():
-    loss, known = object_loss(random_losses(counts=(0, 0)))
+    losses = random_losses(counts=(0, 0))
+    loss, known = object_loss(losses), losses.known_objects
     assert loss.shape == known.shape == (0,)
 
 
@@ -331,6 +332,25 @@ def test_location_maps_are_the_weights_of_the_location_losses():
         np.testing.assert_allclose(
             trust.maps[level.stride][:, 0].numpy(), np.exp(-0.7 * loss.double().numpy()), rtol=1e-5
         )
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("roi", [False, True])
+def test_relative_weights_are_ratios_of_plain_ones_up_to_full_trust(granularity, roi):
+    """exp(-a max(Dt - Ds, 0)) = min(exp(-a Dt) / exp(-a Ds), 1)"""
+    losses, other = random_losses(roi=roi, orphan=True), random_losses(roi=roi, orphan=True, seed=4)
+    student = replace(
+        losses, cls=other.cls, box=other.box, background=other.background, roi=other.roi
+    )
+    relative = compute_trust(losses, 0.7, granularity, student=student)
+    below = full = 0
+    for stride, weights in relative.maps.items():
+        teachers, students = (
+            compute_trust(x, 0.7, granularity).maps[stride] for x in (losses, student)
+        )
+        torch.testing.assert_close(weights, (teachers / students).clamp(max=1))
+        below, full = below + (weights < 0.99).sum(), full + (weights == 1).sum()
+    assert below > 0 and full > 0
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)

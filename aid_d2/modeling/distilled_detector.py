@@ -51,6 +51,7 @@ class DistilledDetector(nn.Module):
         distillers: methods by name.
         pairs: levels that the distillers compare.
         weigh: AID's weights from the teacher's losses; None for distillation without AID.
+        relative: give it the student's losses too, as `student`.
         weight: factor on all distillation losses, lambda in AID eq. 1.
         warmup_iters: over this many iterations the factor rises linearly from 0.
         recompute: keep nothing of a method's forward pass, but run it again in the backward pass.
@@ -65,7 +66,8 @@ class DistilledDetector(nn.Module):
         teacher: Optional[Teacher] = None,
         distillers: Optional[Dict[str, Distiller]] = None,
         pairs: List[LevelPair] = (),
-        weigh: Optional[Callable[[TeacherLosses], Trust]] = None,
+        weigh: Optional[Callable[..., Trust]] = None,
+        relative: bool = False,
         weight: float = 1.0,
         warmup_iters: int = 0,
         recompute: bool = False,
@@ -77,6 +79,7 @@ class DistilledDetector(nn.Module):
         self.teacher = teacher
         self.pairs = pairs
         self.weigh = weigh
+        self.relative = relative
         self.weight = weight
         self.warmup_iters = warmup_iters
         self.recompute = recompute
@@ -130,6 +133,7 @@ class DistilledDetector(nn.Module):
             "distillers": distillers,
             "pairs": pairs,
             "weigh": weigh,
+            "relative": cfg.DISTILL.AID.RELATIVE,
             "weight": cfg.DISTILL.WEIGHT,
             "warmup_iters": cfg.DISTILL.WARMUP_ITERS,
             "recompute": cfg.DISTILL.RECOMPUTE,
@@ -164,7 +168,7 @@ class DistilledDetector(nn.Module):
         student.objects = teacher.objects = objects
         with torch.autocast(self.device.type, enabled=False):
             with record_function("aid_d2.trust"):
-                trust = self._trust(teacher, batched_inputs)
+                trust = self._trust(student, teacher, batched_inputs)
             losses.update(self._distill(student, teacher, trust))
         return losses
 
@@ -195,11 +199,19 @@ class DistilledDetector(nn.Module):
         predictions = calls[family.head][-1].output if family.head is not None else None
         return Observation(features, predictions, calls), losses
 
-    def _trust(self, teacher: Observation, batched_inputs: List[dict]) -> Trust:
+    def _trust(
+        self, student: Observation, teacher: Observation, batched_inputs: List[dict]
+    ) -> Trust:
         if self.weigh is None:
             return Trust.full(teacher.features)
         teacher_losses = self.teacher.losses(teacher, teacher.objects)
-        trust = self.weigh(teacher_losses)
+        own = {}
+        if self.relative:
+            with torch.no_grad():
+                own["student"] = self._family.teacher_losses(
+                    student.features, student.predictions, student.objects
+                )
+        trust = self.weigh(teacher_losses, **own)
         # A teacher's loss on its own labels cannot show where it is wrong.
         pseudo_labeled = [i for i, x in enumerate(batched_inputs) if x.get(PSEUDO_LABELED)]
         if pseudo_labeled:
@@ -310,6 +322,22 @@ def _check_compatible(cfg: CfgNode, student: nn.Module, teacher: Teacher) -> Non
             f"The teacher has {found} classes and the student {expected}. AID needs the teacher's "
             "loss on the student's labels: use a teacher of the same classes, or set "
             "DISTILL.AID.ENABLED False."
+        )
+    if not cfg.DISTILL.AID.RELATIVE:
+        return
+    kinds = [
+        (
+            type(x.model).__name__,
+            [level.stride for level in x.levels],
+            x.model.backbone.size_divisibility,
+        )
+        for x in (family_of(student), teacher.family)
+    ]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            "DISTILL.AID.RELATIVE compares the losses of student and teacher, which have to be of one "
+            "kind, with the same levels and padding; they are {} and {} (kind, strides, divisor of the "
+            "size). Set it False.".format(*kinds)
         )
 
 

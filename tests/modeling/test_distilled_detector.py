@@ -62,6 +62,16 @@ def distillation_of(losses):
     return sum(loss for name, loss in losses.items() if name in KD_LOSSES)
 
 
+def spy(function, returned):
+    """The function, whose results are also appended to a list."""
+
+    def spied(*args, **kwargs):
+        returned.append(function(*args, **kwargs))
+        return returned[-1]
+
+    return spied
+
+
 def assert_equal(a, b):
     assert a.keys() == b.keys()
     for key in a:
@@ -112,6 +122,28 @@ def test_aid_lowers_the_losses(build_seeded, distilled_cfg, make_batch, family, 
     full, half, none = losses(0.0), losses(0.1), losses(1.0)
     for name in KD_LOSSES:
         assert full[name] > half[name] > none[name] > 0
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_relative_aid_trusts_a_teacher_that_is_no_worse_than_the_student(
+    build_seeded, small_cfg, distilled_cfg, save_teacher, make_batch, family, granularity
+):
+    changes = {"DISTILL.AID.RELATIVE": True, "DISTILL.AID.GRANULARITY": granularity}
+    cfg, weights = small_cfg(family), []
+    for teacher in (6, 5):
+        files = save_teacher(cfg, build_seeded(cfg, seed=teacher))
+        model = build_seeded(distilled_cfg(family, {**files, **changes}), seed=5)
+        model.weigh = spy(model.weigh, weights)
+        step(model, make_batch((2, 0)))
+    assert any((x < 1).any() for x in weights[0].maps.values())
+    assert all((x == 1).all() for x in weights[1].maps.values())
+
+
+def test_relative_aid_needs_a_teacher_of_the_students_kind(build_seeded, distilled_cfg):
+    changes = {"DISTILL.AID.RELATIVE": True}
+    with pytest.raises(ValueError, match="AID.RELATIVE.*RetinaNet.*GeneralizedRCNN"):
+        build_seeded(distilled_cfg("RetinaNet", changes, teacher="FasterRCNN"), 0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -310,7 +310,7 @@ def test_retinanet_is_not_trusted_on_an_object_that_it_misclassifies(teacher_of)
     for x in deltas:
         x.zero_()
     losses = teacher.losses(replace(observation, predictions=[logits, deltas]), objects_of(batch))
-    loss, known = object_loss(losses)
+    loss, known = object_loss(losses), losses.known_objects
     assert known.all()
     cls = [losses.cls[losses.owner == index].mean() for index in range(2)]
     assert cls[0] < 1e-3 and cls[1] > 5
