@@ -47,7 +47,7 @@ def suite(tmp_path, small_cfg, rectangles):
 
 
 def folder_of(run, output):
-    return output / "runs" / f"{Path(run['config']).stem}-seed4-{run['config_hash']}"
+    return output / "runs" / f"{Path(run['config']).stem}-seed{run['seed']}-{run['config_hash']}"
 
 
 def results_of(output):
@@ -76,7 +76,7 @@ def test_a_suite_that_is_killed_goes_on(suite, tmp_path, load_tool, monkeypatch,
     runs = json.loads((output / "results.json").read_text())["runs"]
     assert [x["row"] for x in runs] == ["teacher", "student", "aid"]
     for run in runs:
-        assert run["group"] == "boxes" and run["seed"] == 4
+        assert run["group"] == "boxes" and run["seed"] == (1 if run["row"] == "teacher" else 4)
         assert run["seconds_per_step"] > 0 and run["peak_memory_mb"] > 100
         assert {
             "AP",
@@ -122,7 +122,7 @@ def test_a_run_that_fails_is_named(suite, tmp_path, load_tool, monkeypatch, caps
     suite.write_text(yaml.safe_dump(content, sort_keys=False))
     output = tmp_path / "output"
     monkeypatch.setattr("sys.argv", ["compare.py", "--suite", str(suite), "--output", str(output)])
-    with pytest.raises(SystemExit, match="2 runs failed: see .*plain-seed4.*distilled-seed4"):
+    with pytest.raises(SystemExit, match="2 runs failed: see .*plain-seed1.*distilled-seed4"):
         load_tool("compare").main()
-    assert "FAILED: plain-seed4" in capsys.readouterr().out
+    assert "FAILED: plain-seed1" in capsys.readouterr().out
     assert [x.parent.name.split("-")[0] for x in results_of(output)] == ["plain"]

@@ -16,6 +16,9 @@ from detectron2.config import CfgNode, get_cfg
 from ..config import add_aid_config
 
 TEACHER = "teacher"
+# Not of students: with the seed of its teacher one of the same network starts from the same weights,
+# and finds it far easier to follow it than from weights of its own.
+TEACHER_SEED = 1
 _DISTILLED = "DistilledDetector"
 _SUITE_KEYS = {"seeds", "opts", "groups", "gain"}
 _GAIN_KEYS = {"of", "over"}
@@ -151,7 +154,7 @@ def load_suite(path: str) -> Suite:
         group = Group(name, list(entry["baselines"]))
         if "teacher" in entry:
             _check_keys(path, f"{name}.{TEACHER}", entry["teacher"], _TEACHER_KEYS, {"config"})
-            teacher = _run(path, name, TEACHER, content["seeds"][0], entry["teacher"], common)
+            teacher = _run(path, name, TEACHER, TEACHER_SEED, entry["teacher"], common)
             teacher.weights = entry["teacher"].get("weights", "")
             if teacher.weights and not Path(teacher.weights).is_file():
                 raise FileNotFoundError(
@@ -168,6 +171,11 @@ def load_suite(path: str) -> Suite:
                     if "teacher" not in entry:
                         raise ValueError(f"{path}: {name}.{row} is distilled and has no teacher.")
                     run.teacher = teacher
+                if seed == TEACHER_SEED and "teacher" in entry:
+                    raise ValueError(
+                        f"{path}: {name}.{row} has the seed {seed}, which is the teachers'. A student "
+                        "has to start from weights of its own: choose others, such as 2, 3 and 4."
+                    )
                 group.runs.append(run)
         for baseline in group.baselines:
             if baseline not in group.rows:
