@@ -35,6 +35,10 @@ def non_local(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
     return (query @ context).transpose(1, 2).unflatten(2, theta.shape[2:])
 
 
+# The covariance of few values is nearly singular, and too inexact; with them it saves nothing either.
+_FEW = 8
+
+
 class NonLocalBlock(nn.Module):
     """``z = BN(W y) + x``, y the non-local operation on x (Wang et al., CVPR 2018, dot product).
 
@@ -66,19 +70,20 @@ class NonLocalBlock(nn.Module):
         theta, keys_and_values = self.project(x).split((inner, 2 * inner), dim=1)
         phi, g = F.max_pool2d(keys_and_values, window).chunk(2, dim=1)
         y = non_local(theta, phi, g)
-        return F.conv2d(y, *self._normalized_out(y)).add_(x)
+        centered = y - y.mean((0, 2, 3), keepdim=True)
+        z = F.conv2d(centered, self._normalized_out(centered), self.norm.bias)
+        return z.add_(x)
 
-    def _normalized_out(self, y: Tensor) -> Tuple[Tensor, Tensor]:
-        """Weight and bias of the convolution that is BN(W y) on this batch."""
-        values = y.movedim(1, -1).flatten(0, 2)
-        mean = values.mean(0)
-        centered = values - mean
-        covariance = centered.T @ centered / len(values)
-        out = self.out.weight.flatten(1)
-        variance = ((out @ covariance) * out).sum(1)
-        weight = out * (self.norm.weight * torch.rsqrt(variance + self.norm.eps))[:, None]
-        bias = self.norm.bias - weight @ mean
-        return weight[:, :, None, None], bias
+    def _normalized_out(self, centered: Tensor) -> Tensor:
+        """Weight of the convolution that is BN(W y) for y without its mean."""
+        values, out = centered.movedim(1, -1).flatten(0, 2), self.out.weight.flatten(1)
+        if len(values) < _FEW * len(out.T):
+            variance = (values @ out.T).square().mean(0)
+        else:
+            covariance = values.T @ values / len(values)
+            variance = ((out @ covariance) * out).sum(1).clamp(min=0)
+        scale = self.norm.weight * torch.rsqrt(variance + self.norm.eps)
+        return (out * scale[:, None])[:, :, None, None]
 
 
 @DISTILLER_REGISTRY.register()

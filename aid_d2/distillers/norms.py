@@ -38,7 +38,7 @@ class _WeightedDistance(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient):
         difference, distance, *weights = ctx.saved_tensors
-        scale = torch.where(distance > 0, gradient / distance, 0.0)
+        scale = torch.where(distance == 0, 0.0, gradient / distance)
         gradient = difference * scale
         for weight in weights:
             gradient.mul_(weight)

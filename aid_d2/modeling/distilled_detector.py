@@ -10,6 +10,7 @@ from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
 from detectron2.config import CfgNode, configurable
+from detectron2.evaluation.evaluator import inference_context
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils.events import get_event_storage
 
@@ -207,7 +208,8 @@ class DistilledDetector(nn.Module):
         teacher_losses = self.teacher.losses(teacher, teacher.objects)
         own = {}
         if self.relative:
-            with torch.no_grad():
+            # In eval mode, lest what is computed here again moves the statistics of a batch norm.
+            with torch.no_grad(), inference_context(self.student):
                 own["student"] = self._family.teacher_losses(
                     student.features, student.predictions, student.objects
                 )
@@ -323,22 +325,29 @@ def _check_compatible(cfg: CfgNode, student: nn.Module, teacher: Teacher) -> Non
             "loss on the student's labels: use a teacher of the same classes, or set "
             "DISTILL.AID.ENABLED False."
         )
-    if not cfg.DISTILL.AID.RELATIVE:
-        return
-    kinds = [
-        (
-            type(x.model).__name__,
-            [level.stride for level in x.levels],
-            x.model.backbone.size_divisibility,
-        )
-        for x in (family_of(student), teacher.family)
+    if cfg.DISTILL.AID.RELATIVE:
+        _check_comparable_losses(family_of(student), teacher.family)
+
+
+def _check_comparable_losses(student: DetectorFamily, teacher: DetectorFamily) -> None:
+    student.check_losses()
+    described = [
+        {
+            "detector": type(x.model).__name__,
+            "strides": [level.stride for level in x.levels],
+            "anchors of a location": x.anchor_generator.num_cell_anchors,
+            "padded to a multiple of": x.model.backbone.size_divisibility,
+        }
+        for x in (student, teacher)
     ]
-    if kinds[0] != kinds[1]:
-        raise ValueError(
-            "DISTILL.AID.RELATIVE compares the losses of student and teacher, which have to be of one "
-            "kind, with the same levels and padding; they are {} and {} (kind, strides, divisor of the "
-            "size). Set it False.".format(*kinds)
-        )
+    for what, own in described[0].items():
+        theirs = described[1][what]
+        if own != theirs:
+            raise ValueError(
+                "DISTILL.AID.RELATIVE subtracts the student's losses from the teacher's, and needs "
+                f"detectors of one kind: {what} is {own} for the student and {theirs} for the "
+                "teacher. Set it False."
+            )
 
 
 def _strip_student_prefix(module, state_dict, prefix, local_metadata) -> None:

@@ -83,7 +83,8 @@ def align(
     sizes differ by padding alone.
 
     Returns:
-        student, teacher and trust with maps at the paired strides only, in float32.
+        student, teacher and trust with maps at the paired strides only, in float32 and all in one
+        order in memory, channels last.
     """
     cut = [{}, {}, {}]
     for pair in pairs:

@@ -121,7 +121,7 @@ class DetectorFamily:
         """
         if type(self).teacher_losses is DetectorFamily.teacher_losses:
             raise NotImplementedError(
-                f"AID does not know the losses of a {type(self.model).__name__} teacher. It knows "
+                f"AID does not know the losses of a {type(self.model).__name__}. It knows "
                 f"{_known_detectors()}; for others set DISTILL.AID.ENABLED False, or register a "
                 "DetectorFamily."
             )

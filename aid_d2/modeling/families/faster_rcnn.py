@@ -76,14 +76,14 @@ class FasterRCNNFamily(DetectorFamily):
         if not isinstance(heads, StandardROIHeads) or not hasattr(heads.box_predictor, "bbox_pred"):
             raise NotImplementedError(
                 f"AID knows the losses of StandardROIHeads with one box head, not of "
-                f"{type(heads).__name__}. Set DISTILL.AID.ENABLED False for this teacher."
+                f"{type(heads).__name__}. Set DISTILL.AID.ENABLED False for this detector."
             )
         known_maps = set(heads.box_in_features) <= set(rpn.in_features)
         if rpn.anchor_boundary_thresh >= 0 or not known_maps:
             raise NotImplementedError(
-                "AID needs a Faster R-CNN teacher with MODEL.RPN.BOUNDARY_THRESH -1 and all of "
+                "AID needs a Faster R-CNN with MODEL.RPN.BOUNDARY_THRESH -1 and all of "
                 f"MODEL.ROI_HEADS.IN_FEATURES {heads.box_in_features} among MODEL.RPN.IN_FEATURES "
-                f"{rpn.in_features}. Set DISTILL.AID.ENABLED False for this teacher."
+                f"{rpn.in_features}. Set DISTILL.AID.ENABLED False for this detector."
             )
 
     def teacher_losses(self, features, predictions, objects):
