@@ -72,6 +72,7 @@ EFFECTS = {
         "AID.ENABLED": False,
         "AID.ALPHA": 0.3,
         "AID.GRANULARITY": "image",
+        "AID.RELATIVE": True,
         "AID.RESCALE": True,
         "ATTENTIONGUIDED.ONE_STAGE.FEATURE_WEIGHT": 1.0,
         "ATTENTIONGUIDED.ONE_STAGE.CHANNEL_WEIGHT": 1.0,
