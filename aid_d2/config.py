@@ -48,11 +48,6 @@ def add_aid_config(cfg: CN) -> None:
     cfg.DISTILL.TEACHER.CONFIG_FILE = ""
     # Checkpoint of the teacher; has to fit its config completely.
     cfg.DISTILL.TEACHER.WEIGHTS = ""
-
-    # float32 runs the teacher exactly as it was trained. bfloat16 is about twice as fast: under
-    # autocast, batch norms folded into the convolutions, channels last. auto: where the device has
-    # it.
-    cfg.DISTILL.TEACHER.PRECISION = "auto"
     # As SOLVER.COMPILE.
     cfg.DISTILL.TEACHER.COMPILE = False
     # Start the student's pyramid and heads from the teacher's, where names and shapes agree.
@@ -68,6 +63,10 @@ def add_aid_config(cfg: CN) -> None:
     # Run each method again in the backward pass instead of keeping what it computes: less memory,
     # more time.
     cfg.DISTILL.RECOMPUTE = False
+    # float32 runs the teacher exactly as it was trained. bfloat16 is about twice as fast: under
+    # autocast, batch norms folded into the convolutions, channels last; methods that bear it then
+    # run under autocast too. auto: where the device has it.
+    cfg.DISTILL.PRECISION = "auto"
 
     cfg.DISTILL.AID = CN()
     # False distils with weight 1 everywhere.

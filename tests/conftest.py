@@ -28,7 +28,7 @@ SMALL = {
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
     "MODEL.FPN.OUT_CHANNELS": 16,
     # Most tests compare with the teacher's exact outputs.
-    "DISTILL.TEACHER.PRECISION": "float32",
+    "DISTILL.PRECISION": "float32",
 }
 SMALL_FAMILY = {
     "GFL": {"MODEL.GFL.NUM_CLASSES": NUM_CLASSES, "MODEL.GFL.NUM_CONVS": 1},

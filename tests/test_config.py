@@ -99,7 +99,7 @@ ELSEWHERE = {
     "TEACHER.WEIGHTS",
     "AID.NORMALIZER",  # below, with another granularity
     "NONLOCAL.DETACH_TEACHER",  # below
-    "TEACHER.PRECISION",  # test_fast_forward.py
+    "PRECISION",  # test_fast_forward.py
     "TEACHER.COMPILE",
     "INHERIT",  # test_inherit.py
     "RECOMPUTE",  # distillers/test_every_method.py

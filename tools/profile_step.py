@@ -4,7 +4,7 @@ r"""What a step of distillation costs, beside the student's step alone and the t
         --size 800 1344 --images 8
 
 Everything runs in one process, interleaved and repeated; the table has medians. The floor is one
-step of the student and one forward of the teacher as it is configured (DISTILL.TEACHER.PRECISION),
+step of the student and one forward of the teacher as it is configured (DISTILL.PRECISION),
 with its head where the row needs it. Weights are random and images are noise: cost does not depend
 on them, only on the number of objects. `--variants` are the rows:
 
@@ -189,7 +189,7 @@ def prepare(cases: dict[str, Case]) -> tuple[dict[str, Row], dict[str, Callable[
             steps[row.student] = stepper(case.student)[1]
         if row.teacher not in steps:
             steps[row.teacher] = observer(case, model)
-            exact = case.changed("DISTILL.TEACHER.PRECISION", "float32")
+            exact = case.changed("DISTILL.PRECISION", "float32")
             steps[row.exact_teacher] = observer(exact, build_model(exact.cfg))
     return rows, steps
 

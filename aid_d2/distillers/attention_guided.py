@@ -71,6 +71,8 @@ class AttentionGuided(Distiller):
     teacher's alone, since the student's channels do not correspond to it.
     """
 
+    bears_bfloat16 = True
+
     @staticmethod
     def config():
         node = CN()

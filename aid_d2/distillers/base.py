@@ -58,10 +58,13 @@ class Distiller(nn.Module):
             with a Detectron2 backbone.
         needs_predictions: whether it compares the dense predictions, `Observation.dense`. Student
             and teacher then need equal classes, anchors and levels.
+        bears_bfloat16: whether it runs under autocast to bfloat16 where the teacher does. What its
+            layers give is then of half precision, which is not enough for a softmax over a map.
     """
 
     detectors: Tuple[str, ...] = ()
     needs_predictions = False
+    bears_bfloat16 = False
 
     def taps(self, family: DetectorFamily) -> List[nn.Module]:
         """Modules of a detector, student or teacher, of which `Observation.calls` is to tell."""

@@ -60,6 +60,8 @@ class FGFI(Distiller):
     nearest to its size.
     """
 
+    bears_bfloat16 = True
+
     @staticmethod
     def config():
         node = CN()

@@ -29,6 +29,8 @@ class Hint(Distiller):
     AID's map W weights each squared difference. Each level counts the same, whatever its area.
     """
 
+    bears_bfloat16 = True
+
     @staticmethod
     def config():
         node = CN()

@@ -41,6 +41,8 @@ class MGD(Distiller):
     have random numbers of their own, so that the student's are those of plain training.
     """
 
+    bears_bfloat16 = True
+
     @staticmethod
     def config():
         node = CN()

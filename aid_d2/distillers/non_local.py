@@ -70,9 +70,13 @@ class NonLocalBlock(nn.Module):
         theta, keys_and_values = self.project(x).split((inner, 2 * inner), dim=1)
         phi, g = F.max_pool2d(keys_and_values, window).chunk(2, dim=1)
         y = non_local(theta, phi, g)
+        # In half precision a covariance would be too inexact.
+        y = y.to(x.dtype)
         centered = y - y.mean((0, 2, 3), keepdim=True)
-        z = F.conv2d(centered, self._normalized_out(centered), self.norm.bias)
-        return z.add_(x)
+        with torch.autocast(x.device.type, enabled=False):
+            weight = self._normalized_out(centered)
+        z = F.conv2d(centered, weight, self.norm.bias)
+        return z.add_(x.to(z.dtype))
 
     def _normalized_out(self, centered: Tensor) -> Tensor:
         """Weight of the convolution that is BN(W y) for y without its mean."""
@@ -93,6 +97,8 @@ class NonLocal(Distiller):
     Student and teacher have blocks of their own, both trained by this loss. AID's map is W. The
     norm is over the whole batch and not squared, see :class:`AttentionGuided`.
     """
+
+    bears_bfloat16 = True
 
     @staticmethod
     def config():

@@ -30,7 +30,8 @@ class _WeightedDistance(torch.autograd.Function):
         difference = student - teacher
         for weight in weights:
             difference.mul_(weight)
-        distance = torch.linalg.vector_norm(difference)
+        dtype = torch.promote_types(difference.dtype, torch.float32)
+        distance = torch.linalg.vector_norm(difference, dtype=dtype)
         ctx.save_for_backward(difference, distance, *weights)
         return distance
 

@@ -115,7 +115,7 @@ class DistilledDetector(nn.Module):
             _check_compatible(cfg, student, teacher)
             if cfg.DISTILL.INHERIT:
                 inherit(student, teacher.model)
-            teacher.speed_up(cfg.DISTILL.TEACHER.PRECISION, cfg.DISTILL.TEACHER.COMPILE)
+            teacher.speed_up(cfg.DISTILL.PRECISION, cfg.DISTILL.TEACHER.COMPILE)
             pairs = pair_levels(family_of(student), teacher.family)
             distillers = build_distillers(cfg, Setting(pairs, family_of(student), teacher.family))
             _check_taps(cfg, student, teacher, distillers)
@@ -233,7 +233,9 @@ class DistilledDetector(nn.Module):
             factor *= min(get_event_storage().iter / self.warmup_iters, 1.0)
         losses = {}
         for name, distiller in self.distiller.items():
-            with record_function(f"aid_d2.{name}"):
+            cheap = distiller.bears_bfloat16 and self.teacher.dtype is torch.bfloat16
+            precision = torch.autocast(self.device.type, torch.bfloat16, enabled=cheap)
+            with record_function(f"aid_d2.{name}"), precision:
                 parts = self._run(distiller, student, teacher, trust)
             losses.update({f"loss_{name}_{part}": factor * loss for part, loss in parts.items()})
         return losses
@@ -275,11 +277,11 @@ def _without_caches(observation: Observation) -> Observation:
 
 
 def _check_keys(cfg: CfgNode) -> None:
-    aid, teacher = cfg.DISTILL.AID, cfg.DISTILL.TEACHER
+    aid = cfg.DISTILL.AID
     choices = (
         ("DISTILL.AID.GRANULARITY", aid.GRANULARITY, GRANULARITIES),
         ("DISTILL.AID.NORMALIZER", aid.NORMALIZER, NORMALIZERS),
-        ("DISTILL.TEACHER.PRECISION", teacher.PRECISION, PRECISIONS),
+        ("DISTILL.PRECISION", cfg.DISTILL.PRECISION, PRECISIONS),
     )
     for name, value, allowed in choices:
         if value not in allowed:

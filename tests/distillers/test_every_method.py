@@ -5,9 +5,11 @@ import torch
 
 from aid_d2.distillers import DISTILLER_REGISTRY
 from detectron2.utils.events import EventStorage
+from toy import shake
 
 METHODS = sorted(name for name, _ in DISTILLER_REGISTRY)
 DETECTORS = ("RetinaNet", "FCOS", "GFL", "FasterRCNN")
+BEARING = [name for name in METHODS if DISTILLER_REGISTRY.get(name).bears_bfloat16]
 DENSE = ("RetinaNet", "FCOS", "GFL")
 # Methods that not every detector can use.
 SERVES = {"CrossKD": DENSE, "LD": ("GFL",), "DKD": ("FasterRCNN",)}
@@ -102,3 +104,59 @@ def test_recomputing_saves_memory_and_changes_nothing(
 def test_refuses_a_detector_it_cannot_serve(distilled_cfg, build_seeded, method, detector):
     with pytest.raises(ValueError, match=f"{method} cannot serve a .*; it serves"):
         make(distilled_cfg, build_seeded, method, detector, {})
+
+
+@pytest.mark.parametrize("name", BEARING)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_methods_that_bear_it_multiply_as_the_teacher_does(
+    distilled_cfg, build_seeded, make_batch, precision, name
+):
+    methods = (name, "PKD", "CWD")
+    changes = {"DISTILL.PRECISION": precision, "DISTILL.METHODS": methods}
+    cfg = distilled_cfg("RetinaNet", {**changes, "MODEL.FPN.OUT_CHANNELS": 8})
+    model = build_seeded(cfg, seed=0).train()
+    types = {method: set() for method in methods}
+    for method in methods:
+        for layer in model.distiller[method].modules():
+            if isinstance(layer, torch.nn.Conv2d):
+                layer.register_forward_hook(
+                    lambda layer, args, out, method=method: types[method].add(out.dtype)
+                )
+    with EventStorage(0):
+        model(make_batch())
+    assert types == {
+        name: {getattr(torch, precision)},
+        "PKD": {torch.float32},
+        "CWD": {torch.float32},
+    }
+
+
+@pytest.mark.parametrize("name", BEARING)
+@pytest.mark.parametrize("detector", ["RetinaNet", "FasterRCNN"])
+def test_methods_in_bfloat16_are_near_the_exact_ones(
+    distilled_cfg, build_seeded, make_batch, detector, name
+):
+    model = build_seeded(distilled_cfg(detector, {"DISTILL.METHODS": (name,)}), seed=0).train()
+    method, seen = model.distiller[name], []
+    method.register_forward_pre_hook(lambda method, args: seen.append(args))
+    losses, gradients = [], []
+    with EventStorage(0):
+        model(make_batch())
+        student, teacher, trust = seen[0]
+        student.features = {s: x.detach().requires_grad_() for s, x in student.features.items()}
+        shake(method)
+        for fast in (False, True):
+            method.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+                losses.append(sum(method(student, teacher, trust).values()))
+            reaching = torch.autograd.grad(
+                losses[-1], list(student.features.values()), retain_graph=True, allow_unused=True
+            )
+            losses[-1].backward()
+            own = torch.cat([p.grad.flatten() for p in method.parameters()])
+            gradients.append([*(x for x in reaching if x is not None), own])
+    exact, fast = losses
+    assert fast.dtype == torch.float32
+    assert fast.item() == pytest.approx(exact.item(), rel=5e-3)
+    for exact, fast in zip(*gradients):
+        assert (fast - exact).norm() <= 0.04 * exact.norm()

@@ -541,7 +541,7 @@ def test_precision_of_the_teacher_is_its_own(
     build_seeded, distilled_cfg, make_batch, precision, dtype
 ):
     """Under the student's autocast or without."""
-    model = build_seeded(distilled_cfg("RetinaNet", {"DISTILL.TEACHER.PRECISION": precision}), 0)
+    model = build_seeded(distilled_cfg("RetinaNet", {"DISTILL.PRECISION": precision}), 0)
     for autocast in (True, False):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             observation = model.teacher.observe(make_batch(), "BGR", True)

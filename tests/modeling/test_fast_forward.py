@@ -95,7 +95,7 @@ def test_a_step_with_a_fast_teacher(distilled_cfg, build_seeded, make_batch, fam
     losses = {}
     for precision in ("float32", "bfloat16"):
         changes = {
-            "DISTILL.TEACHER.PRECISION": precision,
+            "DISTILL.PRECISION": precision,
             "DISTILL.METHODS": ("AttentionGuided", "PKD", "BCKD"),
             "DISTILL.INHERIT": True,
         }
@@ -110,8 +110,8 @@ def test_a_step_with_a_fast_teacher(distilled_cfg, build_seeded, make_batch, fam
 
 
 def test_an_unknown_precision_is_named(distilled_cfg, build_seeded):
-    with pytest.raises(ValueError, match="DISTILL.TEACHER.PRECISION is 'float16'; choose one of"):
-        build_seeded(distilled_cfg("RetinaNet", {"DISTILL.TEACHER.PRECISION": "float16"}), seed=0)
+    with pytest.raises(ValueError, match="DISTILL.PRECISION is 'float16'; choose one of"):
+        build_seeded(distilled_cfg("RetinaNet", {"DISTILL.PRECISION": "float16"}), seed=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
