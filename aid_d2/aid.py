@@ -12,7 +12,7 @@ teacher is wrong, its knowledge counts less. What an instance is, the *granulari
 ============  ====================================================================================
 
 Each fills the same :class:`Trust`, one map per level with values in (0, 1]. Everything here is a
-pure function on tensors; a detector family supplies the :class:`TeacherLosses`.
+pure function on tensors; a detector family supplies the :class:`UnreducedLosses`.
 
 What is hard has a large loss, whoever looks at it, and may be what a student has most to learn of. A
 variant of this project therefore takes for D only what the teacher's loss exceeds the student's own
@@ -33,7 +33,7 @@ from .trust import Trust
 GRANULARITIES = ("level", "image", "instance", "location")
 NORMALIZERS = ("native", "per_level")
 
-# Values of `TeacherLosses.owner` for anchors that are positive for no object.
+# Values of `UnreducedLosses.owner` for anchors that are positive for no object.
 BACKGROUND, IGNORED = -1, -2
 
 # exp(-80) = 2e-35 is still a normal float32, so that no weight becomes 0.
@@ -109,8 +109,8 @@ class LevelShape:
 
 
 @dataclass
-class TeacherLosses:
-    """The teacher's losses on a batch, unreduced: N images, L levels, R anchors in each image.
+class UnreducedLosses:
+    """A detector's losses on a batch, unreduced: N images, L levels, R anchors in each image.
 
     Attributes:
         levels: finest first. Their anchors follow each other in R, within a level in the order
@@ -185,12 +185,12 @@ def trust_weight(loss: Tensor, alpha: float) -> Tensor:
 
 
 def compute_trust(
-    losses: TeacherLosses,
+    losses: UnreducedLosses,
     alpha: float,
     granularity: str,
     normalizer: str = "native",
     rescale: bool = False,
-    student: Optional[TeacherLosses] = None,
+    student: Optional[UnreducedLosses] = None,
 ) -> Trust:
     """AID's weight maps for all levels of the teacher.
 
@@ -209,7 +209,7 @@ def compute_trust(
     if normalizer not in NORMALIZERS:
         raise ValueError(f"Unknown normalizer {normalizer!r}: choose one of {NORMALIZERS}.")
 
-    def weigh(loss: Callable[[TeacherLosses], Tensor]) -> Tensor:
+    def weigh(loss: Callable[[UnreducedLosses], Tensor]) -> Tensor:
         excess = loss(losses)
         if student is not None:
             excess = excess - loss(student)
@@ -254,7 +254,7 @@ def rescaled(maps: List[Tensor], inside: List[Tensor]) -> List[Tensor]:
     return [x / torch.where(y, objects, background) for x, y in zip(maps, inside)]
 
 
-def level_loss(losses: TeacherLosses, normalizer: str = "native") -> Tensor:
+def level_loss(losses: UnreducedLosses, normalizer: str = "native") -> Tensor:
     """The teacher's loss on each level, over the whole batch.
 
     With `native` normalisation the levels add up to the detector's own dense loss, so that a level
@@ -272,7 +272,7 @@ def level_loss(losses: TeacherLosses, normalizer: str = "native") -> Tensor:
     return total
 
 
-def image_loss(losses: TeacherLosses, normalizer: str = "native") -> Tensor:
+def image_loss(losses: UnreducedLosses, normalizer: str = "native") -> Tensor:
     """As :func:`level_loss`, for each image by itself.
 
     Returns:
@@ -287,7 +287,7 @@ def image_loss(losses: TeacherLosses, normalizer: str = "native") -> Tensor:
     return total
 
 
-def object_loss(losses: TeacherLosses) -> Tensor:
+def object_loss(losses: UnreducedLosses) -> Tensor:
     """The teacher's loss on each object: cls + box, the mean over the object's positive anchors,
     plus the loss of a second stage.
 
@@ -298,7 +298,7 @@ def object_loss(losses: TeacherLosses) -> Tensor:
     return loss if losses.roi is None else loss + losses.roi
 
 
-def location_loss(losses: TeacherLosses) -> List[Tensor]:
+def location_loss(losses: UnreducedLosses) -> List[Tensor]:
     """The teacher's loss at each location: cls + box, the mean over its positive anchors; without
     one, the sum of cls. A second stage adds its loss on the smallest object there.
 
@@ -361,7 +361,7 @@ def smallest_object(objects: Objects, level: LevelShape) -> Tensor:
     return index.gather(1, smallest.flatten(1)).view_as(smallest)
 
 
-def _level_sums(losses: TeacherLosses) -> Tuple[Tensor, Tensor]:
+def _level_sums(losses: UnreducedLosses) -> Tuple[Tensor, Tensor]:
     """(N, L) sum of the anchors' losses, and number of positive anchors."""
     values = losses.split(losses.frequency * (losses.cls + losses.box))
     owners = losses.split(losses.owner)
@@ -378,7 +378,9 @@ def _constant_maps(weights: Tensor, levels: List[LevelShape]) -> List[Tensor]:
     ]
 
 
-def _painted_maps(losses: TeacherLosses, of_objects: Tensor, of_background: Tensor) -> List[Tensor]:
+def _painted_maps(
+    losses: UnreducedLosses, of_objects: Tensor, of_background: Tensor
+) -> List[Tensor]:
     """The weights (M,) of objects in their boxes, over those (N, L) of the background."""
     # NaN marks what stays background: no object, or one that nothing is known of.
     weights = of_objects.masked_fill(~losses.known_objects, float("nan"))

@@ -61,7 +61,7 @@ class Trust:
             levels: of a dense prediction on these maps.
 
         Returns:
-            (N, R), in the order of :class:`TeacherLosses`.
+            (N, R), in the order of :class:`UnreducedLosses`.
         """
         return torch.cat(
             [

@@ -13,7 +13,7 @@ from aid_d2.aid import (
     IGNORED,
     LevelShape,
     Objects,
-    TeacherLosses,
+    UnreducedLosses,
     Trust,
     compute_trust,
     image_loss,
@@ -59,7 +59,7 @@ def random_losses(counts=(3, 0, 2), seed=0, roi=False, orphan=False):
             owner[image] = torch.where(kind[image] < 0.2, drawn, owner[image])
         start += count
     positive = owner >= 0
-    return TeacherLosses(
+    return UnreducedLosses(
         levels=LEVELS,
         cls=torch.rand(shape, generator=generator) * (owner != IGNORED),
         box=torch.rand(shape, generator=generator) * positive,

@@ -13,7 +13,7 @@ def counted_anchors(owner: Tensor, anchors: Tensor, objects: Objects) -> Tensor:
     """(N, R) bool: neither ignored by the detector's own assignment nor centred in the padding.
 
     Args:
-        owner: (N, R) as in :class:`TeacherLosses`.
+        owner: (N, R) as in :class:`UnreducedLosses`.
         anchors: (R, 4) x1 y1 x2 y2, pixels.
         objects: ground truth of the N images.
     """
@@ -24,7 +24,7 @@ def count_positive(owner: Tensor) -> Tensor:
     """N_pos (): positive anchors of a GPU's images, the mean over GPUs, at least 1.
 
     Args:
-        owner: (N, R) as in :class:`TeacherLosses`.
+        owner: (N, R) as in :class:`UnreducedLosses`.
     """
     return mean_over_gpus((owner >= 0).sum().float()).clamp(min=1)
 

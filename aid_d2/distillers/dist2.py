@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from detectron2.config import CfgNode as CN
 
-from ..aid import TeacherLosses, Trust
+from ..aid import UnreducedLosses, Trust
 from .adapters import channel_adapters, identity_conv
 from .anchors import counted_anchors
 from .base import DISTILLER_REGISTRY, Distiller
@@ -22,7 +22,7 @@ ALL = "All2All"
 TARGETS = ("ground_truth", "teacher")
 
 
-def detection_loss(losses: TeacherLosses, trust: Trust) -> Tensor:
+def detection_loss(losses: UnreducedLosses, trust: Trust) -> Tensor:
     """The loss of the detector whose unreduced losses these are, with its own normalisers.
 
     ``sum W (L_cls + L_box) / N`` over the anchors, and of a two-stage detector ``sum W L_roi / M``
@@ -117,7 +117,7 @@ class Dist2(Distiller):
         features = {s: self.adapters[str(s)](x) for s, x in student.features.items()}
         predictions = self.teacher.head(list(features.values()))
         if self.node.DI_TARGET == "ground_truth":
-            losses = self.teacher.teacher_losses(features, predictions, student.objects)
+            losses = self.teacher.unreduced_losses(features, predictions, student.objects)
             return detection_loss(losses, trust)
         predicted = self.teacher.dense(features, predictions)
         detector = self.teacher.detector.__name__

@@ -98,7 +98,7 @@ def mimic_losses(
         predicted: what is optimised.
         target: the teacher's predictions on the same anchors.
         detector: meta-architecture that predicts.
-        owner: (N, R) as in :class:`TeacherLosses`, by which N_pos is counted.
+        owner: (N, R) as in :class:`UnreducedLosses`, by which N_pos is counted.
         weight: W (N, R).
         counted: (N, R) bool, the anchors that take part in the sums.
 

@@ -18,7 +18,7 @@ from ..aid import (
     GRANULARITIES,
     NORMALIZERS,
     Objects,
-    TeacherLosses,
+    UnreducedLosses,
     Trust,
     compute_trust,
 )
@@ -205,21 +205,22 @@ class DistilledDetector(nn.Module):
     ) -> Trust:
         if self.weigh is None:
             return Trust.full(teacher.features)
-        teacher_losses = self.teacher.losses(teacher, teacher.objects)
-        own = {}
-        if self.relative:
-            # In eval mode, lest what is computed here again moves the statistics of a batch norm.
-            with torch.no_grad(), inference_context(self.student):
-                own["student"] = self._family.teacher_losses(
-                    student.features, student.predictions, student.objects
-                )
-        trust = self.weigh(teacher_losses, **own)
+        losses = self.teacher.losses(teacher, teacher.objects)
+        trust = self.weigh(losses, student=self._own_losses(student) if self.relative else None)
         # A teacher's loss on its own labels cannot show where it is wrong.
         pseudo_labeled = [i for i, x in enumerate(batched_inputs) if x.get(PSEUDO_LABELED)]
         if pseudo_labeled:
             trust = trust.with_full(pseudo_labeled)
-        self._log(teacher_losses, trust)
+        self._log(losses, trust)
         return trust
+
+    @torch.no_grad()
+    def _own_losses(self, student: Observation) -> UnreducedLosses:
+        # In eval mode, lest what is computed here again moves the statistics of a batch norm.
+        with inference_context(self.student):
+            return self._family.unreduced_losses(
+                student.features, student.predictions, student.objects
+            )
 
     def _distill(
         self, student: Observation, teacher: Observation, trust: Trust
@@ -253,7 +254,7 @@ class DistilledDetector(nn.Module):
         # By its arguments `checkpoint` knows the devices whose random numbers it restores.
         return checkpoint(run, *student.features.values(), use_reentrant=False)
 
-    def _log(self, losses: TeacherLosses, trust: Trust) -> None:
+    def _log(self, losses: UnreducedLosses, trust: Trust) -> None:
         storage = get_event_storage()
         if (storage.iter + 1) % _LOG_PERIOD:
             return

@@ -13,7 +13,7 @@ from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils.file_io import PathManager
 
-from ..aid import Objects, TeacherLosses
+from ..aid import Objects, UnreducedLosses
 from ..data import register_coco_json
 from .families import family_of
 from .fast_forward import choose_precision, compile_backbone, speed_up
@@ -134,9 +134,9 @@ class Teacher:
         return self.model.preprocess_image(batched_inputs).tensor
 
     @torch.no_grad()
-    def losses(self, observation: Observation, objects: Objects) -> TeacherLosses:
-        """The teacher's unreduced losses, see :meth:`DetectorFamily.teacher_losses`."""
-        return self.family.teacher_losses(observation.features, observation.predictions, objects)
+    def losses(self, observation: Observation, objects: Objects) -> UnreducedLosses:
+        """The teacher's unreduced losses, see :meth:`DetectorFamily.unreduced_losses`."""
+        return self.family.unreduced_losses(observation.features, observation.predictions, objects)
 
 
 def load_teacher_config(config_file: str) -> CfgNode:

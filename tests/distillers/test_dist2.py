@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from aid_d2.aid import LevelShape, Objects, TeacherLosses
+from aid_d2.aid import LevelShape, Objects, UnreducedLosses
 from aid_d2.distillers import Setting
 from aid_d2.distillers.anchors import counted_anchors
 from aid_d2.distillers.dist2 import Dist2, detection_loss
@@ -80,7 +80,7 @@ def synthetic_losses(roi, seed=1):
     values = [rand(2, 12, seed=seed + i).abs() for i in range(3)]
     counts = [2, 1] if roi else [0, 0]
     low = 10 * rand(sum(counts), 2, seed=7).abs()
-    return TeacherLosses(
+    return UnreducedLosses(
         levels=[LevelShape(8, 2, 3, 2)],
         cls=values[0],
         box=values[1],

@@ -688,7 +688,7 @@ def test_constructed_by_hand_it_distils(small_cfg, build_seeded, make_batch):
         teacher=teacher,
         distillers={"L1": L1()},
         pairs=pair_levels(family_of(student), teacher.family),
-        weigh=lambda losses: compute_trust(losses, 0.0, "instance"),
+        weigh=partial(compute_trust, alpha=0.0, granularity="instance"),
         weight=2.0,
     )
     batch = make_batch()
@@ -705,7 +705,8 @@ def test_ignore_regions_reach_the_teacher(build_seeded, distilled_cfg, make_batc
     mask_ignore_regions(model)
     batch = make_batch((1, 1))
     seen = []
-    model.weigh = lambda losses, weigh=model.weigh: seen.append(losses) or weigh(losses)
+    weigh = model.weigh
+    model.weigh = lambda losses, **kwargs: seen.append(losses) or weigh(losses, **kwargs)
     step(model, batch)
     for record in batch:
         old = record["instances"]

@@ -412,7 +412,7 @@ def test_an_object_without_area_is_judged(teacher_of, make_batch, family):
 
 
 @pytest.mark.parametrize("family", ["RetinaNet", "FasterRCNN"])
-def test_teacher_losses_draw_no_random_numbers(teacher_of, make_batch, family):
+def test_unreduced_losses_draw_no_random_numbers(teacher_of, make_batch, family):
     teacher, batch = teacher_of(family), make_batch((2, 1))
     before = torch.get_rng_state()
     observe(teacher, batch)

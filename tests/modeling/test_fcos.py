@@ -1,5 +1,7 @@
 """Detectron2's FCOS from a yaml, and its losses as a teacher."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -80,9 +82,9 @@ def own_losses(model, predictions, truth, monkeypatch):
         )
 
 
-def teacher_losses(model, predictions, truth):
+def unreduced_losses(model, predictions, truth):
     objects = Objects.from_instances(truth, torch.device("cpu"))
-    return family_of(model).teacher_losses(maps_like(predictions), predictions, objects)
+    return family_of(model).unreduced_losses(maps_like(predictions), predictions, objects)
 
 
 def test_trains_a_step_and_decodes():
@@ -146,7 +148,7 @@ def test_levels_add_up_to_the_detectors_own_losses(model, images, monkeypatch):
     truth = [TRUTH[i] for i in images]
     predictions = random_predictions(1, len(truth))
     own = own_losses(model, predictions, truth, monkeypatch)
-    losses = teacher_losses(model, predictions, truth)
+    losses = unreduced_losses(model, predictions, truth)
     torch.testing.assert_close(level_loss(losses).sum(), sum(own.values()), rtol=1e-4, atol=1e-5)
     cls = losses.cls.sum() / losses.batch_normalizer
     torch.testing.assert_close(cls, own["loss_fcos_cls"], rtol=1e-4, atol=1e-5)
@@ -154,7 +156,7 @@ def test_levels_add_up_to_the_detectors_own_losses(model, images, monkeypatch):
 
 def test_levels_of_an_image_add_up_to_its_own_losses(model, monkeypatch):
     predictions = random_predictions(2, len(TRUTH))
-    per_image = image_loss(teacher_losses(model, predictions, TRUTH)).sum(1)
+    per_image = image_loss(unreduced_losses(model, predictions, TRUTH)).sum(1)
     for n in range(len(TRUTH)):
         alone = [[x[n : n + 1] for x in maps] for maps in predictions]
         own = own_losses(model, alone, TRUTH[n : n + 1], monkeypatch)
@@ -166,7 +168,7 @@ def test_family_takes_the_detectors_assignment_and_ignores_regions(model):
     boxes = [[i * 10.0, 5.0, i * 10.0 + 22.0, 27.0] for i in range(7)]
     objects, region = instances(boxes, [1] * 7), instances([[0.0, 40.0, 96.0, 96.0]], [-1])
     predictions = random_predictions(3, 1)
-    losses = teacher_losses(model, predictions, [Instances.cat([objects, region])])
+    losses = unreduced_losses(model, predictions, [Instances.cat([objects, region])])
     anchors = model.anchor_generator(list(maps_like(predictions).values()))
     labels, matched = model.label_anchors(anchors, [objects])
     positive = losses.owner[0] >= 0
@@ -187,7 +189,7 @@ def test_an_object_the_teacher_misses_is_not_trusted(model):
             x.fill_(-7.0)[:, 1] = score
     trust = {}
     for name, maps in (("found", found), ("missed", missed)):
-        losses = teacher_losses(model, maps, truth)
+        losses = unreduced_losses(model, maps, truth)
         trust[name] = compute_trust(losses, 1.0, "instance").maps[8][0, 0, 6, 6].item()
     assert trust["missed"] < 0.3 * trust["found"], trust
 
@@ -203,7 +205,7 @@ def test_distillation_step(granularity):
         teacher=teacher,
         distillers=build_distillers(cfg, Setting(pairs, family_of(student), teacher.family)),
         pairs=pairs,
-        weigh=lambda losses: compute_trust(losses, 0.5, granularity),
+        weigh=partial(compute_trust, alpha=0.5, granularity=granularity),
     ).train()
     with EventStorage():
         losses = model(batch())

@@ -1,6 +1,7 @@
 """GFL against plain loops in float64, its losses as a teacher, and training."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -444,10 +445,10 @@ def test_overfits_ten_images():
 # As a teacher
 
 
-def teacher_losses(model, predictions, truth):
+def unreduced_losses(model, predictions, truth):
     family = family_of(model)
     objects = Objects.from_instances(truth, torch.device("cpu"))
-    return family.teacher_losses(maps_like(predictions), predictions, objects)
+    return family.unreduced_losses(maps_like(predictions), predictions, objects)
 
 
 @pytest.mark.parametrize("scene", SCENES)
@@ -455,7 +456,7 @@ def test_levels_add_up_to_the_detectors_own_loss(model, scene):
     truth = SCENES[scene]
     predictions = random_predictions(8, len(truth), 96, 96)
     own = model.forward_training(None, list(maps_like(predictions).values()), predictions, truth)
-    losses = teacher_losses(model, predictions, truth)
+    losses = unreduced_losses(model, predictions, truth)
     torch.testing.assert_close(level_loss(losses).sum(), sum(own.values()), rtol=1e-4, atol=1e-6)
 
 
@@ -463,7 +464,7 @@ def test_levels_add_up_to_the_detectors_own_loss(model, scene):
 def test_levels_of_an_image_add_up_to_its_own_loss(model, scene):
     truth = SCENES[scene]
     predictions = random_predictions(9, len(truth), 96, 96)
-    per_image = image_loss(teacher_losses(model, predictions, truth)).sum(1)
+    per_image = image_loss(unreduced_losses(model, predictions, truth)).sum(1)
     for n in range(len(truth)):
         alone = [[x[n : n + 1] for x in maps] for maps in predictions]
         own = model.forward_training(None, list(maps_like(alone).values()), alone, truth[n : n + 1])
@@ -474,7 +475,7 @@ def test_family_takes_the_detectors_assignment_and_ignores_regions(model):
     # The region is smaller than every anchor.
     truth = instances([[10.3, 12.1, 60.2, 70.9], [62.0, 0.0, 94.0, 30.0]], [1, -1])
     predictions = random_predictions(10, 1, 96, 96)
-    losses = teacher_losses(model, predictions, [truth])
+    losses = unreduced_losses(model, predictions, [truth])
     anchors = model.anchor_generator(list(maps_like(predictions).values()))
     labels, _ = model.label_anchors(anchors, [truth[:1]])
     assert torch.equal(losses.owner[0] == 0, labels[0] == 1)
@@ -513,7 +514,7 @@ def test_an_object_the_teacher_misses_is_not_trusted(model):
     missed = predictions_for(truth[0], score=-4.6, offset=600.0)
     trust, own = {}, {}
     for name, predictions in (("found", found), ("missed", missed)):
-        losses = teacher_losses(model, predictions, truth)
+        losses = unreduced_losses(model, predictions, truth)
         maps = compute_trust(losses, alpha=1.0, granularity="instance").maps
         trust[name] = maps[8][0, 0, 6, 6].item()
         # What GFL's own loss would have said of the object: its mean over the positive anchors.
@@ -541,7 +542,7 @@ def distilled(granularity):
         teacher=teacher,
         distillers=build_distillers(cfg, setting),
         pairs=pairs,
-        weigh=lambda losses: compute_trust(losses, 0.5, granularity),
+        weigh=partial(compute_trust, alpha=0.5, granularity=granularity),
         input_format="RGB",
     )
 
@@ -585,7 +586,7 @@ def test_checkpoint_of_a_distilled_student_loads_in_the_plain_detector():
 def test_object_losses_are_those_of_hard_labels(model):
     truth = SCENES["several"][:1]
     predictions = random_predictions(11, 1, 96, 96)
-    losses = teacher_losses(model, predictions, truth)
+    losses = unreduced_losses(model, predictions, truth)
     loss, known = object_loss(losses), losses.known_objects
     assert known.all()
     cls, box = (torch.cat([x[0].flatten(1).T for x in maps]).double() for maps in predictions)

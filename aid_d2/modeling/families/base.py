@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from detectron2.data import MetadataCatalog
 from detectron2.utils.registry import Registry
 
-from ...aid import Objects, TeacherLosses
+from ...aid import Objects, UnreducedLosses
 from ..dense_output import DenseOutput
 from ..levels import Level
 from .dense import dense_output
@@ -119,16 +119,16 @@ class DetectorFamily:
         Raises:
             NotImplementedError: AID does not know the losses of this detector.
         """
-        if type(self).teacher_losses is DetectorFamily.teacher_losses:
+        if type(self).unreduced_losses is DetectorFamily.unreduced_losses:
             raise NotImplementedError(
                 f"AID does not know the losses of a {type(self.model).__name__}. It knows "
                 f"{_known_detectors()}; for others set DISTILL.AID.ENABLED False, or register a "
                 "DetectorFamily."
             )
 
-    def teacher_losses(
+    def unreduced_losses(
         self, features: Dict[int, Tensor], predictions, objects: Objects
-    ) -> TeacherLosses:
+    ) -> UnreducedLosses:
         """The detector's losses on a batch, unreduced, with the detector in eval mode.
 
         Args:

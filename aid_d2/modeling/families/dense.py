@@ -12,7 +12,7 @@ from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.structures import Boxes, pairwise_iou
 
-from ...aid import BACKGROUND, IGNORED, LevelShape, Objects, TeacherLosses, split_levels
+from ...aid import BACKGROUND, IGNORED, LevelShape, Objects, UnreducedLosses, split_levels
 from ...iou import giou_loss
 from ..dense_output import DenseOutput
 from ..ignore_regions import inside_regions
@@ -133,7 +133,7 @@ def background_loss(cls: Tensor, owner: Tensor, levels: List[LevelShape]) -> Ten
 
     Args:
         cls: (N, R) classification loss.
-        owner: (N, R) as in :class:`TeacherLosses`.
+        owner: (N, R) as in :class:`UnreducedLosses`.
         levels: L levels.
 
     Returns:
@@ -150,13 +150,13 @@ def background_loss(cls: Tensor, owner: Tensor, levels: List[LevelShape]) -> Ten
 
 def focal_losses(
     detector: nn.Module, dense: DenseOutput, owner: Tensor, objects: Objects, box: Tensor
-) -> TeacherLosses:
+) -> UnreducedLosses:
     """Losses of a detector with focal loss, which divides all of them by the positive anchors.
 
     Args:
         detector: with `num_classes`, `focal_loss_alpha` and `focal_loss_gamma`.
         dense: its predictions.
-        owner: (N, R) as in :class:`TeacherLosses`.
+        owner: (N, R) as in :class:`UnreducedLosses`.
         objects: the ground truth.
         box: (N, R) box loss; counts where an anchor is positive.
     """
@@ -167,7 +167,7 @@ def focal_losses(
         alpha=detector.focal_loss_alpha,
         gamma=detector.focal_loss_gamma,
     ).sum(-1) * (owner != IGNORED)
-    return TeacherLosses(
+    return UnreducedLosses(
         levels=dense.levels,
         cls=cls,
         box=positive * box,

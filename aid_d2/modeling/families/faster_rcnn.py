@@ -10,7 +10,7 @@ from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes
 
-from ...aid import BACKGROUND, IGNORED, TeacherLosses, split_levels
+from ...aid import BACKGROUND, IGNORED, UnreducedLosses, split_levels
 from .base import FAMILY_REGISTRY, DetectorFamily
 from .dense import box_regression_loss, dense_output, match_by_iou, owned
 
@@ -86,7 +86,7 @@ class FasterRCNNFamily(DetectorFamily):
                 f"{rpn.in_features}. Set DISTILL.AID.ENABLED False for this detector."
             )
 
-    def teacher_losses(self, features, predictions, objects):
+    def unreduced_losses(self, features, predictions, objects):
         self.check_losses()
         rpn = self.model.proposal_generator
         dense = self.dense(features, predictions)
@@ -106,7 +106,7 @@ class FasterRCNNFamily(DetectorFamily):
             rpn.smooth_l1_beta,
         )
         per_image = torch.full_like(cls[:, 0], rpn.batch_size_per_image)
-        return TeacherLosses(
+        return UnreducedLosses(
             levels=dense.levels,
             cls=cls,
             box=box * rpn.loss_weight.get("loss_rpn_loc", 1.0),
@@ -147,7 +147,7 @@ def sampling_frequency(owner, batch_size: int, positive_fraction: float):
     """The probability that Detectron2's `subsample_labels` draws each anchor.
 
     Args:
-        owner: (N, R) as in :class:`TeacherLosses`.
+        owner: (N, R) as in :class:`UnreducedLosses`.
         batch_size: anchors drawn in an image.
         positive_fraction: at most this share of them positive.
 
@@ -169,7 +169,7 @@ def hardest_background(cls, owner, levels, count: int):
 
     Args:
         cls: (N, R) loss of each anchor.
-        owner: (N, R) as in :class:`TeacherLosses`.
+        owner: (N, R) as in :class:`UnreducedLosses`.
         levels: L levels.
         count: the divisor; a level with fewer anchors gives them all.
 

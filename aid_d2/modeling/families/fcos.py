@@ -33,7 +33,7 @@ class FCOSFamily(DenseFamily):
         per_level = dense.anchors_by_level
         return assign(lambda boxes: self._match(per_level, boxes), dense.anchors, objects)
 
-    def teacher_losses(self, features, predictions, objects):
+    def unreduced_losses(self, features, predictions, objects):
         model = self.model
         dense = self.dense(features, predictions)
         anchors, owner = dense.anchors, self.owners(dense, objects)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ...aid import IGNORED, TeacherLosses
+from ...aid import IGNORED, UnreducedLosses
 from ..atss import atss_match
 from ..gfl import GFL, location_cells, quality_focal_loss
 from .base import FAMILY_REGISTRY, DenseFamily
@@ -41,7 +41,7 @@ class GFLFamily(DenseFamily):
             objects,
         )
 
-    def teacher_losses(self, features, predictions, objects):
+    def unreduced_losses(self, features, predictions, objects):
         model = self.model
         dense = self.dense(features, predictions)
         owner = self.owners(dense, objects)
@@ -73,7 +73,7 @@ class GFLFamily(DenseFamily):
         # GFL's loss of an anchor over the one divisor N_pos: box losses have their own, sum q.
         own_loss = own.qfl + own_box * (batch_count / batch_weight)
         of_image = own.qfl.sum(1) / count.clamp(min=1) + own_box.sum(1) / weight.clamp(min=1)
-        return TeacherLosses(
+        return UnreducedLosses(
             levels=dense.levels,
             cls=cls,
             box=box,

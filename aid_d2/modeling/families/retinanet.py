@@ -21,7 +21,7 @@ class RetinaNetFamily(DenseFamily):
     def owners(self, dense, objects):
         return match_by_iou(self.model.anchor_matcher, dense.anchors, objects)
 
-    def teacher_losses(self, features, predictions, objects):
+    def unreduced_losses(self, features, predictions, objects):
         model = self.model
         dense = self.dense(features, predictions)
         owner = self.owners(dense, objects)
