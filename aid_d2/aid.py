@@ -255,7 +255,7 @@ def rescaled(maps: List[Tensor], inside: List[Tensor]) -> List[Tensor]:
 
 
 def level_loss(losses: UnreducedLosses, normalizer: str = "native") -> Tensor:
-    """The teacher's loss on each level, over the whole batch.
+    """A detector's loss on each level, over the whole batch.
 
     With `native` normalisation the levels add up to the detector's own dense loss, so that a level
     without objects has a small loss and nearly full trust. With `per_level` each level is divided
@@ -288,7 +288,7 @@ def image_loss(losses: UnreducedLosses, normalizer: str = "native") -> Tensor:
 
 
 def object_loss(losses: UnreducedLosses) -> Tensor:
-    """The teacher's loss on each object: cls + box, the mean over the object's positive anchors,
+    """A detector's loss on each object: cls + box, the mean over the object's positive anchors,
     plus the loss of a second stage.
 
     Returns:
@@ -299,7 +299,7 @@ def object_loss(losses: UnreducedLosses) -> Tensor:
 
 
 def location_loss(losses: UnreducedLosses) -> List[Tensor]:
-    """The teacher's loss at each location: cls + box, the mean over its positive anchors; without
+    """A detector's loss at each location: cls + box, the mean over its positive anchors; without
     one, the sum of cls. A second stage adds its loss on the smallest object there.
 
     Returns:

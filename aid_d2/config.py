@@ -65,8 +65,10 @@ def add_aid_config(cfg: CN) -> None:
     cfg.DISTILL.RECOMPUTE = False
     # float32 runs the teacher exactly as it was trained. bfloat16 is about twice as fast: under
     # autocast, batch norms folded into the convolutions, channels last; methods that bear it then
-    # run under autocast too. auto: where the device has it.
+    # run under autocast too, whatever SOLVER.BF16 says. auto: where the device has it.
     cfg.DISTILL.PRECISION = "auto"
+    # What it was called before, and the config.yaml of a teacher may still have.
+    cfg.register_deprecated_key("DISTILL.TEACHER.PRECISION")
 
     cfg.DISTILL.AID = CN()
     # False distils with weight 1 everywhere.

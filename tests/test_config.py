@@ -61,6 +61,12 @@ def test_a_dumped_config_reads_back(cfg, tmp_path):
     assert again.DISTILL == cfg.DISTILL
 
 
+def test_configs_of_before_the_precision_was_renamed_load(cfg, tmp_path):
+    (tmp_path / "config.yaml").write_text("VERSION: 2\nDISTILL: {TEACHER: {PRECISION: auto}}\n")
+    cfg.merge_from_file(str(tmp_path / "config.yaml"))
+    assert "PRECISION" not in cfg.DISTILL.TEACHER
+
+
 # Each key of DISTILL with a value that has to show in the losses of a step. The blocks of
 # NonLocal are shaken first: as they start, the identity, all of them are alike.
 EFFECTS = {

@@ -59,7 +59,8 @@ class Distiller(nn.Module):
         needs_predictions: whether it compares the dense predictions, `Observation.dense`. Student
             and teacher then need equal classes, anchors and levels.
         bears_bfloat16: whether it runs under autocast to bfloat16 where the teacher does. What its
-            layers give is then of half precision, which is not enough for a softmax over a map.
+            layers and products of matrices give is then rounded to 8 bits, which differences and
+            their norms bear and a softmax over a map does not. Its inputs are float32 all the same.
     """
 
     detectors: Tuple[str, ...] = ()

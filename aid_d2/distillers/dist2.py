@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from detectron2.config import CfgNode as CN
 
-from ..aid import UnreducedLosses, Trust
+from ..aid import Trust, UnreducedLosses
 from .adapters import channel_adapters, identity_conv
 from .anchors import counted_anchors
 from .base import DISTILLER_REGISTRY, Distiller

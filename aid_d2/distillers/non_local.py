@@ -70,12 +70,14 @@ class NonLocalBlock(nn.Module):
         theta, keys_and_values = self.project(x).split((inner, 2 * inner), dim=1)
         phi, g = F.max_pool2d(keys_and_values, window).chunk(2, dim=1)
         y = non_local(theta, phi, g)
-        # In half precision a covariance would be too inexact.
+        # Under autocast in float32 from here to the weight: rounded, a covariance can make a variance
+        # of 0.
         y = y.to(x.dtype)
         centered = y - y.mean((0, 2, 3), keepdim=True)
         with torch.autocast(x.device.type, enabled=False):
             weight = self._normalized_out(centered)
         z = F.conv2d(centered, weight, self.norm.bias)
+        # Adding another type would cost a CPU ten times as much.
         return z.add_(x.to(z.dtype))
 
     def _normalized_out(self, centered: Tensor) -> Tensor:

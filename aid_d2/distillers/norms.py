@@ -11,11 +11,11 @@ def weighted_distance(student: Tensor, teacher: Tensor, *weights: Tensor) -> Ten
     """``|| w1 w2 ... (S - T) ||_2`` over all elements.
 
     Args:
-        student, teacher: S and T, of one shape.
+        student, teacher: S and T, of one shape. It is computed in the student's type.
         weights: each of a shape that broadcasts to it; constants.
 
     Returns:
-        (), its gradient 0 where the distance is.
+        (), in float32 at least; its gradient is 0 where the distance is.
     """
     return _WeightedDistance.apply(student, teacher, *weights)
 
@@ -27,13 +27,14 @@ class _WeightedDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, student, teacher, *weights):
-        difference = student - teacher
+        # All of one type: an operation of two types takes a new map in the larger one.
+        difference = student - teacher.to(student.dtype)
+        weights = [weight.to(student.dtype) for weight in weights]
         for weight in weights:
             difference.mul_(weight)
-        dtype = torch.promote_types(difference.dtype, torch.float32)
-        distance = torch.linalg.vector_norm(difference, dtype=dtype)
+        distance = torch.linalg.vector_norm(difference)
         ctx.save_for_backward(difference, distance, *weights)
-        return distance
+        return distance.to(torch.promote_types(distance.dtype, torch.float32))
 
     @staticmethod
     @once_differentiable

@@ -18,8 +18,8 @@ from ..aid import (
     GRANULARITIES,
     NORMALIZERS,
     Objects,
-    UnreducedLosses,
     Trust,
+    UnreducedLosses,
     compute_trust,
 )
 from ..data import PSEUDO_LABELED
@@ -51,8 +51,9 @@ class DistilledDetector(nn.Module):
         teacher: None switches distillation off.
         distillers: methods by name.
         pairs: levels that the distillers compare.
-        weigh: AID's weights from the teacher's losses; None for distillation without AID.
-        relative: give it the student's losses too, as `student`.
+        weigh: AID's weights, from the teacher's losses and `student`, the student's own or None; None
+            for distillation without AID.
+        relative: give it the student's losses.
         weight: factor on all distillation losses, lambda in AID eq. 1.
         warmup_iters: over this many iterations the factor rises linearly from 0.
         recompute: keep nothing of a method's forward pass, but run it again in the backward pass.
@@ -234,8 +235,7 @@ class DistilledDetector(nn.Module):
             factor *= min(get_event_storage().iter / self.warmup_iters, 1.0)
         losses = {}
         for name, distiller in self.distiller.items():
-            cheap = distiller.bears_bfloat16 and self.teacher.dtype is torch.bfloat16
-            precision = torch.autocast(self.device.type, torch.bfloat16, enabled=cheap)
+            precision = self.teacher.autocast(distiller.bears_bfloat16)
             with record_function(f"aid_d2.{name}"), precision:
                 parts = self._run(distiller, student, teacher, trust)
             losses.update({f"loss_{name}_{part}": factor * loss for part, loss in parts.items()})

@@ -87,6 +87,12 @@ class Teacher:
             compile_backbone(self.model)
         logger.info(f"The teacher runs in {self.dtype}.")
 
+    def autocast(self, bearable: bool = True) -> torch.autocast:
+        """Autocast to the type that the teacher runs in, or none if that is not bearable."""
+        device = next(self.model.parameters()).device
+        enabled = bearable and self.dtype is torch.bfloat16
+        return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
     def prepares_images_like(self, student: nn.Module, input_format: str) -> bool:
         """Whether the student's normalised and padded images of this channel order do for it too."""
         known = all(
@@ -117,9 +123,7 @@ class Teacher:
         if images is None:
             images = self._prepare(batched_inputs, input_format)
         # Whatever the student trains in.
-        fast = self.dtype is torch.bfloat16
-        precision = torch.autocast(images.device.type, torch.bfloat16, enabled=fast)
-        with record_calls(taps) as calls, precision:
+        with record_calls(taps) as calls, self.autocast():
             observation = Observation(
                 self.family.features(self.model.backbone(images)), calls=calls
             )

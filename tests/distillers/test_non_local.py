@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from aid_d2.aid import Trust
 from aid_d2.distillers.non_local import NonLocal, NonLocalBlock, non_local
@@ -93,6 +94,18 @@ def test_a_map_of_two_cells_gives_a_finite_result(seed):
     x = 4 * torch.randn(1, 256, 1, 2)
     expected = copy.deepcopy(block).double()(x.double())
     torch.testing.assert_close(block(x).double(), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_block_under_autocast():
+    """Near the exact one, which it would not be with a covariance in half precision."""
+    torch.manual_seed(0)
+    block = NonLocalBlock(256, 64, 8)
+    nn.init.ones_(block.norm.weight)
+    x = torch.randn(2, 256, 40, 40) / 2
+    exact = copy.deepcopy(block).double()(x.double()) - x
+    with torch.autocast("cpu", torch.bfloat16):
+        fast = block(x).double() - x
+    assert (fast - exact).norm() < 0.1 * exact.norm()
 
 
 def test_block_starts_as_the_identity():

@@ -1,4 +1,4 @@
-"""Unreduced teacher losses against the detectors' own losses."""
+"""Unreduced losses against the detectors' own losses."""
 
 from dataclasses import replace
 
