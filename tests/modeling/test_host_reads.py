@@ -47,7 +47,8 @@ def reads(model, batch):
 
 
 # Per step, and inside Detectron2: the check in Box2BoxTransform.get_deltas; two for each image in
-# FCOS.label_anchors, for each map in ROIPooler. GFL looks up its positive anchors.
+# FCOS.label_anchors; for each map in ROIPooler, and its count of boxes. GFL looks up its positive
+# anchors.
 ALLOWED = {
     "RetinaNet": {"aten::_local_scalar_dense": 1},
     "FCOS": {"aten::index_put_": 4},
