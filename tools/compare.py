@@ -4,10 +4,10 @@
 
 What is done is kept: stopped or killed, the same command goes on where it was. `--output` then has
 
-    results.json    `runs`: row, seed, AP, AP50, AP75, AP of each class, seconds_per_step,
-                    peak_memory_mb, config_hash and versions
+    results.json    `runs`: row, seed, AP, AP50, AP75, AP of each class, seconds_per_step and what
+                    of it was spent waiting for data, peak_memory_mb, config_hash and versions
     results.md      means, spread over seeds, and paired differences with confidence intervals
-    results.png     and gain.png, if the suite has a `gain`
+    results.png     and gain.png, if the suite has `gains`
 
 after each run that ends. A run whose config has changed since is trained anew, in a folder of its
 own; for data that has changed choose another `--output`. Each run has one GPU; `--jobs` trains
@@ -26,6 +26,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Optional
 
 import torch
 import torchvision
@@ -120,8 +121,6 @@ class Job:
     def measure(self, resident_mb: float) -> dict:
         lines = self.metrics()
         final = lines[-1]
-        # Detectron2 gives the first steps no time.
-        times = [x["time"] for x in lines if "time" in x]
         # Detectron2 logs the peak of the GPU's memory, but writes it to no metric.
         on_gpu = re.findall(r"max_mem: (\d+)M", (self.folder / "log.txt").read_text())
         return {
@@ -130,7 +129,8 @@ class Job:
             "opts": self.run.opts,
             **{k.removeprefix("bbox/"): v for k, v in final.items() if k.startswith("bbox/AP")},
             **{k: v for k, v in final.items() if k.startswith("kitti/")},
-            "seconds_per_step": statistics.median(times) if times else None,
+            "seconds_per_step": median(lines, "time"),
+            "data_seconds_per_step": median(lines, "data_time"),
             "peak_memory_mb": max(map(int, on_gpu)) if on_gpu else round(resident_mb),
             "config_hash": self.run.config_hash,
             "versions": {
@@ -155,6 +155,12 @@ class Job:
         if not lines:
             return usual * self.max_iter
         return lines[-1]["time"] * (self.max_iter - lines[-1]["iteration"])
+
+
+def median(lines: list[dict], name: str) -> Optional[float]:
+    """Of a metric; Detectron2 gives the first steps no time, and an evaluation none at all."""
+    values = [x[name] for x in lines if name in x]
+    return statistics.median(values) if values else None
 
 
 def train_all(jobs: list[Job], slots: int, after_each) -> list[Job]:

@@ -55,7 +55,7 @@ def paired(results: Sequence[dict], row: str, baseline: str, metric: str) -> lis
 
 
 def write_report(suite: Suite, results: Sequence[dict], folder: Path) -> None:
-    """Write results.md, results.png, and for a suite with a `gain` gain.png.
+    """Write results.md, results.png, and for a suite with `gains` gain.png.
 
     Args:
         suite: what was run.
@@ -71,7 +71,7 @@ def write_report(suite: Suite, results: Sequence[dict], folder: Path) -> None:
     )
     (folder / "results.md").write_text("\n".join(sections) + "\n")
     _draw(suite, results, folder / "results.png")
-    if suite.gain:
+    if suite.gains:
         _draw_gain(suite, results, folder / "gain.png")
 
 
@@ -150,25 +150,28 @@ def _draw(suite: Suite, results: Sequence[dict], path: Path) -> None:
 
 
 def _draw_gain(suite: Suite, results: Sequence[dict], path: Path) -> None:
-    """AP50 that one row gains over another, against the AP50 of the teacher: a dot per seed."""
+    """AP50 that rows gain over others, against the AP50 of the teacher: a dot per seed."""
     pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(6, 4))
-    row, baseline = suite.gain
-    for group in suite.groups:
-        of_group = _of(group, results)
-        gains = paired(of_group, row, baseline, "AP50")
-        quality = [x["AP50"] for x in of_group if x["row"] == TEACHER]
-        if not gains or not quality:
-            continue
-        axes.plot(quality * len(gains), gains, "k.", markersize=4)
-        centre, half = confidence_interval(gains)
-        spread = 0.0 if math.isnan(half) else half
-        axes.errorbar(quality, [centre], [spread], fmt="o", capsize=4, label=group.name)
-    axes.axhline(0.0, color="gray", linewidth=0.5)
-    axes.set_xlabel("AP50 of the teacher")
-    axes.set_ylabel(f"AP50: {row} - {baseline}")
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend()
+    count = len(suite.gains)
+    figure, panels = pyplot.subplots(
+        1, count, figsize=(5 * count, 4), sharex=True, sharey=True, squeeze=False
+    )
+    for axes, (row, baseline) in zip(panels[0], suite.gains):
+        axes.set_xlabel("AP50 of the teacher")
+        axes.set_ylabel(f"AP50: {row} - {baseline}")
+        for group in suite.groups:
+            of_group = _of(group, results)
+            gains = paired(of_group, row, baseline, "AP50")
+            quality = [x["AP50"] for x in of_group if x["row"] == TEACHER]
+            if not gains or not quality:
+                continue
+            axes.plot(quality * len(gains), gains, "k.", markersize=4)
+            centre, half = confidence_interval(gains)
+            spread = 0.0 if math.isnan(half) else half
+            axes.errorbar(quality, [centre], [spread], fmt="o", capsize=4, label=group.name)
+        axes.axhline(0.0, color="gray", linewidth=0.5)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -20,7 +20,7 @@ TEACHER = "teacher"
 # and finds it far easier to follow it than from weights of its own.
 TEACHER_SEED = 1
 _DISTILLED = "DistilledDetector"
-_SUITE_KEYS = {"seeds", "opts", "groups", "gain"}
+_SUITE_KEYS = {"seeds", "opts", "groups", "gains"}
 _GAIN_KEYS = {"of", "over"}
 _GROUP_KEYS = {"teacher", "rows", "baselines", "opts"}
 _TEACHER_KEYS = {"config", "opts", "weights"}
@@ -119,12 +119,12 @@ class Suite:
     Attributes:
         path: of the file.
         groups: in the order of the file.
-        gain: (row, baseline) whose difference is drawn over the quality of the groups' teachers.
+        gains: (row, baseline) whose differences are drawn over the quality of the groups' teachers.
     """
 
     path: str
     groups: list[Group]
-    gain: Optional[tuple[str, str]] = None
+    gains: list[tuple[str, str]] = field(default_factory=list)
 
     def runs(self) -> Iterator[Run]:
         """Each training once: teachers first, then all rows of one seed before the next seed."""
@@ -182,14 +182,16 @@ def load_suite(path: str) -> Suite:
                 raise ValueError(f"{path}: {name} has no row {baseline!r}, one of its baselines.")
         _check_rows_are_comparable(path, group)
         groups.append(group)
-    gain = content.get("gain")
-    if gain is not None:
-        _check_keys(path, "gain", gain, _GAIN_KEYS, _GAIN_KEYS)
-        gain = gain["of"], gain["over"]
+    gains = []
+    for entry in content.get("gains") or []:
+        _check_keys(path, "an entry of gains", entry, _GAIN_KEYS, _GAIN_KEYS)
+        gains.append((entry["of"], entry["over"]))
         for group in groups:
-            if not {TEACHER, *gain} <= set(group.rows):
-                raise ValueError(f"{path}: {group.name} lacks a teacher or a row of gain, {gain}.")
-    return Suite(path, groups, gain)
+            if not {TEACHER, *gains[-1]} <= set(group.rows):
+                raise ValueError(
+                    f"{path}: {group.name} lacks a teacher or a row of gains, {gains[-1]}."
+                )
+    return Suite(path, groups, gains)
 
 
 def _run(path, group: str, row: str, seed: int, spec: dict, common: dict) -> Run:

@@ -60,3 +60,35 @@ def corrupt_coco(rng: np.random.Generator, coco: dict, share: float) -> dict:
             label = {**label, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
         labels.append({**label, "label_error": kind} if kind else label)
     return {**coco, "annotations": labels}
+
+
+def swap_classes(coco: dict, pairs: Sequence[tuple[str, str]]) -> dict:
+    """Gives all labels of two classes the name of the other one: errors that can be learned.
+
+    Args:
+        coco: a data set in COCO's format.
+        pairs: names of classes, none of them twice.
+
+    Returns:
+        the data set with errors. A label of these classes says so in its key `label_error`.
+
+    Raises:
+        ValueError: a class is not in the data set, or is named twice.
+    """
+    ids = {x["name"]: x["id"] for x in coco["categories"]}
+    names = [name for pair in pairs for name in pair]
+    for name in names:
+        if name not in ids:
+            raise ValueError(f"There is no class {name!r} to be swapped; there are {sorted(ids)}.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"The classes to be swapped are {names}; name each of them once.")
+    other = {ids[x]: ids[y] for pair in pairs for x, y in (pair, pair[::-1])}
+    labels = [
+        (
+            {**x, "category_id": other[x["category_id"]], "label_error": WRONG_CLASS}
+            if x["category_id"] in other
+            else x
+        )
+        for x in coco["annotations"]
+    ]
+    return {**coco, "annotations": labels}

@@ -69,18 +69,20 @@ def test_report(tmp_path):
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_gain_over_teachers_is_drawn(tmp_path, monkeypatch):
-    """One point per teacher: its AP50, and the mean difference with its interval."""
+def test_gains_over_teachers_are_drawn(tmp_path, monkeypatch):
+    """A panel per gain, with one point per teacher: its AP50, and the mean gain with its interval."""
     drawn = []
     monkeypatch.setattr(
-        "matplotlib.axes.Axes.errorbar", lambda self, x, y, e, **kwargs: drawn.append((x, y, e))
+        "matplotlib.axes.Axes.errorbar",
+        lambda self, x, y, e, **kwargs: drawn.append((self.get_ylabel(), *x, *y, *e)),
     )
-    with_gain = suite()
-    with_gain.gain = ("zhang", "student")
-    write_report(with_gain, results(), tmp_path)
-    (((quality,), (centre,), (half,)),) = drawn
-    assert (quality, centre) == (50.0, 2.0)
-    assert half == pytest.approx(4.303 / math.sqrt(3), rel=1e-4)
+    with_gains = suite()
+    with_gains.gains = [("zhang", "student"), ("student", "zhang")]
+    write_report(with_gains, results(), tmp_path)
+    half = pytest.approx(4.303 / math.sqrt(3), rel=1e-4)
+    assert drawn == [("AP50: zhang - student", 50.0, 2.0, half)] + [
+        ("AP50: student - zhang", 50.0, -2.0, half)
+    ]
     assert (tmp_path / "gain.png").read_bytes().startswith(b"\x89PNG")
 
 

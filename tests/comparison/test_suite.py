@@ -136,8 +136,8 @@ def test_hash_changes_with_whatever_the_result_depends_on(load):
         (["groups", "good", "baselines"], ["zhang"], "good has no row 'zhang'"),
         (["groups", "good", "teacher"], None, "good.pkd is distilled and has no teacher"),
         (["groups", "good", "teacher", "weights"], "no.pth", "good.teacher has no file no.pth"),
-        (["gain"], {"of": "pkd"}, "gain has .'of'.; it needs"),
-        (["gain"], {"of": "pkd", "over": "zhang"}, "good lacks a teacher or a row of gain"),
+        (["gains"], [{"of": "pkd"}], "an entry of gains has .'of'.; it needs"),
+        (["gains"], [{"of": "pkd", "over": "zhang"}], "good lacks a teacher or a row of gains"),
         (["groups", "good", "teacher", "seeds"], [1], "good.teacher has .*'seeds'"),
         (
             ["groups", "good", "rows", "pkd", "opts"],

@@ -31,16 +31,15 @@ def coco():
 
 @pytest.fixture
 def corrupt(load_tool, monkeypatch, tmp_path, coco):
-    """`corrupt(name, share, *options)`: what the tool writes."""
+    """`corrupt(name, *options)`: what the tool writes."""
     (tmp_path / "clean.json").write_text(json.dumps(coco))
     tool = load_tool("corrupt_coco")
 
-    def call(name, share, *options):
+    def call(name, *options):
         output = tmp_path / name
         monkeypatch.setattr(
             "sys.argv",
-            ["corrupt_coco.py", str(tmp_path / "clean.json")]
-            + ["--share", str(share), "--output", str(output), *options],
+            ["corrupt_coco.py", str(tmp_path / "clean.json"), "--output", str(output), *options],
         )
         tool.main()
         return json.loads(output.read_text())
@@ -49,7 +48,7 @@ def corrupt(load_tool, monkeypatch, tmp_path, coco):
 
 
 def test_three_kinds_of_errors_of_the_asked_share(corrupt, coco, capsys):
-    noisy = corrupt("noisy.json", 0.3)
+    noisy = corrupt("noisy.json", "--share", "0.3")
     assert noisy["images"] == coco["images"] and noisy["categories"] == coco["categories"]
     before = {x["id"]: x for x in coco["annotations"]}
     errors = {"wrong class": 0, "jittered box": 0}
@@ -79,22 +78,35 @@ def test_three_kinds_of_errors_of_the_asked_share(corrupt, coco, capsys):
 
 
 def test_equal_seeds_give_equal_errors(corrupt, coco):
-    first = corrupt("first.json", 0.5)
-    assert corrupt("again.json", 0.5) == first
-    assert corrupt("other.json", 0.5, "--seed", "1") != first
-    assert corrupt("clean_copy.json", 0) == coco
+    first = corrupt("first.json", "--share", "0.5")
+    assert corrupt("again.json", "--share", "0.5") == first
+    assert corrupt("other.json", "--share", "0.5", "--seed", "1") != first
+    assert corrupt("clean_copy.json", "--share", "0") == coco
 
 
 def test_a_single_class_is_never_wrong(corrupt, coco, tmp_path):
     coco["categories"] = coco["categories"][:1]
     (tmp_path / "clean.json").write_text(json.dumps(coco))
-    kinds = {x.get("label_error") for x in corrupt("noisy.json", 1)["annotations"]}
+    kinds = {x.get("label_error") for x in corrupt("noisy.json", "--share", "1")["annotations"]}
     assert kinds == {"jittered box"}
 
 
+def test_swapped_classes_have_the_names_of_each_other(corrupt, coco, capsys):
+    labels = corrupt("swapped.json", "--swap", "9", "2")["annotations"]
+    assert "1333 labels are wrong, 0 are gone" in capsys.readouterr().out  # two thirds of 2000
+    for label, true in zip(labels, coco["annotations"], strict=True):
+        kind = label.pop("label_error", None)
+        assert (kind is None) == (true["category_id"] == 5)
+        assert label == {**true, "category_id": {2: 9, 5: 5, 9: 2}[true["category_id"]]}
+
+
 def test_errors_are_named(corrupt):
+    with pytest.raises(ValueError, match="no class 'bus' to be swapped; there are .*'9'"):
+        corrupt("swapped.json", "--swap", "2", "bus")
+    with pytest.raises(ValueError, match="name each of them once"):
+        corrupt("swapped.json", "--swap", "2", "5", "--swap", "5", "9")
     with pytest.raises(ValueError, match="share of wrong labels is 1.5; it has to lie between"):
-        corrupt("noisy.json", 1.5)
-    corrupt("noisy.json", 0.1)
+        corrupt("noisy.json", "--share", "1.5")
+    corrupt("noisy.json", "--share", "0.1")
     with pytest.raises(FileExistsError, match="noisy.json exists already"):
-        corrupt("noisy.json", 0.1)
+        corrupt("noisy.json", "--share", "0.1")
