@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Optional
@@ -57,12 +58,16 @@ def paired(results: Sequence[dict], row: str, baseline: str, metric: str) -> lis
 def write_report(suite: Suite, results: Sequence[dict], folder: Path) -> None:
     """Write results.md, results.png, and for a suite with `gains` gain.png.
 
+    Groups of which nothing has been run yet are left out.
+
     Args:
         suite: what was run.
         results: the entries of `runs` in results.json, of all groups.
         folder: where to.
     """
     sections = [f"# {suite.path}\n"]
+    begun = {x["group"] for x in results}
+    suite = replace(suite, groups=[x for x in suite.groups if x.name in begun])
     for group in suite.groups:
         sections.append(f"## {group.name}\n\n{_table(group, _of(group, results))}\n")
     sections.append(
@@ -70,6 +75,8 @@ def write_report(suite: Suite, results: Sequence[dict], folder: Path) -> None:
         "95% interval of Student's t."
     )
     (folder / "results.md").write_text("\n".join(sections) + "\n")
+    if not begun:
+        return
     _draw(suite, results, folder / "results.png")
     if suite.gains:
         _draw_gain(suite, results, folder / "gain.png")
