@@ -1,4 +1,4 @@
-"""Areas of boxes and the GIoU loss, without waiting for the device."""
+"""Areas and overlaps of boxes and the GIoU loss, without waiting for the device."""
 
 import torch
 from torch import Tensor
@@ -15,6 +15,29 @@ def area(low: Tensor, high: Tensor) -> Tensor:
     # A product of two: that of `prod` along a dimension waits for the device in its gradient.
     width, height = (high - low).clamp(min=0).unbind(-1)
     return width * height
+
+
+@torch.no_grad()
+def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Intersection over union of each box with each other one, without a gradient.
+
+    Detectron2's has the same values, but takes three times as long on a CPU, where most of the time
+    goes into new memory.
+
+    Args:
+        boxes: (m, 4) x1 y1 x2 y2.
+        others: (R, 4) likewise.
+
+    Returns:
+        (m, R); 0 where both boxes have no area.
+    """
+    x1, y1, x2, y2 = boxes[:, :, None].unbind(1)
+    u1, v1, u2, v2 = others.unbind(1)
+    width = torch.minimum(x2, u2).sub_(torch.maximum(x1, u1)).clamp_(min=0)
+    height = torch.minimum(y2, v2).sub_(torch.maximum(y1, v1)).clamp_(min=0)
+    inner = width.mul_(height)
+    union = ((x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1)).sub_(inner)
+    return inner.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))
 
 
 def giou_loss(boxes: Tensor, targets: Tensor) -> Tensor:

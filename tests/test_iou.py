@@ -1,9 +1,11 @@
-"""Areas and GIoU against torchvision."""
+"""Areas, IoU and GIoU against torchvision and Detectron2."""
 
+import pytest
 import torch
-from torchvision.ops import box_area, generalized_box_iou
+from torchvision.ops import box_area, box_iou, generalized_box_iou
 
-from aid_d2.iou import area, giou_loss
+import detectron2.structures as d2
+from aid_d2.iou import area, giou_loss, pairwise_iou
 
 
 def boxes(count, seed):
@@ -41,3 +43,21 @@ def test_area():
     a = boxes(9, seed=5)
     assert torch.equal(area(a[:, :2], a[:, 2:]), box_area(a))
     assert area(a[:, 2:] + 1, a[:, :2]).eq(0).all()
+
+
+@pytest.mark.parametrize("count", [0, 1, 30])
+def test_pairwise_iou_equals_torchvisions_and_bit_by_bit_detectron2s(count):
+    """By equal bits anchors are assigned as Detectron2 does also where two objects are equally near."""
+    a, b = boxes(30, seed=6)[:count], boxes(40, seed=7)
+    before = a.clone(), b.clone()
+    iou = pairwise_iou(a, b)
+    # torchvision has 0 / 0 for the pair without area.
+    torch.testing.assert_close(iou, box_iou(a, b).nan_to_num(), rtol=1e-12, atol=1e-12)
+    assert torch.equal(a, before[0]) and torch.equal(b, before[1])
+    a, b = a.float(), b.float()
+    assert torch.equal(pairwise_iou(a, b), d2.pairwise_iou(d2.Boxes(a), d2.Boxes(b)))
+
+
+def test_iou_of_equal_boxes_without_area_is_zero():
+    point = torch.tensor([[3.0, 4.0, 3.0, 4.0]])
+    assert pairwise_iou(point, point).item() == 0

@@ -9,9 +9,9 @@ from torch import Tensor
 from detectron2.config import CfgNode as CN
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.roi_heads import StandardROIHeads
-from detectron2.structures import Boxes, pairwise_iou
 
 from ..aid import Objects
+from ..iou import pairwise_iou
 from .base import DISTILLER_REGISTRY, Distiller
 
 
@@ -70,7 +70,7 @@ def proposal_classes(
     )
     result = []
     for proposals, truth, classes in of_images:
-        index, label = matcher(pairwise_iou(Boxes(truth), Boxes(proposals)))
+        index, label = matcher(pairwise_iou(truth, proposals))
         # The class after the last keeps the index valid in an image without objects.
         classes = torch.cat([classes, classes.new_full((1,), background)])
         result.append(torch.where(label == 1, classes[index], background))

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from detectron2.config import CfgNode as CN
-from detectron2.structures import Boxes, pairwise_iou
+from detectron2.structures import Boxes
 
 from ..aid import Objects
+from ..iou import pairwise_iou
 from .adapters import level_adapters
 from .base import DISTILLER_REGISTRY, Distiller
 
@@ -26,7 +27,7 @@ def near_objects(boxes: Tensor, anchors: Boxes, threshold: float) -> Tensor:
     Returns:
         (R,) bool
     """
-    iou = pairwise_iou(Boxes(boxes), anchors)
+    iou = pairwise_iou(boxes, anchors.tensor)
     return (iou > threshold * iou.amax(1, keepdim=True)).any(0)
 
 

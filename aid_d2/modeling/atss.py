@@ -5,7 +5,9 @@ from typing import List
 import torch
 from torch import Tensor
 
-from detectron2.structures import Boxes, pairwise_iou
+from detectron2.structures import Boxes
+
+from ..iou import pairwise_iou
 
 # A centre nearer to the border of an object than this, in pixels, is not inside it.
 _MARGIN = 0.01
@@ -44,7 +46,7 @@ def atss_match(
         start += level.shape[1]
     nearest = torch.cat(nearest, dim=1)
 
-    iou = pairwise_iou(Boxes(boxes), Boxes(anchors))
+    iou = pairwise_iou(boxes, anchors)
     candidate_iou = iou.gather(1, nearest)
     threshold = candidate_iou.mean(1, keepdim=True)
     if nearest.shape[1] > 1:  # the unbiased deviation of a single value does not exist

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from detectron2.layers import ciou_loss, diou_loss
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
-from detectron2.structures import Boxes, pairwise_iou
+from detectron2.structures import Boxes
 
 from ...aid import BACKGROUND, IGNORED, LevelShape, Objects, UnreducedLosses, split_levels
-from ...iou import giou_loss
+from ...iou import giou_loss, pairwise_iou
 from ..dense_output import DenseOutput
 from ..ignore_regions import inside_regions
 
@@ -99,7 +99,7 @@ def match_by_iou(matcher: Matcher, anchors: Tensor, objects: Objects) -> Tensor:
     def match(boxes: Tensor) -> Tensor:
         if len(boxes) == 0:
             return torch.full((len(anchors),), BACKGROUND, device=anchors.device)
-        iou = pairwise_iou(Boxes(boxes), Boxes(anchors))
+        iou = pairwise_iou(boxes, anchors)
         best, index = iou.max(0)
         label = torch.full_like(index, matcher.labels[0])
         for threshold, above in zip(matcher.thresholds[1:], matcher.labels[1:]):
