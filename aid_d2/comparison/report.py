@@ -166,7 +166,7 @@ def _draw_gain(suite: Suite, results: Sequence[dict], path: Path) -> None:
     for axes, (row, baseline) in zip(panels[0], suite.gains):
         axes.set_xlabel("AP50 of the teacher")
         axes.set_ylabel(f"AP50: {row} - {baseline}")
-        for group in suite.groups:
+        for index, group in enumerate(suite.groups):
             of_group = _of(group, results)
             gains = paired(of_group, row, baseline, "AP50")
             quality = [x["AP50"] for x in of_group if x["row"] == TEACHER]
@@ -175,7 +175,9 @@ def _draw_gain(suite: Suite, results: Sequence[dict], path: Path) -> None:
             axes.plot(quality * len(gains), gains, "k.", markersize=4)
             centre, half = confidence_interval(gains)
             spread = 0.0 if math.isnan(half) else half
-            axes.errorbar(quality, [centre], [spread], fmt="o", capsize=4, label=group.name)
+            # A group has one colour, also where others are missing in a panel.
+            look = {"fmt": "o", "capsize": 4, "color": f"C{index}", "label": group.name}
+            axes.errorbar(quality, [centre], [spread], **look)
         axes.axhline(0.0, color="gray", linewidth=0.5)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()

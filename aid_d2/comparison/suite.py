@@ -185,12 +185,11 @@ def load_suite(path: str) -> Suite:
     gains = []
     for entry in content.get("gains") or []:
         _check_keys(path, "an entry of gains", entry, _GAIN_KEYS, _GAIN_KEYS)
-        gains.append((entry["of"], entry["over"]))
+        gain = entry["of"], entry["over"]
         for group in groups:
-            if not {TEACHER, *gains[-1]} <= set(group.rows):
-                raise ValueError(
-                    f"{path}: {group.name} lacks a teacher or a row of gains, {gains[-1]}."
-                )
+            if not {TEACHER, *gain} <= set(group.rows):
+                raise ValueError(f"{path}: {group.name} lacks a teacher or a row of gains, {gain}.")
+        gains.append(gain)
     return Suite(path, groups, gains)
 
 

@@ -80,8 +80,9 @@ def test_gains_over_teachers_are_drawn(tmp_path, monkeypatch):
     with_gains.gains = [("zhang", "student"), ("student", "zhang")]
     write_report(with_gains, results(), tmp_path)
     half = pytest.approx(4.303 / math.sqrt(3), rel=1e-4)
-    assert drawn == [("AP50: zhang - student", 50.0, 2.0, half)] + [
-        ("AP50: student - zhang", 50.0, -2.0, half)
+    assert drawn == [
+        ("AP50: zhang - student", 50.0, 2.0, half),
+        ("AP50: student - zhang", 50.0, -2.0, half),
     ]
     assert (tmp_path / "gain.png").read_bytes().startswith(b"\x89PNG")
 
