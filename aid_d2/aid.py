@@ -21,7 +21,7 @@ by: the teacher counts fully wherever it is the better of the two.
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Callable, List, Optional, Tuple
+from typing import Callable, Dict, Hashable, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -53,6 +53,7 @@ class Objects:
         counts: number of objects in each of the N images.
         ignored: per image the boxes (I, 4) of its ignore regions, where nothing is known.
         image_sizes: (height, width) of each image, without padding.
+        owners: assignments of anchors to these objects, (N, R) each, by the rule they are made by.
     """
 
     boxes: Tensor
@@ -60,6 +61,7 @@ class Objects:
     counts: List[int]
     ignored: List[Tensor]
     image_sizes: List[Tuple[int, int]] = field(default_factory=list)
+    owners: Dict[Hashable, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def from_instances(cls, instances: List[Instances], device: torch.device) -> "Objects":
@@ -93,7 +95,7 @@ class Objects:
         return order[torch.argsort(self.image_index[order], stable=True)]
 
 
-@dataclass
+@dataclass(frozen=True)
 class LevelShape:
     """A level of a dense prediction: `anchors` boxes at each of height x width locations."""
 

@@ -157,17 +157,17 @@ class DistilledDetector(nn.Module):
         """
         if not self.training or self.teacher is None:
             return self.student(batched_inputs)
+        objects = Objects.from_instances([x["instances"] for x in batched_inputs], self.device)
         # The labels are read by tools/profile_step.py, and in any profile.
         with record_function("aid_d2.student"):
-            student, losses = self._observe_student(batched_inputs)
+            student, losses = self._observe_student(batched_inputs, objects)
         taps = self._taps(self.teacher.family)
         images = student.calls[self.student.backbone][-1].inputs[0] if self.shares_images else None
         with record_function("aid_d2.teacher"):
             teacher = self.teacher.observe(
                 batched_inputs, self.input_format, self.needs_teacher_head, taps, images
             )
-        objects = Objects.from_instances([x["instances"] for x in batched_inputs], self.device)
-        student.objects = teacher.objects = objects
+        teacher.objects = objects
         with torch.autocast(self.device.type, enabled=False):
             with record_function("aid_d2.trust"):
                 trust = self._trust(student, teacher, batched_inputs)
@@ -191,15 +191,21 @@ class DistilledDetector(nn.Module):
     def _taps(self, family: DetectorFamily) -> List[nn.Module]:
         return [tap for distiller in self.distiller.values() for tap in distiller.taps(family)]
 
-    def _observe_student(self, batched_inputs: List[dict]) -> Tuple[Observation, Dict[str, Tensor]]:
+    def _observe_student(
+        self, batched_inputs: List[dict], objects: Objects
+    ) -> Tuple[Observation, Dict[str, Tensor]]:
         """What the student computes for its own losses, and these."""
         family = self._family
         own = [module for module in (self.student.backbone, family.head) if module is not None]
+
+        def features() -> Dict[int, Tensor]:
+            return family.features(calls[self.student.backbone][-1].output)
+
         with record_calls([*own, *self._taps(family)]) as calls:
-            losses = self.student(batched_inputs)
-        features = family.features(calls[self.student.backbone][-1].output)
+            with family.sharing_owners(features, objects):
+                losses = self.student(batched_inputs)
         predictions = calls[family.head][-1].output if family.head is not None else None
-        return Observation(features, predictions, calls), losses
+        return Observation(features(), predictions, calls, objects=objects), losses
 
     def _trust(
         self, student: Observation, teacher: Observation, batched_inputs: List[dict]

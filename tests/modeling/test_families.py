@@ -20,7 +20,7 @@ from aid_d2.aid import (
     smallest_object,
 )
 from aid_d2.modeling import Teacher
-from aid_d2.modeling.families.dense import match_by_iou
+from aid_d2.modeling.families.assignment import match_by_iou
 from aid_d2.modeling.families.faster_rcnn import hardest_background, sampling_frequency
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.sampling import subsample_labels

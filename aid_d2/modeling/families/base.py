@@ -1,15 +1,19 @@
 """What aid_d2 has to know of a family of detectors, in one interface."""
 
-from typing import Dict, List, Optional, Sequence, Type
+from contextlib import contextmanager
+from typing import Callable, Dict, Hashable, Iterator, List, Optional, Sequence, Tuple, Type
 
+import torch
 from torch import Tensor, nn
 
 from detectron2.data import MetadataCatalog
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.registry import Registry
 
-from ...aid import Objects, UnreducedLosses
+from ...aid import IGNORED, LevelShape, Objects, UnreducedLosses
 from ..dense_output import DenseOutput
 from ..levels import Level
+from .assignment import Labels, owned
 from .dense import dense_output
 
 FAMILY_REGISTRY = Registry("DETECTOR_FAMILY")
@@ -102,13 +106,76 @@ class DetectorFamily:
             f"of {_known_detectors()}. Register a DetectorFamily for it."
         )
 
-    def owners(self, dense: DenseOutput, objects: Objects) -> Tensor:
-        """The detector's own assignment of anchors to objects, without sampling.
+    @property
+    def assignment(self) -> Hashable:
+        """The rule that anchors are assigned to objects by. Equal rules share the result."""
+        return self.model
+
+    def assign(self, levels: List[LevelShape], anchors: Tensor, objects: Objects) -> Tensor:
+        """The detector's own assignment of its anchors to objects, without sampling.
+
+        Args:
+            levels: finest first.
+            anchors: (R, 4) of an image, level after level.
+            objects: ground truth of N images.
 
         Returns:
             (N, R) int64: index into objects.boxes, BACKGROUND or IGNORED.
         """
         raise NotImplementedError
+
+    def owners(self, dense: DenseOutput, objects: Objects) -> Tensor:
+        """As :meth:`assign`, once for the same objects."""
+        return self._owners(dense.levels, dense.anchors, objects)
+
+    def _owners(self, levels: List[LevelShape], anchors: Tensor, objects: Objects) -> Tensor:
+        key = (self.assignment, *levels)
+        if key not in objects.owners:
+            objects.owners[key] = self.assign(levels, anchors, objects)
+        return objects.owners[key]
+
+    @property
+    def labeller(self) -> Optional[Tuple[nn.Module, Callable]]:
+        """The part of the detector, and the method of its class, that labels anchors for its loss;
+        None where :meth:`labels` does not say the same.
+        """
+        return None
+
+    def labels(self, owner: Tensor, anchors: Tensor, objects: Objects) -> Labels:
+        """What the labeller returns for images with these owners (N, R) of anchors (R, 4)."""
+        raise NotImplementedError
+
+    @contextmanager
+    def sharing_owners(
+        self, features: Callable[[], Dict[int, Tensor]], objects: Objects
+    ) -> Iterator[None]:
+        """While open, the detector takes the labels of anchors from :meth:`owners`, as others do.
+
+        A labeller that a subclass or somebody else has replaced stays as it is.
+
+        Args:
+            features: returns the maps of the forward pass that the labels are for.
+            objects: its ground truth.
+        """
+        module, method = self.labeller or (None, None)
+        if method is None or getattr(module, method.__name__) != method.__get__(module):
+            yield
+            return
+
+        def label(anchors: List[Boxes], gt_instances: List[Instances]) -> Labels:
+            anchors = Boxes.cat(anchors).tensor
+            per_location = self.anchor_generator.num_cell_anchors
+            levels = [
+                LevelShape(stride, *x.shape[-2:], count)
+                for (stride, x), count in zip(features().items(), per_location)
+            ]
+            return self.labels(self._owners(levels, anchors, objects), anchors, objects)
+
+        setattr(module, method.__name__, label)
+        try:
+            yield
+        finally:
+            delattr(module, method.__name__)
 
     def predict(self, towers: Dict[str, List[Tensor]]):
         """The dense head's predictions, as `head` returns them, from the output of its `towers`."""
@@ -175,6 +242,11 @@ class DenseFamily(DetectorFamily):
     def towers(self):
         # Those of Detectron2's RetinaNetHead.
         return {"cls": self.head.cls_subnet, "box": self.head.bbox_subnet}
+
+    def labels(self, owner, anchors, objects):
+        no_class = torch.where(owner == IGNORED, -1, self.num_classes)
+        labels = owned(objects.classes, owner, no_class)
+        return list(labels), list(owned(objects.boxes, owner, anchors))
 
     def dense(self, features, predictions):
         return dense_output(

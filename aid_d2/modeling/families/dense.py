@@ -1,21 +1,20 @@
 """Dense predictions against ground truth, without reduction: shared by the detector families."""
 
 from functools import partial
-from typing import Callable, Dict, List
+from typing import Dict, List
 
 import torch
 from fvcore.nn import sigmoid_focal_loss, smooth_l1_loss
 from torch import Tensor, nn
 
 from detectron2.layers import ciou_loss, diou_loss
-from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.structures import Boxes
 
 from ...aid import BACKGROUND, IGNORED, LevelShape, Objects, UnreducedLosses, split_levels
-from ...iou import giou_loss, pairwise_iou
+from ...iou import giou_loss
 from ..dense_output import DenseOutput
-from ..ignore_regions import inside_regions
+from .assignment import owned
 
 _IOU_LOSSES = {
     "giou": giou_loss,
@@ -67,62 +66,9 @@ def _cut(x: Tensor, feature: Tensor) -> Tensor:
     return x[..., : feature.shape[-2], : feature.shape[-1]]
 
 
-def assign(match: Callable[[Tensor], Tensor], anchors: Tensor, objects: Objects) -> Tensor:
-    """Assign the anchors of each image, and leave out the background in ignore regions.
-
-    Args:
-        match: of the boxes (m, 4) of one image: for every anchor the index into them, BACKGROUND
-            or IGNORED.
-        anchors: (R, 4).
-        objects: ground truth of N images.
-
-    Returns:
-        (N, R) int64: the object, BACKGROUND or IGNORED.
-    """
-    owners, start = [], 0
-    for boxes, regions in zip(objects.boxes.split(objects.counts), objects.ignored):
-        index = match(boxes)
-        owner = torch.where(index >= 0, index + start, index)
-        if len(regions):
-            owner[(owner == BACKGROUND) & inside_regions(anchors, regions)] = IGNORED
-        owners.append(owner)
-        start += len(boxes)
-    return torch.stack(owners)
-
-
-def match_by_iou(matcher: Matcher, anchors: Tensor, objects: Objects) -> Tensor:
-    """Assign anchors as a detector's own IoU matcher does, without sampling; see :func:`assign`.
-
-    The matcher itself reads results off the device, for which the device would be waited for.
-    """
-
-    def match(boxes: Tensor) -> Tensor:
-        if len(boxes) == 0:
-            return torch.full((len(anchors),), BACKGROUND, device=anchors.device)
-        iou = pairwise_iou(boxes, anchors)
-        best, index = iou.max(0)
-        label = torch.full_like(index, matcher.labels[0])
-        for threshold, above in zip(matcher.thresholds[1:], matcher.labels[1:]):
-            label = torch.where(best >= threshold, above, label)
-        if matcher.allow_low_quality_matches:
-            nearest = (iou == iou.amax(1, keepdim=True)).any(0)
-            label = torch.where(nearest, 1, label)
-        return torch.where(label == 1, index, torch.where(label == 0, BACKGROUND, IGNORED))
-
-    return assign(match, anchors, objects)
-
-
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     """Labels (...) as bool (..., K); none is set for a label outside 0 .. K-1."""
     return labels[..., None] == torch.arange(num_classes, device=labels.device)
-
-
-def owned(values: Tensor, owner: Tensor, default: Tensor) -> Tensor:
-    """Gather values (M, ...) by owner (N, R); `default` where the owner is no object."""
-    positive = owner >= 0
-    padded = torch.cat([values, values.new_zeros(1, *values.shape[1:])])
-    gathered = padded[torch.where(positive, owner, len(values))]
-    return torch.where(positive.view(*owner.shape, *[1] * (values.dim() - 1)), gathered, default)
 
 
 def background_loss(cls: Tensor, owner: Tensor, levels: List[LevelShape]) -> Tensor:

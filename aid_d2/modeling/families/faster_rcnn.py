@@ -1,5 +1,6 @@
 """Faster R-CNN (Ren et al., NeurIPS 2015) on a feature pyramid."""
 
+from functools import cached_property
 from typing import Dict, List, Tuple
 
 import torch
@@ -7,12 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes
 
 from ...aid import BACKGROUND, IGNORED, UnreducedLosses, split_levels
 from .base import FAMILY_REGISTRY, DetectorFamily
-from .dense import box_regression_loss, dense_output, match_by_iou, owned
+from .assignment import iou_rule, match_by_iou, owned
+from .dense import box_regression_loss, dense_output
 
 
 @FAMILY_REGISTRY.register()
@@ -50,8 +53,27 @@ class FasterRCNNFamily(DetectorFamily):
     def dense(self, features, predictions):
         return dense_output(self.anchor_generator, self.box_transform, features, predictions, 1, 4)
 
-    def owners(self, dense, objects):
-        return match_by_iou(self.model.proposal_generator.anchor_matcher, dense.anchors, objects)
+    @cached_property
+    def assignment(self):
+        return iou_rule(self.anchor_generator, self.model.proposal_generator.anchor_matcher)
+
+    def assign(self, levels, anchors, objects):
+        return match_by_iou(self.model.proposal_generator.anchor_matcher, anchors, objects)
+
+    @property
+    def labeller(self):
+        rpn = self.model.proposal_generator
+        # Anchors across the border of the image count for us.
+        if getattr(rpn, "anchor_boundary_thresh", 0) >= 0:
+            return None
+        return rpn, RPN.label_and_sample_anchors
+
+    def labels(self, owner, anchors, objects):
+        positive = (owner >= 0).to(torch.int8)
+        labels = torch.where(owner == IGNORED, -1, positive)
+        for of_image in labels:
+            self.model.proposal_generator._subsample_labels(of_image)
+        return list(labels), list(owned(objects.boxes, owner, anchors))
 
     def score(self, features: Dict[int, Tensor], boxes: List[Tensor]) -> Tuple[Tensor, Tensor]:
         """The box head on given boxes.

@@ -8,7 +8,8 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes, Instances
 
 from .base import FAMILY_REGISTRY, DenseFamily
-from .dense import assign, box_regression_loss, focal_losses, owned
+from .assignment import assign, owned
+from .dense import box_regression_loss, focal_losses
 
 
 @FAMILY_REGISTRY.register()
@@ -29,9 +30,9 @@ class FCOSFamily(DenseFamily):
         )
         return [[x.float() for x in level] for level in maps]
 
-    def owners(self, dense, objects):
-        per_level = dense.anchors_by_level
-        return assign(lambda boxes: self._match(per_level, boxes), dense.anchors, objects)
+    def assign(self, levels, anchors, objects):
+        per_level = [Boxes(x) for x in anchors.split([x.num_anchors for x in levels])]
+        return assign(lambda boxes: self._match(per_level, boxes), anchors, objects)
 
     def unreduced_losses(self, features, predictions, objects):
         model = self.model

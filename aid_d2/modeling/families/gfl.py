@@ -1,5 +1,7 @@
 """GFL (Li et al., NeurIPS 2020)."""
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,8 @@ from ...aid import IGNORED, UnreducedLosses
 from ..atss import atss_match
 from ..gfl import GFL, location_cells, quality_focal_loss
 from .base import FAMILY_REGISTRY, DenseFamily
-from .dense import assign, background_loss, one_hot, owned
+from .assignment import anchor_rule, assign, owned
+from .dense import background_loss, one_hot
 
 
 @FAMILY_REGISTRY.register()
@@ -33,13 +36,21 @@ class GFLFamily(DenseFamily):
     def regression_values(self):
         return 4 * (self.model.reg_max + 1)
 
-    def owners(self, dense, objects):
-        sizes = [x.num_anchors for x in dense.levels]
+    @cached_property
+    def assignment(self):
+        return self.model.atss_candidates, anchor_rule(self.anchor_generator)
+
+    def assign(self, levels, anchors, objects):
+        sizes, candidates = [x.num_anchors for x in levels], self.model.atss_candidates
         return assign(
-            lambda boxes: atss_match(dense.anchors, sizes, boxes, self.model.atss_candidates),
-            location_cells(dense.anchors),
+            lambda boxes: atss_match(anchors, sizes, boxes, candidates),
+            location_cells(anchors),
             objects,
         )
+
+    @property
+    def labeller(self):
+        return self.model, GFL.label_anchors
 
     def unreduced_losses(self, features, predictions, objects):
         model = self.model

@@ -1,9 +1,12 @@
 """RetinaNet (Lin et al., ICCV 2017)."""
 
+from functools import cached_property
+
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 
 from .base import FAMILY_REGISTRY, DenseFamily
-from .dense import box_regression_loss, focal_losses, match_by_iou, owned
+from .assignment import iou_rule, match_by_iou, owned
+from .dense import box_regression_loss, focal_losses
 
 
 @FAMILY_REGISTRY.register()
@@ -18,8 +21,16 @@ class RetinaNetFamily(DenseFamily):
             [self.head.bbox_pred(x) for x in towers["box"]],
         )
 
-    def owners(self, dense, objects):
-        return match_by_iou(self.model.anchor_matcher, dense.anchors, objects)
+    @cached_property
+    def assignment(self):
+        return iou_rule(self.anchor_generator, self.model.anchor_matcher)
+
+    def assign(self, levels, anchors, objects):
+        return match_by_iou(self.model.anchor_matcher, anchors, objects)
+
+    @property
+    def labeller(self):
+        return self.model, RetinaNet.label_anchors
 
     def unreduced_losses(self, features, predictions, objects):
         model = self.model
