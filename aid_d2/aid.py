@@ -53,7 +53,8 @@ class Objects:
         counts: number of objects in each of the N images.
         ignored: per image the boxes (I, 4) of its ignore regions, where nothing is known.
         image_sizes: (height, width) of each image, without padding.
-        owners: assignments of anchors to these objects, (N, R) each, by the rule they are made by.
+        owners: assignments of anchors to these objects, (N, R) each, by the rule they are made by;
+            not to be written to, since they are shared.
     """
 
     boxes: Tensor

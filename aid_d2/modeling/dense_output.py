@@ -6,8 +6,6 @@ from typing import Any, List, Optional
 
 from torch import Tensor
 
-from detectron2.structures import Boxes
-
 from ..aid import LevelShape
 
 
@@ -31,10 +29,6 @@ class DenseOutput:
     regression: Tensor
     transform: Any
     centerness: Optional[Tensor] = None
-
-    @property
-    def anchors_by_level(self) -> List[Boxes]:
-        return [Boxes(x) for x in self.anchors.split([x.num_anchors for x in self.levels])]
 
     @cached_property
     def boxes(self) -> Tensor:

@@ -1,16 +1,22 @@
 """Anchors are assigned to objects once in a step, and as the student alone would do it."""
 
+from functools import wraps
+
 import pytest
 import torch
+from torch import nn
 
 from aid_d2.aid import Objects
-from aid_d2.modeling import family_of, mask_ignore_regions
-from aid_d2.modeling.families import assignment
+from aid_d2.modeling import family_of, gfl, mask_ignore_regions
+from aid_d2.modeling.families.retinanet import RetinaNetFamily
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 FAMILIES = ("RetinaNet", "GFL", "FCOS", "FasterRCNN")
+SHARING = ("RetinaNet", "GFL", "FasterRCNN")
 
 
 def step(model, batch):
@@ -22,43 +28,19 @@ def step(model, batch):
     return losses
 
 
-@pytest.fixture
-def overlaps(monkeypatch):
-    """How many images have been compared with all anchors."""
-    seen, original = [], assignment.pairwise_iou
+def spied(monkeypatch, owner, name):
+    """The arguments of each call of a function from now on."""
+    seen, original = [], getattr(owner, name)
 
-    def counted(boxes, anchors):
-        seen.append(boxes)
-        return original(boxes, anchors)
+    def spy(*args):
+        seen.append(args)
+        return original(*args)
 
-    monkeypatch.setattr(assignment, "pairwise_iou", counted)
+    monkeypatch.setattr(owner, name, spy)
     return seen
 
 
-def with_region(batch, box=(0.0, 0, 60, 64)):
-    for record in batch:
-        old = record["instances"]
-        record["instances"] = Instances(
-            old.image_size,
-            gt_boxes=Boxes.cat([old.gt_boxes, Boxes(torch.tensor([box]))]),
-            gt_classes=torch.cat([old.gt_classes, torch.tensor([-1])]),
-        )
-    return batch
-
-
-@pytest.mark.parametrize("regions", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_students_own_losses_are_those_of_the_student_alone(
-    small_cfg, distilled_cfg, build_seeded, make_batch, family, regions
-):
-    """In a crowd, in an empty image, with ignore regions; and so are the gradients of its head."""
-    plain = build_seeded(small_cfg(family), 0)
-    model = build_seeded(distilled_cfg(family, {"DISTILL.WEIGHT": 0.0}), 0)
-    batch = make_batch((60, 0, 3))
-    if regions and family != "FCOS":
-        mask_ignore_regions(plain)
-        mask_ignore_regions(model)
-        batch = with_region(batch)
+def assert_same_training(plain, model, batch):
     expected, losses = step(plain, batch), step(model, batch)
     for name, loss in expected.items():
         assert torch.equal(losses[name], loss), name
@@ -67,17 +49,145 @@ def test_a_students_own_losses_are_those_of_the_student_alone(
         torch.testing.assert_close(distilled.grad, own.grad)
 
 
+@pytest.fixture
+def both(small_cfg, distilled_cfg, build_seeded):
+    """`both(family, changes)`: a plain detector, and a DistilledDetector that starts as it."""
+
+    def build(family, changes=None):
+        plain = build_seeded(small_cfg(family, changes), 0)
+        # Without AID a teacher with other anchors will do.
+        changes = {**(changes or {}), "DISTILL.WEIGHT": 0.0, "DISTILL.AID.ENABLED": False}
+        return plain, build_seeded(distilled_cfg(family, changes), 0)
+
+    return build
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_students_own_losses_are_those_of_the_student_alone(both, make_batch, family):
+    """In a crowd and in an empty image; and so are the gradients of its head."""
+    assert_same_training(*both(family), make_batch((60, 0, 3)))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("family", SHARING)
+def test_regions_to_be_ignored_are_the_students_own_affair(both, make_batch, family, masked):
+    """Masked, or taken for objects by a detector that does not know better."""
+    models = both(family)
+    batch = make_batch((3, 2))
+    for record in batch:
+        old = record["instances"]
+        record["instances"] = Instances(
+            old.image_size,
+            gt_boxes=Boxes.cat([old.gt_boxes, Boxes(torch.tensor([[0.0, 0, 60, 64]]))]),
+            gt_classes=torch.cat([old.gt_classes, torch.tensor([-1])]),
+        )
+    if masked:
+        for model in models:
+            mask_ignore_regions(model)
+    assert_same_training(*models, batch)
+
+
+@pytest.mark.parametrize(
+    "family,changes",
+    [
+        ("RetinaNet", {"MODEL.RETINANET.IOU_LABELS": [-1, 0, 1]}),
+        ("FasterRCNN", {"MODEL.RPN.IOU_LABELS": [-1, 0, 1]}),
+        ("FasterRCNN", {"MODEL.RPN.BOUNDARY_THRESH": 0}),
+    ],
+)
+def test_unusual_rules_of_the_student_hold(both, make_batch, family, changes):
+    assert_same_training(*both(family, changes), make_batch((3, 0)))
+
+
+class StricterMatcher(Matcher):
+    def __call__(self, iou):
+        return super().__call__(iou * 0.8)
+
+
+class ShiftedAnchors(DefaultAnchorGenerator):
+    def forward(self, features):
+        return [Boxes(x.tensor + 2) for x in super().forward(features)]
+
+
+class AnchorsOfItsOwn(nn.Module):
+    """An anchor generator that has only what Detectron2 asks of one."""
+
+    def __init__(self, generator):
+        super().__init__()
+        self.generate = generator
+        self.num_anchors, self.box_dim = generator.num_anchors, generator.box_dim
+
+    def forward(self, features):
+        return self.generate(features)
+
+
 @pytest.mark.parametrize("family", ["RetinaNet", "FasterRCNN"])
+@pytest.mark.parametrize("part", [StricterMatcher, ShiftedAnchors, AnchorsOfItsOwn])
+def test_parts_of_ones_own_are_the_students(both, make_batch, family, part):
+    plain, model = both(family)
+    for detector in (plain, model.student):
+        holder = detector if family == "RetinaNet" else detector.proposal_generator
+        if part is AnchorsOfItsOwn:
+            holder.anchor_generator = part(holder.anchor_generator)
+        elif part is ShiftedAnchors:
+            holder.anchor_generator.__class__ = part
+        else:
+            holder.anchor_matcher.__class__ = part
+    assert_same_training(plain, model, make_batch((5, 2)))
+
+
+def test_a_student_that_leaves_objects_out_leaves_them_out(both, make_batch):
+    class Selective(RetinaNet):
+        def forward_training(self, images, features, predictions, gt_instances):
+            kept = [x[x.gt_classes > 0] for x in gt_instances]
+            return super().forward_training(images, features, predictions, kept)
+
+    plain, model = both("RetinaNet")
+    plain.__class__ = model.student.__class__ = Selective
+    assert_same_training(plain, model, make_batch((8, 6)))
+
+
+def everything_is_background(self, anchors, gt_instances):
+    count = sum(map(len, anchors))
+    labels = [torch.full((count,), self.num_classes) for _ in gt_instances]
+    return labels, [torch.zeros(count, 4) for _ in gt_instances]
+
+
+@pytest.mark.parametrize("where", ["subclass", "class", "detector"])
+def test_labels_that_somebody_else_makes_are_kept(both, make_batch, monkeypatch, where):
+    _, model = both("RetinaNet")
+    student = model.student
+    if where == "subclass":
+        student.__class__ = type("Odd", (RetinaNet,), {"label_anchors": everything_is_background})
+    elif where == "class":
+        replaced = wraps(RetinaNet.label_anchors)(everything_is_background)
+        monkeypatch.setattr(RetinaNet, "label_anchors", replaced)
+    else:
+        student.label_anchors = everything_is_background.__get__(student)
+    before = student.label_anchors
+    assert step(model, make_batch())["loss_box_reg"] == 0
+    assert student.label_anchors == before
+
+
+@pytest.mark.parametrize("family", SHARING)
 @pytest.mark.parametrize("size", [(64, 96), (32, 200)])
 def test_all_who_ask_share_one_assignment(
-    distilled_cfg, build_seeded, make_batch, overlaps, family, size
+    distilled_cfg, build_seeded, make_batch, monkeypatch, family, size
 ):
     """The student's loss, the teacher's and the student's for AID, and the methods."""
     changes = {"DISTILL.METHODS": ["GID", "ADL", "BCKD"], "DISTILL.AID.RELATIVE": True}
     model = build_seeded(distilled_cfg(family, changes), 0)
+    atss = spied(monkeypatch, gfl, "atss_match")
+    matched = spied(monkeypatch, Matcher, "__call__")
+    seen = spied(monkeypatch, type(family_of(model.student)), "assign")
     step(model, make_batch((2, 1), size))
-    of_truth = [boxes for boxes in overlaps if len(boxes) < 10]  # GID's instances are many
-    assert len(of_truth) == 2
+    assert len([objects for *_, objects in seen if objects.counts == [2, 1]]) == 1
+    # A box head matches proposals too.
+    own = getattr(model.student, "proposal_generator", model.student)
+    if family == "GFL":
+        assert not atss
+    else:
+        assert own.anchor_matcher not in [matcher for matcher, _ in matched]
 
 
 @pytest.mark.parametrize(
@@ -85,56 +195,41 @@ def test_all_who_ask_share_one_assignment(
     [
         {"MODEL.ANCHOR_GENERATOR.SIZES": [[20], [40], [80], [160], [320]]},
         {"MODEL.RETINANET.IOU_THRESHOLDS": [0.3, 0.5]},
+        {},
     ],
 )
 def test_a_teacher_with_another_assignment_keeps_its_own(
-    small_cfg, distilled_cfg, build_seeded, make_batch, save_teacher, overlaps, changes
+    small_cfg, distilled_cfg, build_seeded, make_batch, save_teacher, monkeypatch, changes
 ):
     cfg = small_cfg("RetinaNet", changes)
     teacher = save_teacher(cfg, build_seeded(cfg, 1))
     model = build_seeded(distilled_cfg("RetinaNet", teacher), 0)
+    if not changes:  # its padding makes the maps larger
+        model.teacher.model.backbone._size_divisibility = 160
+    seen = spied(monkeypatch, RetinaNetFamily, "assign")
     step(model, make_batch((2, 1)))
-    assert len(overlaps) == 4
+    assert [family.model for family, *_ in seen] == [model.student, model.teacher.model]
 
 
-def test_other_objects_are_assigned_anew(small_cfg, build_seeded, make_batch, overlaps):
+def test_other_objects_are_assigned_anew(small_cfg, build_seeded, make_batch, monkeypatch):
     model = build_seeded(small_cfg("RetinaNet"), 0)
     family = family_of(model)
-    batch = make_batch((2,))
     with torch.no_grad():
-        features = family.features(model.backbone(model.preprocess_image(batch).tensor))
+        images = model.preprocess_image(make_batch((2,))).tensor
+        features = family.features(model.backbone(images))
         dense = family.dense(features, family.head(list(features.values())))
+    seen = spied(monkeypatch, RetinaNetFamily, "assign")
     owners = []
     for boxes in ([[0.0, 0, 30, 30]], [[40.0, 10, 90, 60]]):
         objects = Objects(torch.tensor(boxes), torch.tensor([0]), [1], [torch.zeros(0, 4)])
         owners += [family.owners(dense, objects), family.owners(dense, objects)]
-    assert len(overlaps) == 2
+    assert len(seen) == 2
     assert torch.equal(owners[0], owners[1]) and torch.equal(owners[2], owners[3])
     assert not torch.equal(owners[0], owners[2])
 
 
-def test_labels_that_somebody_else_makes_are_kept(distilled_cfg, build_seeded, make_batch):
-    """A subclass's, and those of a method that was replaced on the detector."""
-
-    def everything_is_background(self, anchors, gt_instances):
-        count = sum(map(len, anchors))
-        labels = [torch.full((count,), self.num_classes) for _ in gt_instances]
-        return labels, [torch.zeros(count, 4) for _ in gt_instances]
-
-    class Odd(RetinaNet):
-        label_anchors = everything_is_background
-
-    by_class, by_instance = (build_seeded(distilled_cfg("RetinaNet"), 0) for _ in range(2))
-    by_class.student.__class__ = Odd
-    by_instance.student.label_anchors = everything_is_background.__get__(by_instance.student)
-    for model in (by_class, by_instance):
-        assert step(model, make_batch())["loss_box_reg"] == 0
-
-
-def test_a_failed_step_leaves_the_detectors_own_labels(
-    distilled_cfg, build_seeded, make_batch, monkeypatch
-):
-    model = build_seeded(distilled_cfg("RetinaNet"), 0)
+def test_a_failed_step_leaves_the_detectors_own_labels(both, make_batch, monkeypatch):
+    _, model = both("RetinaNet")
 
     def fail(*args):
         raise RuntimeError("no losses today")

@@ -5,6 +5,7 @@ from typing import Callable, Hashable, List, Tuple
 import torch
 from torch import Tensor, nn
 
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.matcher import Matcher
 
 from ...aid import BACKGROUND, IGNORED, Objects
@@ -60,14 +61,23 @@ def match_by_iou(matcher: Matcher, anchors: Tensor, objects: Objects) -> Tensor:
     return assign(match, anchors, objects)
 
 
+def is_known(generator: nn.Module, matcher: Matcher) -> bool:
+    """Whether both are Detectron2's own, which the rules below describe completely."""
+    return type(generator) is DefaultAnchorGenerator and type(matcher) is Matcher
+
+
 def anchor_rule(generator: nn.Module) -> Hashable:
-    """What Detectron2's anchor generator makes anchors by: equal ones make equal anchors."""
+    """What an anchor generator makes anchors by: equal rules make equal anchors."""
+    if type(generator) is not DefaultAnchorGenerator:
+        return generator
     cells = tuple(tuple(x.flatten().tolist()) for x in generator.cell_anchors)
     return tuple(generator.strides), generator.offset, cells
 
 
 def iou_rule(generator: nn.Module, matcher: Matcher) -> Hashable:
     """What an IoU matcher assigns a generator's anchors by."""
+    if not is_known(generator, matcher):
+        return generator, matcher
     thresholds, labels = tuple(matcher.thresholds), tuple(matcher.labels)
     return thresholds, labels, matcher.allow_low_quality_matches, anchor_rule(generator)
 

@@ -125,7 +125,7 @@ class DetectorFamily:
         raise NotImplementedError
 
     def owners(self, dense: DenseOutput, objects: Objects) -> Tensor:
-        """As :meth:`assign`, once for the same objects."""
+        """As :meth:`assign`, but computed once for these objects and kept with them."""
         return self._owners(dense.levels, dense.anchors, objects)
 
     def _owners(self, levels: List[LevelShape], anchors: Tensor, objects: Objects) -> Tensor:
@@ -135,9 +135,9 @@ class DetectorFamily:
         return objects.owners[key]
 
     @property
-    def labeller(self) -> Optional[Tuple[nn.Module, Callable]]:
-        """The part of the detector, and the method of its class, that labels anchors for its loss;
-        None where :meth:`labels` does not say the same.
+    def labeller(self) -> Optional[Tuple[nn.Module, str, Callable]]:
+        """What labels anchors for the detector's loss: the part of it, the name of the method, and the
+        method as its class defines it. None where :meth:`labels` would not say the same.
         """
         return None
 
@@ -149,20 +149,24 @@ class DetectorFamily:
     def sharing_owners(
         self, features: Callable[[], Dict[int, Tensor]], objects: Objects
     ) -> Iterator[None]:
-        """While open, the detector takes the labels of anchors from :meth:`owners`, as others do.
+        """While open, the detector's own loss labels anchors by the assignment that all others use.
 
-        A labeller that a subclass or somebody else has replaced stays as it is.
+        It labels them itself where another labeller has been put in its place (also by
+        `mask_ignore_regions`), and where it is given other numbers of objects than there are.
 
         Args:
             features: returns the maps of the forward pass that the labels are for.
             objects: its ground truth.
         """
-        module, method = self.labeller or (None, None)
-        if method is None or getattr(module, method.__name__) != method.__get__(module):
+        module, name, method = self.labeller or (None, "", None)
+        if method is None or getattr(module, name, None) != method.__get__(module):
             yield
             return
 
+        @torch.no_grad()
         def label(anchors: List[Boxes], gt_instances: List[Instances]) -> Labels:
+            if [len(x) for x in gt_instances] != objects.counts:
+                return method(module, anchors, gt_instances)
             anchors = Boxes.cat(anchors).tensor
             per_location = self.anchor_generator.num_cell_anchors
             levels = [
@@ -171,11 +175,11 @@ class DetectorFamily:
             ]
             return self.labels(self._owners(levels, anchors, objects), anchors, objects)
 
-        setattr(module, method.__name__, label)
+        setattr(module, name, label)
         try:
             yield
         finally:
-            delattr(module, method.__name__)
+            delattr(module, name)
 
     def predict(self, towers: Dict[str, List[Tensor]]):
         """The dense head's predictions, as `head` returns them, from the output of its `towers`."""
@@ -243,10 +247,14 @@ class DenseFamily(DetectorFamily):
         # Those of Detectron2's RetinaNetHead.
         return {"cls": self.head.cls_subnet, "box": self.head.bbox_subnet}
 
-    def labels(self, owner, anchors, objects):
+    def class_labels(self, owner: Tensor, objects: Objects) -> Tensor:
+        """(N, R) class of each anchor's object; K for background, -1 for ignored."""
         no_class = torch.where(owner == IGNORED, -1, self.num_classes)
-        labels = owned(objects.classes, owner, no_class)
-        return list(labels), list(owned(objects.boxes, owner, anchors))
+        return owned(objects.classes, owner, no_class)
+
+    def labels(self, owner, anchors, objects):
+        boxes = owned(objects.boxes, owner, anchors)
+        return list(self.class_labels(owner, objects)), list(boxes)
 
     def dense(self, features, predictions):
         return dense_output(

@@ -13,9 +13,12 @@ from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes
 
 from ...aid import BACKGROUND, IGNORED, UnreducedLosses, split_levels
+from .assignment import iou_rule, is_known, match_by_iou, owned
 from .base import FAMILY_REGISTRY, DetectorFamily
-from .assignment import iou_rule, match_by_iou, owned
 from .dense import box_regression_loss, dense_output
+
+# As it is defined, whatever is put in its place later.
+_LABEL = RPN.label_and_sample_anchors
 
 
 @FAMILY_REGISTRY.register()
@@ -63,10 +66,12 @@ class FasterRCNNFamily(DetectorFamily):
     @property
     def labeller(self):
         rpn = self.model.proposal_generator
-        # Anchors across the border of the image count for us.
-        if getattr(rpn, "anchor_boundary_thresh", 0) >= 0:
+        if type(rpn) is not RPN or not is_known(rpn.anchor_generator, rpn.anchor_matcher):
             return None
-        return rpn, RPN.label_and_sample_anchors
+        # Anchors across the border of the image count for us, and an empty image is background.
+        if rpn.anchor_boundary_thresh >= 0 or rpn.anchor_matcher.labels[0] != 0:
+            return None
+        return rpn, "label_and_sample_anchors", _LABEL
 
     def labels(self, owner, anchors, objects):
         positive = (owner >= 0).to(torch.int8)

@@ -7,8 +7,8 @@ from torch import Tensor
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes, Instances
 
-from .base import FAMILY_REGISTRY, DenseFamily
 from .assignment import assign, owned
+from .base import FAMILY_REGISTRY, DenseFamily
 from .dense import box_regression_loss, focal_losses
 
 

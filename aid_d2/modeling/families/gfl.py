@@ -8,9 +8,12 @@ from torch import Tensor
 from ...aid import IGNORED, UnreducedLosses
 from ..atss import atss_match
 from ..gfl import GFL, location_cells, quality_focal_loss
-from .base import FAMILY_REGISTRY, DenseFamily
 from .assignment import anchor_rule, assign, owned
+from .base import FAMILY_REGISTRY, DenseFamily
 from .dense import background_loss, one_hot
+
+# As it is defined, whatever is put in its place later.
+_LABEL = GFL.label_anchors
 
 
 @FAMILY_REGISTRY.register()
@@ -50,14 +53,13 @@ class GFLFamily(DenseFamily):
 
     @property
     def labeller(self):
-        return self.model, GFL.label_anchors
+        return self.model, "label_anchors", _LABEL
 
     def unreduced_losses(self, features, predictions, objects):
         model = self.model
         dense = self.dense(features, predictions)
         owner = self.owners(dense, objects)
-        no_class = torch.where(owner == IGNORED, -1, model.num_classes)
-        labels = owned(objects.classes, owner, no_class)
+        labels = self.class_labels(owner, objects)
         own = model.anchor_losses(
             dense.anchors,
             dense.logits,

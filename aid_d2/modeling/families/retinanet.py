@@ -4,9 +4,12 @@ from functools import cached_property
 
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 
+from .assignment import iou_rule, is_known, match_by_iou, owned
 from .base import FAMILY_REGISTRY, DenseFamily
-from .assignment import iou_rule, match_by_iou, owned
 from .dense import box_regression_loss, focal_losses
+
+# As it is defined, whatever is put in its place later.
+_LABEL = RetinaNet.label_anchors
 
 
 @FAMILY_REGISTRY.register()
@@ -30,7 +33,9 @@ class RetinaNetFamily(DenseFamily):
 
     @property
     def labeller(self):
-        return self.model, RetinaNet.label_anchors
+        if not is_known(self.anchor_generator, self.model.anchor_matcher):
+            return None
+        return self.model, "label_anchors", _LABEL
 
     def unreduced_losses(self, features, predictions, objects):
         model = self.model
