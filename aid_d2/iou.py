@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 _EPS = 1e-7
+_BOXES_AT_ONCE = 16
 
 
 def area(low: Tensor, high: Tensor) -> Tensor:
@@ -21,8 +22,8 @@ def area(low: Tensor, high: Tensor) -> Tensor:
 def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """Intersection over union of each box with each other one, without a gradient.
 
-    Detectron2's has the same values, but takes three times as long on a CPU, where most of the time
-    goes into new memory.
+    Detectron2's has the same values, but takes several times as long on a CPU, where most of the time
+    goes into memory.
 
     Args:
         boxes: (m, 4) x1 y1 x2 y2.
@@ -31,13 +32,19 @@ def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
     Returns:
         (m, R); 0 where both boxes have no area.
     """
-    x1, y1, x2, y2 = boxes[:, :, None].unbind(1)
-    u1, v1, u2, v2 = others.unbind(1)
-    width = torch.minimum(x2, u2).sub_(torch.maximum(x1, u1)).clamp_(min=0)
-    height = torch.minimum(y2, v2).sub_(torch.maximum(y1, v1)).clamp_(min=0)
-    inner = width.mul_(height)
-    union = ((x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1)).sub_(inner)
-    return inner.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))
+    iou = boxes.new_empty(len(boxes), len(others))
+    # A GPU takes all at once; what is between here and the result fits into the cache of a CPU.
+    step = _BOXES_AT_ONCE if boxes.device.type == "cpu" else max(len(boxes), 1)
+    u1, v1, u2, v2 = others.t().contiguous()
+    area_of_others = (u2 - u1) * (v2 - v1)
+    for some, result in zip(boxes.split(step), iou.split(step)):
+        x1, y1, x2, y2 = some[:, :, None].unbind(1)
+        width = torch.minimum(x2, u2).sub_(torch.maximum(x1, u1)).clamp_(min=0)
+        height = torch.minimum(y2, v2).sub_(torch.maximum(y1, v1)).clamp_(min=0)
+        inner = width.mul_(height)
+        union = ((x2 - x1) * (y2 - y1) + area_of_others).sub_(inner)
+        torch.div(inner, union.clamp_(min=torch.finfo(union.dtype).tiny), out=result)
+    return iou
 
 
 def giou_loss(boxes: Tensor, targets: Tensor) -> Tensor:

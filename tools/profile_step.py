@@ -6,7 +6,8 @@ r"""What a step of distillation costs, beside the student's step alone and the t
 Everything runs in one process, interleaved and repeated; the table has medians. The floor is one
 step of the student and one forward of the teacher as it is configured (DISTILL.PRECISION),
 with its head where the row needs it. Weights are random and images are noise: cost does not depend
-on them, only on the number of objects. `--variants` are the rows:
+on them, only on the number of objects, but for a Faster R-CNN's box head: an untrained RPN has few
+proposals, to which the objects are added. `--variants` are the rows:
 
     method       each of DISTILL.METHODS alone and all of them, with AID as configured
     granularity  all methods with AID off and with each granularity
