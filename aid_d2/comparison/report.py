@@ -58,7 +58,7 @@ def paired(results: Sequence[dict], row: str, baseline: str, metric: str) -> lis
 def write_report(suite: Suite, results: Sequence[dict], folder: Path) -> None:
     """Write results.md, results.png, and for a suite with `gains` gain.png.
 
-    Groups of which nothing has been run yet are left out.
+    Groups and rows of which nothing has been run yet are left out.
 
     Args:
         suite: what was run.
@@ -66,8 +66,8 @@ def write_report(suite: Suite, results: Sequence[dict], folder: Path) -> None:
         folder: where to.
     """
     sections = [f"# {suite.path}\n"]
-    begun = {x["group"] for x in results}
-    suite = replace(suite, groups=[x for x in suite.groups if x.name in begun])
+    suite = replace(suite, groups=[_begun(group, results) for group in suite.groups])
+    suite.groups = [group for group in suite.groups if group.runs]
     for group in suite.groups:
         sections.append(f"## {group.name}\n\n{_table(group, _of(group, results))}\n")
     sections.append(
@@ -75,7 +75,7 @@ def write_report(suite: Suite, results: Sequence[dict], folder: Path) -> None:
         "95% interval of Student's t."
     )
     (folder / "results.md").write_text("\n".join(sections) + "\n")
-    if not begun:
+    if not suite.groups:
         return
     _draw(suite, results, folder / "results.png")
     if suite.gains:
@@ -84,6 +84,12 @@ def write_report(suite: Suite, results: Sequence[dict], folder: Path) -> None:
 
 def _of(group: Group, results: Sequence[dict]) -> list[dict]:
     return [x for x in results if x["group"] == group.name]
+
+
+def _begun(group: Group, results: Sequence[dict]) -> Group:
+    rows = {x["row"] for x in _of(group, results)}
+    runs = [run for run in group.runs if run.row in rows]
+    return replace(group, runs=runs, baselines=[x for x in group.baselines if x in rows])
 
 
 def _table(group: Group, results: Sequence[dict]) -> str:
