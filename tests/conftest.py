@@ -102,6 +102,23 @@ def make_batch():
 
 
 @pytest.fixture(scope="session")
+def with_ignore_region():
+    """`with_ignore_region(batch, box)`: the batch, each image with an instance of class -1."""
+
+    def add(batch, box):
+        for record in batch:
+            old = record["instances"]
+            record["instances"] = Instances(
+                old.image_size,
+                gt_boxes=Boxes.cat([old.gt_boxes, Boxes(torch.tensor([box]))]),
+                gt_classes=torch.cat([old.gt_classes, torch.tensor([-1])]),
+            )
+        return batch
+
+    return add
+
+
+@pytest.fixture(scope="session")
 def save_teacher(tmp_path_factory):
     """`save_teacher(cfg, model)`: its config and weights as files, for DISTILL.TEACHER."""
 

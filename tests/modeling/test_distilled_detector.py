@@ -16,7 +16,6 @@ from aid_d2.modeling import DistilledDetector, Teacher, family_of, mask_ignore_r
 from aid_d2.modeling.levels import pair_levels
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.solver import build_optimizer
-from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 FAMILIES = ("RetinaNet", "FasterRCNN")
@@ -418,7 +417,7 @@ def test_a_step_leaves_nothing_behind(build_seeded, distilled_cfg, make_batch, f
     assert {name: set(vars(m)) for name, m in model.named_modules()} == attributes
 
 
-def test_no_hook_survives_a_failed_step(build_seeded, distilled_cfg, make_batch, monkeypatch):
+def test_nothing_survives_a_failed_step(build_seeded, distilled_cfg, make_batch, monkeypatch):
     model = build_seeded(distilled_cfg("RetinaNet"), 0)
     seen = []
 
@@ -430,6 +429,7 @@ def test_no_hook_survives_a_failed_step(build_seeded, distilled_cfg, make_batch,
     with pytest.raises(RuntimeError, match="no losses today"):
         step(model, make_batch())
     assert seen[0] > 0 and hooks(model) == 0
+    assert "label_anchors" not in vars(model.student)
 
 
 # --- unlike detectors
@@ -706,7 +706,9 @@ def test_constructed_by_hand_it_distils(small_cfg, build_seeded, make_batch):
     assert losses["loss_L1_mean"].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_ignore_regions_reach_the_teacher(build_seeded, distilled_cfg, make_batch):
+def test_ignore_regions_reach_the_teacher(
+    build_seeded, distilled_cfg, make_batch, with_ignore_region
+):
     """An instance of class -1 is no object: it lowers the background's loss and crashes nothing."""
     model = build_seeded(distilled_cfg("RetinaNet"), 0)
     mask_ignore_regions(model)
@@ -715,13 +717,7 @@ def test_ignore_regions_reach_the_teacher(build_seeded, distilled_cfg, make_batc
     weigh = model.weigh
     model.weigh = lambda losses, **kwargs: seen.append(losses) or weigh(losses, **kwargs)
     step(model, batch)
-    for record in batch:
-        old = record["instances"]
-        record["instances"] = Instances(
-            old.image_size,
-            gt_boxes=Boxes.cat([old.gt_boxes, Boxes(torch.tensor([[0.0, 0, 96, 64]]))]),
-            gt_classes=torch.cat([old.gt_classes, torch.tensor([-1])]),
-        )
+    with_ignore_region(batch, [0.0, 0, 96, 64])
     step(model, batch)
     assert seen[0].objects.counts == seen[1].objects.counts == [1, 1]
     assert (seen[1].background < seen[0].background).any()

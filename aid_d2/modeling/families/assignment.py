@@ -76,8 +76,8 @@ def anchor_rule(generator: nn.Module) -> Hashable:
 
 def iou_rule(generator: nn.Module, matcher: Matcher) -> Hashable:
     """What an IoU matcher assigns a generator's anchors by."""
-    if not is_known(generator, matcher):
-        return generator, matcher
+    if type(matcher) is not Matcher:
+        return anchor_rule(generator), matcher
     thresholds, labels = tuple(matcher.thresholds), tuple(matcher.labels)
     return thresholds, labels, matcher.allow_low_quality_matches, anchor_rule(generator)
 

@@ -135,9 +135,9 @@ class DetectorFamily:
         return objects.owners[key]
 
     @property
-    def labeller(self) -> Optional[Tuple[nn.Module, str, Callable]]:
-        """What labels anchors for the detector's loss: the part of it, the name of the method, and the
-        method as its class defines it. None where :meth:`labels` would not say the same.
+    def labeller(self) -> Optional[Tuple[nn.Module, Callable]]:
+        """What labels anchors for the detector's loss: the part of it, and the method as its class
+        defines it. None where :meth:`labels` would not say the same.
         """
         return None
 
@@ -158,7 +158,8 @@ class DetectorFamily:
             features: returns the maps of the forward pass that the labels are for.
             objects: its ground truth.
         """
-        module, name, method = self.labeller or (None, "", None)
+        module, method = self.labeller or (None, None)
+        name = getattr(method, "__name__", "")
         if method is None or getattr(module, name, None) != method.__get__(module):
             yield
             return

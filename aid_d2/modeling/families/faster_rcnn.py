@@ -71,7 +71,7 @@ class FasterRCNNFamily(DetectorFamily):
         # Anchors across the border of the image count for us, and an empty image is background.
         if rpn.anchor_boundary_thresh >= 0 or rpn.anchor_matcher.labels[0] != 0:
             return None
-        return rpn, "label_and_sample_anchors", _LABEL
+        return rpn, _LABEL
 
     def labels(self, owner, anchors, objects):
         positive = (owner >= 0).to(torch.int8)

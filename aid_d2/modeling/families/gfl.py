@@ -53,7 +53,7 @@ class GFLFamily(DenseFamily):
 
     @property
     def labeller(self):
-        return self.model, "label_anchors", _LABEL
+        return self.model, _LABEL
 
     def unreduced_losses(self, features, predictions, objects):
         model = self.model

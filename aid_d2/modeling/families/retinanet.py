@@ -35,7 +35,7 @@ class RetinaNetFamily(DenseFamily):
     def labeller(self):
         if not is_known(self.anchor_generator, self.model.anchor_matcher):
             return None
-        return self.model, "label_anchors", _LABEL
+        return self.model, _LABEL
 
     def unreduced_losses(self, features, predictions, objects):
         model = self.model
