@@ -64,6 +64,27 @@ def test_rows_and_their_ratios(tool, monkeypatch, capsys, config, kind, expected
         assert name in printed
 
 
+def test_a_setting_is_compared_with_the_student_that_has_it_too(tool, monkeypatch, config):
+    """Times that were measured apart are never equal to the last digit."""
+    rows = run(tool, monkeypatch, config, "--variants", "setting")["rows"]
+    base, students = rows.pop("as configured"), {}
+    for name, row in rows.items():
+        students.setdefault(row["student_step_s"], []).append(name)
+        assert row["distilled_step_s"] != base["distilled_step_s"]
+    assert students.pop(base["student_step_s"]) == [
+        "DISTILL.PRECISION float32",
+        "DISTILL.RECOMPUTE True",
+    ]
+    assert list(students.values()) == [
+        ["SOLVER.CHANNELS_LAST True"],
+        ["SOLVER.BF16 True"],
+        ["SOLVER.CHANNELS_LAST True SOLVER.BF16 True"],
+    ]
+    exact = rows["DISTILL.PRECISION float32"]
+    assert exact["teacher_forward_s"] == exact["teacher_forward_float32_s"]
+    assert exact["teacher_forward_s"] == base["teacher_forward_float32_s"]
+
+
 def test_a_cost_that_is_added_shows_up_where_it_is(tool, monkeypatch, config):
     """On a clock that a student's step moves by 2 seconds, and AttentionGuided by 5."""
     now = [0.0]

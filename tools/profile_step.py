@@ -11,6 +11,7 @@ proposals, to which the objects are added. `--variants` are the rows:
 
     method       each of DISTILL.METHODS alone and all of them, with AID as configured
     granularity  all methods with AID off and with each granularity
+    setting      all methods with keys that make a step cheaper or dearer, one by one
     objects      1, 10, 50 and 200 objects in each image
     images       a quarter, a half, all and twice of `--images`
     size         half, all and twice of `--size`
@@ -45,8 +46,15 @@ from detectron2.solver import build_optimizer
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-VARIANTS = ("method", "granularity", "objects", "images", "size")
+VARIANTS = ("method", "granularity", "setting", "objects", "images", "size")
 OBJECTS = (1, 10, 50, 200)
+SETTINGS = (
+    "DISTILL.PRECISION float32",
+    "DISTILL.RECOMPUTE True",
+    "SOLVER.CHANNELS_LAST True",
+    "SOLVER.BF16 True",
+    "SOLVER.CHANNELS_LAST True SOLVER.BF16 True",
+)
 
 
 @dataclass(frozen=True)
@@ -158,6 +166,8 @@ def variants(case: Case, kind: str) -> dict[str, Case]:
             aid = case.changed("DISTILL.AID.ENABLED", True, "DISTILL.AID.GRANULARITY", x)
             rows[f"AID, {x}"] = aid
         return rows
+    if kind == "setting":
+        return {"as configured": case, **{x: case.changed(*x.split()) for x in SETTINGS}}
     if kind == "objects":
         cases = [replace(case, objects=x) for x in OBJECTS]
     elif kind == "images":
@@ -173,23 +183,24 @@ def variants(case: Case, kind: str) -> dict[str, Case]:
 def prepare(cases: dict[str, Case]) -> tuple[dict[str, Row], dict[str, Callable[[], None]]]:
     """Rows by name, and by name all functions to be timed: theirs and those they are compared with.
 
-    Rows with the same batch are compared with the same step of the student.
+    Rows with the same batch and settings are compared with the same step of the student.
     """
     rows, steps = {}, {}
     for name, case in cases.items():
         model, steps[name] = stepper(case)
-        head = model.needs_teacher_head
+        head, solver = model.needs_teacher_head, case.cfg.SOLVER
         row = Row(
             case,
-            student=f"student alone, {case.batch_name}",
-            teacher=f"teacher, {case.batch_name}, head {head}",
-            exact_teacher=f"teacher in float32, {case.batch_name}, head {head}",
+            student=f"student, {case.batch_name}, {solver.BF16=}, {solver.CHANNELS_LAST=}",
+            teacher=f"teacher in {case.cfg.DISTILL.PRECISION}, {case.batch_name}, {head=}",
+            exact_teacher=f"teacher in float32, {case.batch_name}, {head=}",
         )
         rows[name] = row
         if row.student not in steps:
             steps[row.student] = stepper(case.student)[1]
         if row.teacher not in steps:
             steps[row.teacher] = observer(case, model)
+        if row.exact_teacher not in steps:
             exact = case.changed("DISTILL.PRECISION", "float32")
             steps[row.exact_teacher] = observer(exact, build_model(exact.cfg))
     return rows, steps
