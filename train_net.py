@@ -5,12 +5,11 @@ import os
 
 import torch
 
-from aid_d2 import add_aid_config, compat
+from aid_d2 import compat, load_config
 from aid_d2.data import IgnoreRegionMapper, build_mixed_train_loader, register_coco_json
 from aid_d2.evaluation import KITTIEvaluator
 from aid_d2.modeling import check_num_classes, mask_ignore_regions, train_fast
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators, verify_results
@@ -61,10 +60,7 @@ class Trainer(DefaultTrainer):
 
 def setup(args):
     """The config of a command line, with logging set up and own data sets registered."""
-    cfg = get_cfg()
-    add_aid_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = load_config(args.config_file, args.opts)
     no_gpu = cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available()
     if no_gpu:
         cfg.MODEL.DEVICE = "cpu"

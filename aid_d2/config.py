@@ -1,6 +1,9 @@
 """The keys that aid_d2 adds to a Detectron2 config."""
 
+from typing import Sequence
+
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
 
 from .distillers import DISTILLER_REGISTRY
 from .modeling.backbones import add_backbone_config
@@ -92,3 +95,20 @@ def add_aid_config(cfg: CN) -> None:
     # The keys of each method stand beside its code.
     for name, distiller in DISTILLER_REGISTRY:
         cfg.DISTILL[name.upper()] = distiller.config()
+
+
+def load_config(config_file: str, opts: Sequence = ()) -> CN:
+    """Detectron2's defaults with the keys of aid_d2, then a yaml file, then KEY VALUE ..."""
+    cfg = get_cfg()
+    add_aid_config(cfg)
+    cfg.merge_from_file(config_file)
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def plain_student(cfg: CN) -> CN:
+    """The config of a distilled detector's student alone; of any other detector a copy."""
+    cfg = cfg.clone()
+    if cfg.MODEL.META_ARCHITECTURE == "DistilledDetector":
+        cfg.MODEL.META_ARCHITECTURE = cfg.DISTILL.STUDENT
+    return cfg

@@ -133,7 +133,7 @@ def test_memory_of_a_step_is_that_of_a_process_of_its_own(tool, config, monkeypa
     monkeypatch.setitem(sys.modules, "profile_step", tool)
     monkeypatch.syspath_prepend(str(Path(tool.__file__).parent))
     monkeypatch.setattr("sys.argv", ["profile_step.py", "--config-file", str(config)])
-    case = tool.Case(tool.load_config(tool.parse_arguments()), 64, 64, images=1, objects=2)
+    case = tool.Case(tool.config_of(tool.parse_arguments()), 64, 64, images=1, objects=2)
     np.ones(200_000_000)  # 1.6 GB
     mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     assert 100 < tool.peak_memory(case) < mine - 500

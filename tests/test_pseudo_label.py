@@ -118,6 +118,13 @@ def test_goes_on_where_it_was(run, teacher, threshold, tmp_path, monkeypatch):
     partial.write_text(partial.read_text()[:-5])
     with pytest.raises(ValueError, match="begun with other settings"):
         run(output, threshold / 2)
+    # The file has been trained further since.
+    weights = Path(teacher[1]["DISTILL.TEACHER.WEIGHTS"])
+    before = weights.read_bytes()
+    weights.write_bytes(before + b"0")
+    with pytest.raises(ValueError, match="begun with other settings"):
+        run(output, threshold)
+    weights.write_bytes(before)
     assert not output.exists()
     coco = run(output, threshold)
     # Two of the three finished lines were whole: six images are left.

@@ -108,6 +108,14 @@ def test_wrong_labels_are_counted(tool, teacher, rectangles, monkeypatch, tmp_pa
     assert expected in capsys.readouterr().out
 
 
+def test_images_of_one_name_are_told_apart_by_their_folders(tool):
+    known = {"a/0.png", "b/0.png", "0.png"}
+    for name in known:
+        assert tool.name_among(known, f"/data/images/{name}") == name
+    with pytest.raises(ValueError, match="--truth has no image /data/c/1.png"):
+        tool.name_among(known, "/data/c/1.png")
+
+
 @pytest.mark.parametrize("option", ["--config-file", "--weights"])
 def test_a_missing_file_is_named(tool, teacher, monkeypatch, tmp_path, option):
     with pytest.raises(FileNotFoundError, match=f"{option}: there is no file nowhere.pth"):

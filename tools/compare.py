@@ -32,7 +32,7 @@ import torch
 import torchvision
 
 import detectron2
-from aid_d2.comparison import Run, load_suite, write_report
+from aid_d2.comparison import Run, load_suite, read_metrics, write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 _PR_SET_PDEATHSIG = 1
@@ -48,6 +48,8 @@ def main() -> None:
         "--jobs", type=int, default=max(torch.cuda.device_count(), 1), help="runs at a time"
     )
     args = parser.parse_args()
+    if args.jobs < 1:
+        raise ValueError(f"--jobs is {args.jobs}; it has to be 1 at least.")
     suite = load_suite(args.suite)
     jobs = [Job(run, args.output) for run in suite.runs()]
     failed = train_all(jobs, args.jobs, lambda: report(suite, jobs, args.output))
@@ -142,10 +144,8 @@ class Job:
         }
 
     def metrics(self) -> list:
-        file = self.folder / ("inference/metrics.json" if self.run.weights else "metrics.json")
-        # The last line may just be being written.
-        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-        return [json.loads(x) for x in lines if x.endswith("\n")]
+        name = "inference/metrics.json" if self.run.weights else "metrics.json"
+        return read_metrics(self.folder / name)
 
     def seconds_left(self, usual: float) -> float:
         """By its own pace, or before it has one the usual one in seconds per step."""

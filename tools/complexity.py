@@ -34,10 +34,10 @@ from fvcore.nn import FlopCountAnalysis
 from tabulate import tabulate
 from torch import nn
 
-from aid_d2 import add_aid_config
+from aid_d2.config import load_config, plain_student
 from aid_d2.modeling import family_of
 from aid_d2.modeling.teacher import load_teacher_config
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 # fvcore gives these numbers of operations too, but they multiply and accumulate nothing.
@@ -81,14 +81,11 @@ def detectors(config: str, opts: list[str]) -> dict[str, CfgNode]:
     Returns:
         configs by role; the role of a plain detector is "".
     """
-    cfg = get_cfg()
-    add_aid_config(cfg)
-    cfg.merge_from_file(config)
+    cfg = load_config(config)
     result = {"": cfg}
     if cfg.MODEL.META_ARCHITECTURE == "DistilledDetector":
         teacher = load_teacher_config(cfg.DISTILL.TEACHER.CONFIG_FILE)
-        cfg.MODEL.META_ARCHITECTURE = cfg.DISTILL.STUDENT
-        result = {"student": cfg, "teacher": teacher}
+        result = {"student": plain_student(cfg), "teacher": teacher}
     for plain in result.values():
         plain.merge_from_list(opts)
         plain.MODEL.DEVICE = "cpu"

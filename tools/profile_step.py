@@ -36,7 +36,7 @@ import torch
 from tabulate import tabulate
 from torch.profiler import ProfilerActivity, profile
 
-from aid_d2 import add_aid_config
+from aid_d2 import add_aid_config, load_config
 from aid_d2.aid import GRANULARITIES
 from aid_d2.modeling import DistilledDetector, family_of, train_fast
 from aid_d2.modeling.teacher import load_teacher_config
@@ -101,7 +101,7 @@ class Row:
 
 def main() -> None:
     args = parse_arguments()
-    cfg = load_config(args)
+    cfg = config_of(args)
     with tempfile.TemporaryDirectory() as folder:
         cfg = with_random_teacher(cfg, Path(folder))
         cases = variants(Case(cfg, *args.size, args.images, args.objects), args.variants)
@@ -133,11 +133,8 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def load_config(args) -> CfgNode:
-    cfg = get_cfg()
-    add_aid_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+def config_of(args) -> CfgNode:
+    cfg = load_config(args.config_file, args.opts)
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     if cfg.MODEL.META_ARCHITECTURE != "DistilledDetector":
         raise ValueError(f"{args.config_file} is no distilled detector, and has no teacher.")

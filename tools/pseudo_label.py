@@ -13,6 +13,7 @@ OUTPUT.partial until the end. Give the result to DATASETS.COCO_JSON and DATASETS
 """
 
 import argparse
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -58,7 +59,7 @@ def main() -> None:
     partial = args.output.with_name(args.output.name + ".partial")
     settings = {
         "config": args.config_file,
-        "weights": args.weights,
+        "weights": hashlib.sha256(Path(args.weights).read_bytes()).hexdigest(),
         "threshold": args.threshold,
         "classes": classes,
         "opts": args.opts,
@@ -133,10 +134,11 @@ def read_partial(path: Path, settings: dict) -> dict[str, list]:
     text = path.read_text() if path.exists() else ""
     # A run that was killed may have left its last line unfinished: it is cut off.
     whole = text[: text.rfind("\n") + 1]
-    if not whole:
+    if whole:
+        os.truncate(path, len(whole.encode()))
+    else:
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = json.dumps(settings) + "\n"
-    if whole != text:
         path.write_text(whole)
     header, *lines = whole.splitlines()
     if json.loads(header) != settings:

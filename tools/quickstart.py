@@ -3,7 +3,6 @@
 `make quickstart` runs this. Finished steps are kept: an interrupted run goes on where it stopped.
 """
 
-import json
 import logging
 import math
 import os
@@ -17,13 +16,14 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from aid_d2 import add_aid_config
+from aid_d2 import load_config
+from aid_d2.comparison import read_metrics
 from aid_d2.data.paths import datasets_root
 from aid_d2.data.synthetic import SceneSetConfig, write_scene_set
 from aid_d2.modeling import Teacher
 from aid_d2.visualization import draw_boxes, labeled_input, object_trust
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
@@ -45,7 +45,7 @@ def main() -> None:
     rows = []
     for number, (name, config) in enumerate(RUNS.items(), 1):
         print(f"\n[{number}/{len(RUNS)}] {name}", flush=True)
-        cfg = load_config(config)
+        cfg = config_of(config)
         if "bbox/AP" not in last_metrics(cfg):
             train(config)
         rows.append(table_row(name, cfg))
@@ -54,10 +54,8 @@ def main() -> None:
     print(f"\nThe same scene seen by each, with AID's weights: {PICTURE}")
 
 
-def load_config(name: str) -> CfgNode:
-    cfg = get_cfg()
-    add_aid_config(cfg)
-    cfg.merge_from_file(f"configs/quickstart/{name}.yaml")
+def config_of(name: str) -> CfgNode:
+    cfg = load_config(f"configs/quickstart/{name}.yaml")
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     return cfg
 
@@ -81,10 +79,9 @@ def train(config: str) -> None:
         sys.exit("".join(output[-40:]) + f"\n{' '.join(command)} failed.")
 
 
-def metrics(cfg: CfgNode) -> list:
+def metrics(cfg: CfgNode) -> list[dict]:
     """What a run wrote every 20 iterations, and its evaluation at the end."""
-    file = Path(cfg.OUTPUT_DIR, "metrics.json")
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return read_metrics(Path(cfg.OUTPUT_DIR, "metrics.json"))
 
 
 def last_metrics(cfg: CfgNode) -> dict:
@@ -122,7 +119,7 @@ def number_of_large_objects(entry: dict) -> int:
 
 def draw_comparison() -> None:
     """One scene: ground truth with AID's weights, and what teacher and students detect."""
-    cfg = load_config(RUNS["student + distillation + AID"])
+    cfg = config_of(RUNS["student + distillation + AID"])
     entries = DatasetCatalog.get(cfg.DATASETS.TEST[0])
     classes = MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes
     entry = max(entries, key=number_of_large_objects)
@@ -144,7 +141,7 @@ def draw_comparison() -> None:
     for name, config in RUNS.items():
         if name == "student + distillation":
             continue
-        cfg = load_config(config)
+        cfg = config_of(config)
         model = build_student(cfg)
         DetectionCheckpointer(model).load(f"{cfg.OUTPUT_DIR}/model_final.pth")
         with torch.no_grad():

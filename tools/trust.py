@@ -76,6 +76,8 @@ def main() -> None:
     parser.add_argument("--truth", type=Path, metavar="FILE.json", help="correct labels, COCO")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ... of the config")
     args = parser.parse_args()
+    if args.alpha < 0:
+        raise ValueError(f"--alpha is {args.alpha}; AID's weights exp(-alpha D) need 0 or more.")
     cfg, teacher = load_teacher(args)
     classes = MetadataCatalog.get(args.dataset).thing_classes
     if len(classes) != teacher.family.num_classes:
@@ -142,10 +144,10 @@ def found_errors(objects: list[Instance], truth: dict) -> str:
         image = images[label["image_id"]]
         x, y, w, h = label["bbox"]
         corners = (x, y, min(x + w, image["width"]), min(y + h, image["height"]))
-        right[Path(image["file_name"]).name, names[label["category_id"]]].append(corners)
-    wrong = []
+        right[image["file_name"], names[label["category_id"]]].append(corners)
+    known, wrong = {x["file_name"] for x in truth["images"]}, []
     for x in objects:
-        boxes = right.get((Path(x.file_name).name, x.category), torch.zeros(0, 4))
+        boxes = right.get((name_among(known, x.file_name), x.category), torch.zeros(0, 4))
         overlap = pairwise_iou(Boxes([(x.x1, x.y1, x.x2, x.y2)]), Boxes(boxes))
         wrong.append(not (overlap > SAME_BOX).any())
     count = max(round(LEAST_TRUSTED * len(objects)), 1)
@@ -153,6 +155,16 @@ def found_errors(objects: list[Instance], truth: dict) -> str:
         f"{sum(wrong)} of {len(wrong)} labels are wrong ({mean(wrong):.1%}), and of the least "
         f"trusted {LEAST_TRUSTED:.0%} {sum(wrong[:count])} of {count} ({mean(wrong[:count]):.1%})."
     )
+
+
+def name_among(known: set[str], path: str) -> str:
+    """Which of the names, relative to a folder of images, a path ends with; the longest one."""
+    parts = Path(path).parts
+    for start in range(len(parts)):
+        name = "/".join(parts[start:])
+        if name in known:
+            return name
+    raise ValueError(f"--truth has no image {path}: it needs the same images as the data set.")
 
 
 def write_csv(path: Path, instances: list[Instance]) -> None:

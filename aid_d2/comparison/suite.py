@@ -11,9 +11,9 @@ from typing import Optional
 
 import yaml
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from ..config import add_aid_config
+from ..config import load_config, plain_student
 
 TEACHER = "teacher"
 # Not of students: with the seed of its teacher one of the same network starts from the same weights,
@@ -53,10 +53,7 @@ class Run:
 
         Of a detector whose distillation is switched off, that of the plain student.
         """
-        cfg = get_cfg()
-        add_aid_config(cfg)
-        cfg.merge_from_file(self.config)
-        cfg.merge_from_list([x for item in self.opts.items() for x in item])
+        cfg = load_config(self.config, [x for item in self.opts.items() for x in item])
         cfg.SEED = self.seed
         if not cfg.DISTILL.ENABLED:
             cfg = plain_student(cfg)
@@ -84,14 +81,6 @@ class Run:
     def folder(self) -> str:
         """Name of its output folder; equal runs of one config file share it."""
         return f"{Path(self.config).stem}-seed{self.seed}-{self.config_hash}"
-
-
-def plain_student(cfg: CfgNode) -> CfgNode:
-    """The config with the student's own meta-architecture."""
-    cfg = cfg.clone()
-    if cfg.MODEL.META_ARCHITECTURE == _DISTILLED:
-        cfg.MODEL.META_ARCHITECTURE = cfg.DISTILL.STUDENT
-    return cfg
 
 
 @dataclass
@@ -148,6 +137,11 @@ def load_suite(path: str) -> Suite:
         raise FileNotFoundError(f"--suite: there is no file {path}.")
     content = yaml.safe_load(Path(path).read_text())
     _check_keys(path, "the suite", content, _SUITE_KEYS, {"seeds", "groups"})
+    _check_seeds(path, "the suite", content["seeds"])
+    if not isinstance(content["groups"], dict):
+        raise ValueError(
+            f"{path}: groups is {content['groups']!r}; it needs a name for each group."
+        )
     common, groups = content.get("opts") or {}, []
     for name, entry in content["groups"].items():
         _check_keys(path, name, entry, _GROUP_KEYS, {"rows", "baselines"})
@@ -165,7 +159,13 @@ def load_suite(path: str) -> Suite:
         of_students = {**common, **(entry.get("opts") or {})}
         for row, spec in entry["rows"].items():
             _check_keys(path, f"{name}.{row}", spec, _ROW_KEYS, {"config"})
-            for seed in spec.get("seeds", content["seeds"]):
+            if row == TEACHER:
+                raise ValueError(
+                    f"{path}: {name} has a row {row!r}, which the teacher's is called."
+                )
+            seeds = spec.get("seeds", content["seeds"])
+            _check_seeds(path, f"{name}.{row}", seeds)
+            for seed in seeds:
                 run = _run(path, name, row, seed, spec, of_students)
                 if run.distilled:
                     if "teacher" not in entry:
@@ -208,15 +208,26 @@ def _check_keys(path, where: str, node, known: set, required: set) -> None:
         )
 
 
+def _check_seeds(path, where: str, seeds) -> None:
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(x, int) for x in seeds):
+        raise ValueError(f"{path}: {where} has seeds {seeds!r}; it needs a list such as [2, 3, 4].")
+
+
 def _check_rows_are_comparable(path: str, group: Group) -> None:
     """Students of a group may differ in DISTILL alone: same data, schedule and network.
 
     Only images without labels may be added, since they are part of a method.
     """
     students = {}
-    for run in group.runs:
-        if run.row != TEACHER and run.row not in students:
-            students[run.row] = plain_student(run.cfg())
+    for run in {run.row: run for run in group.runs}.values():
+        cfg = plain_student(run.cfg())
+        if len(cfg.DATASETS.TEST) != 1:
+            raise ValueError(
+                f"{path}: {group.name}.{run.row} has DATASETS.TEST {list(cfg.DATASETS.TEST)}; a "
+                "comparison needs one data set to evaluate on."
+            )
+        if run.row != TEACHER:
+            students[run.row] = cfg
     first, *others = students
     for row in others:
         for node in ("DATASETS", "DATALOADER", "INPUT", "SOLVER", "MODEL", "TEST"):

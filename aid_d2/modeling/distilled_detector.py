@@ -264,9 +264,10 @@ class DistilledDetector(nn.Module):
         storage = get_event_storage()
         if (storage.iter + 1) % _LOG_PERIOD:
             return
-        for name, loss in (("cls", losses.cls), ("box", losses.box)):
-            total = (losses.frequency * loss).sum() / losses.batch_normalizer
-            storage.put_scalar(f"teacher/loss_{name}", total)
+        dense = (losses.frequency * (losses.cls + losses.box)).sum() / losses.batch_normalizer
+        storage.put_scalar("teacher/loss_dense", dense)
+        if losses.roi is not None:
+            storage.put_scalar("teacher/loss_roi", losses.roi.sum() / max(len(losses.roi), 1))
         for stride, weights in trust.maps.items():
             storage.put_scalar(f"aid/weight_stride{stride}", weights.mean())
         storage.put_histogram("aid/weight", torch.cat([x.flatten() for x in trust.maps.values()]))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
+from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.structures import Boxes, Instances, pairwise_ioa, pairwise_iou
 
 from .gfl import GFL, location_cells
@@ -43,6 +44,8 @@ def mask_ignore_regions(model: nn.Module) -> None:
         rpn, heads = model.proposal_generator, model.roi_heads
         rpn.label_and_sample_anchors = _anchors_masked(rpn.label_and_sample_anchors, background=0)
         heads.label_and_sample_proposals = _proposals_masked(heads.label_and_sample_proposals)
+        if isinstance(heads, CascadeROIHeads):  # which labels the boxes of later stages by itself
+            heads._match_and_label_boxes = _proposals_masked(heads._match_and_label_boxes)
     elif isinstance(model, RetinaNet):
         model.label_anchors = _anchors_masked(model.label_anchors, background=model.num_classes)
     elif isinstance(model, GFL):
@@ -76,13 +79,14 @@ def _anchors_masked(
 
 
 def _proposals_masked(label: Callable) -> Callable:
-    def label_masked(proposals: List[Instances], targets: List[Instances]) -> List[Instances]:
+    def label_masked(proposals: List[Instances], *stage_and_targets) -> List[Instances]:
+        *stage, targets = stage_and_targets
         objects, regions = zip(*map(_split, targets))
         kept = []
         for per_image, real, ignored in zip(proposals, objects, regions):
             boxes = per_image.proposal_boxes
             on_object = (pairwise_iou(real.gt_boxes, boxes) >= 0.5).any(0)
             kept.append(per_image[on_object | ~inside_regions(boxes.tensor, ignored)])
-        return label(kept, list(objects))
+        return label(kept, *stage, list(objects))
 
     return label_masked

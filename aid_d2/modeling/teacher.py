@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils.file_io import PathManager
@@ -145,14 +145,9 @@ class Teacher:
 
 def load_teacher_config(config_file: str) -> CfgNode:
     """The config of a teacher. Of a distilled detector only the student is taken."""
-    from ..config import add_aid_config
+    from ..config import load_config, plain_student
 
-    cfg = get_cfg()
-    add_aid_config(cfg)
-    cfg.merge_from_file(config_file)
-    if cfg.MODEL.META_ARCHITECTURE == "DistilledDetector":
-        cfg.MODEL.META_ARCHITECTURE = cfg.DISTILL.STUDENT
-    return cfg
+    return plain_student(load_config(config_file))
 
 
 _DETECTRON2S = (DenseDetector.preprocess_image, GeneralizedRCNN.preprocess_image)

@@ -168,6 +168,25 @@ def test_proposals_inside_are_no_negatives(masked):
     assert result == expected
 
 
+def test_later_stages_of_a_cascade(masked):
+    """They label their boxes by themselves, with what the first stage was given."""
+    cascade = {
+        "MODEL.ROI_HEADS.NAME": "CascadeROIHeads",
+        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True,
+    }
+    model = masked("FasterRCNN", cascade).train()
+    heads = model.roi_heads
+    boxes = [[50.0, 50, 70, 90], [90.0, 62, 120, 94], [9.0, 9, 41, 41], [81.0, 17, 120, 61]]
+    with EventStorage():
+        (kept,) = heads._match_and_label_boxes(
+            [proposals_at(boxes)], 1, [make_batch()[0]["instances"]]
+        )
+        losses = model(make_batch())
+    assert kept.proposal_boxes.tensor.tolist() == boxes[1:]
+    assert kept.gt_classes.tolist() == [heads.num_classes, 2, 1]
+    assert "loss_cls_stage2" in losses and all(x.isfinite() for x in losses.values())
+
+
 @pytest.mark.parametrize("family", ["RetinaNet", "FasterRCNN"])
 def test_without_regions_nothing_changes(masked, small_cfg, build_seeded, family):
     batch = make_batch(region=False)
