@@ -81,11 +81,11 @@ class Trust:
             (sum of B_i,)
         """
         # As in `pooled`: a constant map stays exactly constant.
-        anchors = next(iter(self.maps.values()))[:, 0, 0, 0]
-        difference = {stride: x - anchors.view(-1, 1, 1, 1) for stride, x in self.maps.items()}
+        reference = next(iter(self.maps.values()))[:, 0, 0, 0]
+        difference = {stride: x - reference.view(-1, 1, 1, 1) for stride, x in self.maps.items()}
         mean = pool_boxes(difference, boxes, size=1, sampling_ratio=0)
-        counts = torch.tensor([len(x) for x in boxes]).to(anchors.device, non_blocking=True)
-        base = anchors.repeat_interleave(counts, output_size=len(mean))
+        counts = torch.tensor([len(x) for x in boxes]).to(reference.device, non_blocking=True)
+        base = reference.repeat_interleave(counts, output_size=len(mean))
         return base + mean.flatten()
 
 

@@ -42,17 +42,15 @@ def level_adapters(pairs: List[LevelPair], kernel_size: int) -> nn.ModuleDict:
     )
 
 
-def channel_adapters(pairs: List[LevelPair]) -> nn.ModuleDict:
-    """A 1x1 convolution for each level where the numbers of channels differ, by stride; elsewhere
-    nothing is trained and the student's map stays as it is.
+def channel_adapter(in_channels: int, out_channels: int) -> nn.Module:
+    """A 1x1 convolution where the numbers of channels differ; elsewhere nothing is trained and the
+    student's map stays as it is.
     """
+    return nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+
+def channel_adapters(pairs: List[LevelPair]) -> nn.ModuleDict:
+    """A :func:`channel_adapter` for each level, by stride."""
     return nn.ModuleDict(
-        {
-            str(pair.stride): (
-                nn.Identity()
-                if pair.student_channels == pair.teacher_channels
-                else nn.Conv2d(pair.student_channels, pair.teacher_channels, 1)
-            )
-            for pair in pairs
-        }
+        {str(x.stride): channel_adapter(x.student_channels, x.teacher_channels) for x in pairs}
     )

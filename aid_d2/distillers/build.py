@@ -9,11 +9,6 @@ from detectron2.config import CfgNode
 from .base import DISTILLER_REGISTRY, Distiller, Setting
 
 
-def method_node(cfg: CfgNode, method: str) -> CfgNode:
-    """The keys of a method, DISTILL.<name in capitals>."""
-    return cfg.DISTILL[method.upper()]
-
-
 def build_distillers(cfg: CfgNode, setting: Setting) -> Dict[str, Distiller]:
     """The methods of DISTILL.METHODS, by name.
 
@@ -33,7 +28,7 @@ def build_distillers(cfg: CfgNode, setting: Setting) -> Dict[str, Distiller]:
     for name in cfg.DISTILL.METHODS:
         method = DISTILLER_REGISTRY.get(name)
         _check_detectors(name, method, setting)
-        distillers[name] = method(method_node(cfg, name), setting)
+        distillers[name] = method(cfg.DISTILL[name.upper()], setting)
     return distillers
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from detectron2.config import CfgNode as CN
 
-from .adapters import identity_conv
+from .adapters import channel_adapter
 from .anchors import counted_anchors
 from .base import DISTILLER_REGISTRY, Distiller
 from .soft_targets import MIMIC_BOX_WEIGHTS, mimic_losses
@@ -85,9 +85,9 @@ class CrossKD(Distiller):
         self._check_position()
         self.adapters = nn.ModuleDict()
         for branch in self.teacher.towers:
-            channels = [self._channels(x.towers[branch]) for x in (self.student, self.teacher)]
-            same = channels[0] == channels[1]
-            self.adapters[branch] = nn.Identity() if same else identity_conv(*channels, 1)
+            self.adapters[branch] = channel_adapter(
+                *(self._channels(x.towers[branch]) for x in (self.student, self.teacher))
+            )
 
     def taps(self, family):
         return [tower[self._cut(tower)] for tower in family.towers.values()]
