@@ -8,7 +8,7 @@ import torch
 from aid_d2 import compat, load_config
 from aid_d2.data import IgnoreRegionMapper, build_mixed_train_loader, register_coco_json
 from aid_d2.evaluation import KITTIEvaluator
-from aid_d2.modeling import check_num_classes, mask_ignore_regions, train_fast
+from aid_d2.modeling import check_classes, mask_ignore_regions, train_fast
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import MetadataCatalog, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
@@ -24,7 +24,7 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg):
         super().__init__(cfg)
-        check_num_classes(self.model, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.UNLABELED))
+        check_classes(self.model, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.UNLABELED))
 
     # v0.6 leaves the optimizer out of its checkpoints; later versions do as follows.
     def state_dict(self):

@@ -3,7 +3,7 @@
 from . import backbones  # noqa: F401  (registers them)
 from .distilled_detector import DistilledDetector
 from .fast_forward import train_fast
-from .families import FAMILY_REGISTRY, DetectorFamily, check_num_classes, family_of
+from .families import FAMILY_REGISTRY, DetectorFamily, check_classes, family_of
 from .fcos import FCOS
 from .gfl import GFL
 from .ignore_regions import mask_ignore_regions
@@ -18,7 +18,7 @@ __all__ = [
     "DistilledDetector",
     "Observation",
     "Teacher",
-    "check_num_classes",
+    "check_classes",
     "family_of",
     "mask_ignore_regions",
     "train_fast",

@@ -35,11 +35,13 @@ class Teacher:
         model: the trained detector, with a `backbone` and `preprocess_image` as Detectron2's
             meta-architectures have them.
         input_format: channel order the detector was trained with, such as `BGR`.
+        datasets: names of those it was trained on.
     """
 
-    def __init__(self, model: nn.Module, input_format: str):
+    def __init__(self, model: nn.Module, input_format: str, datasets: Sequence[str] = ()):
         self.model = model.eval().requires_grad_(False)
         self.input_format = input_format
+        self.datasets = datasets
         self.family = family_of(model)
         self.dtype = torch.float32
 
@@ -70,7 +72,7 @@ class Teacher:
         """
         model = build_model(cfg)
         _StrictCheckpointer(model).load(weights)
-        return cls(model, cfg.INPUT.FORMAT)
+        return cls(model, cfg.INPUT.FORMAT, cfg.DATASETS.TRAIN)
 
     def speed_up(self, precision: str, compiled: bool = False) -> None:
         """Make the forward pass cheap, see :func:`speed_up`, unless it is to be float32.

@@ -12,8 +12,15 @@ import torch
 
 from aid_d2.aid import GRANULARITIES, compute_trust
 from aid_d2.distillers import Distiller
-from aid_d2.modeling import DistilledDetector, Teacher, family_of, mask_ignore_regions
+from aid_d2.modeling import (
+    DistilledDetector,
+    Teacher,
+    check_classes,
+    family_of,
+    mask_ignore_regions,
+)
 from aid_d2.modeling.levels import pair_levels
+from detectron2.data import MetadataCatalog
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
@@ -579,6 +586,22 @@ def test_other_number_of_classes_needs_aid_off(
     off = {**files, "DISTILL.AID.ENABLED": False}
     losses = step(build_seeded(distilled_cfg("RetinaNet", off), 0), make_batch())
     assert KD_LOSSES <= set(losses)
+
+
+@pytest.mark.parametrize("aid", [True, False])
+def test_classes_in_another_order_are_told(distilled_cfg, build_seeded, caplog, aid):
+    """Where they are compared; and a data set that nothing is known of is left alone."""
+    cfg = distilled_cfg("RetinaNet", {"DISTILL.AID.ENABLED": aid})
+    model = build_seeded(cfg, 0)
+    orders = {"told_ours": ["car", "van", "truck"], "told_theirs": ["van", "car", "truck"]}
+    for name, classes in orders.items():
+        MetadataCatalog.get(name).thing_classes = classes
+    model.teacher.datasets = ("told_ours", "told_unknown")
+    check_classes(model, ("told_ours",))
+    assert "The teacher's data set" not in caplog.text
+    model.teacher.datasets = ("told_theirs",)
+    check_classes(model, ("told_ours",))
+    assert ("'told_theirs' has the classes ['van', 'car'" in caplog.text) == aid
 
 
 # --- gradients of the adapters

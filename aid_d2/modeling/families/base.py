@@ -1,5 +1,6 @@
 """What aid_d2 has to know of a family of detectors, in one interface."""
 
+import logging
 from contextlib import contextmanager
 from typing import Callable, Dict, Hashable, Iterator, List, Optional, Sequence, Tuple, Type
 
@@ -15,6 +16,8 @@ from ..dense_output import DenseOutput
 from ..levels import Level
 from .assignment import Labels, owned
 from .dense import dense_output
+
+logger = logging.getLogger(__name__)
 
 FAMILY_REGISTRY = Registry("DETECTOR_FAMILY")
 FAMILY_REGISTRY.__doc__ = "Subclasses of DetectorFamily; `family_of` finds the one for a detector."
@@ -288,17 +291,31 @@ def _known_detectors() -> str:
     return ", ".join(family.detector.__name__ for _, family in FAMILY_REGISTRY)
 
 
-def check_num_classes(model: nn.Module, datasets: Sequence[str]) -> None:
-    """Compare a detector with the data sets it is to be trained on, once those are loaded.
+def check_classes(model: nn.Module, datasets: Sequence[str]) -> None:
+    """Compare a detector and its teacher with the data sets it is to be trained on, once those are
+    loaded. Where the classes of the teacher's own data sets, as far as known, have other names, a
+    warning says so.
 
     Raises:
         ValueError: a data set has another number of classes than the detector.
     """
     model = getattr(model, "module", model)
     expected = family_of(getattr(model, "student", model)).num_classes
+    teacher = getattr(model, "teacher", None)
     for name in datasets:
         classes = MetadataCatalog.get(name).get("thing_classes")
-        if expected is not None and classes is not None and len(classes) != expected:
+        if classes is None:
+            continue
+        if teacher is not None and model.needs_teacher_head:
+            for other in teacher.datasets:
+                theirs = MetadataCatalog.get(other).get("thing_classes", classes)
+                if list(theirs) != list(classes):
+                    logger.warning(
+                        f"The teacher's data set {other!r} has the classes {theirs}, and {name!r} has "
+                        f"{classes}. They are compared in this order: make sure that they mean the "
+                        "same."
+                    )
+        if expected is not None and len(classes) != expected:
             raise ValueError(
                 f"The data set {name!r} has {len(classes)} classes ({', '.join(classes)}), the "
                 f"detector has {expected}: set its NUM_CLASSES (of MODEL.RETINANET, MODEL.GFL, "
