@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Dict, List
+from typing import Dict, List
 
 import torch
 from torch import Tensor
@@ -11,8 +11,7 @@ from torch import Tensor
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 
-if TYPE_CHECKING:
-    from .aid import LevelShape
+from .losses import LevelShape
 
 
 @dataclass

@@ -12,7 +12,8 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.utils.visualizer import Visualizer
 
-from .aid import Objects, object_loss, trust_weight
+from .aid import object_loss, trust_weight
+from .losses import Objects
 from .modeling import Teacher
 
 

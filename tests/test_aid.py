@@ -8,13 +8,7 @@ import pytest
 import torch
 
 from aid_d2.aid import (
-    BACKGROUND,
     GRANULARITIES,
-    IGNORED,
-    LevelShape,
-    Objects,
-    Trust,
-    UnreducedLosses,
     compute_trust,
     image_loss,
     level_loss,
@@ -23,6 +17,8 @@ from aid_d2.aid import (
     smallest_object,
     trust_weight,
 )
+from aid_d2.losses import BACKGROUND, IGNORED, LevelShape, Objects, UnreducedLosses
+from aid_d2.trust import Trust
 from detectron2.structures import Boxes, Instances
 
 LEVELS = [LevelShape(8, 6, 8, 3), LevelShape(16, 3, 4, 2), LevelShape(32, 2, 2, 1)]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from aid_d2.aid import LevelShape
+from aid_d2.losses import LevelShape
 from aid_d2.trust import Trust, pool_boxes
 
 SIZES = {8: (8, 12), 16: (4, 6), 32: (2, 3)}

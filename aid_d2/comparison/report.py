@@ -66,8 +66,8 @@ def write_report(suite: Suite, results: Sequence[dict], folder: Path) -> None:
         folder: where to.
     """
     sections = [f"# {suite.path}\n"]
-    suite = replace(suite, groups=[_begun(group, results) for group in suite.groups])
-    suite.groups = [group for group in suite.groups if group.runs]
+    begun = [_begun(group, results) for group in suite.groups]
+    suite = replace(suite, groups=[group for group in begun if group.runs])
     for group in suite.groups:
         sections.append(f"## {group.name}\n\n{_table(group, _of(group, results))}\n")
     sections.append(

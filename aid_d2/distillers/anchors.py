@@ -5,8 +5,8 @@ from typing import List, Tuple
 import torch
 from torch import Tensor
 
-from ..aid import IGNORED, Objects
 from ..distributed import mean_over_gpus
+from ..losses import IGNORED, Objects
 
 
 def counted_anchors(owner: Tensor, anchors: Tensor, objects: Objects) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 
-from ..aid import Trust
+from ..trust import Trust
 
 if TYPE_CHECKING:
     from ..modeling.families import DetectorFamily

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from detectron2.config import CfgNode as CN
 
-from ..aid import Trust, UnreducedLosses
+from ..losses import UnreducedLosses
+from ..trust import Trust
 from .adapters import channel_adapters, identity_conv
 from .anchors import counted_anchors
 from .base import DISTILLER_REGISTRY, Distiller
@@ -28,8 +29,7 @@ def detection_loss(losses: UnreducedLosses, trust: Trust) -> Tensor:
     ``sum W (L_cls + L_box) / N`` over the anchors, and of a two-stage detector ``sum W L_roi / M``
     over the M objects.
     """
-    anchors = trust.per_anchor(losses.levels) * losses.frequency * (losses.cls + losses.box)
-    total = anchors.sum() / losses.batch_normalizer
+    total = (trust.per_anchor(losses.levels) * losses.dense).sum() / losses.batch_normalizer
     if losses.roi is None:
         return total
     objects = losses.objects

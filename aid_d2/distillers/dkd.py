@@ -10,8 +10,8 @@ from detectron2.config import CfgNode as CN
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.roi_heads import StandardROIHeads
 
-from ..aid import Objects
 from ..iou import pairwise_iou
+from ..losses import Objects
 from .base import DISTILLER_REGISTRY, Distiller
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from detectron2.config import CfgNode as CN
 from detectron2.structures import Boxes
 
-from ..aid import Objects
 from ..iou import pairwise_iou
+from ..losses import Objects
 from .adapters import level_adapters
 from .base import DISTILLER_REGISTRY, Distiller
 

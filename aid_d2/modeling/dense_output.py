@@ -6,7 +6,7 @@ from typing import Any, List, Optional
 
 from torch import Tensor
 
-from ..aid import LevelShape
+from ..losses import LevelShape
 
 
 @dataclass

@@ -14,18 +14,13 @@ from detectron2.evaluation.evaluator import inference_context
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils.events import get_event_storage
 
-from ..aid import (
-    GRANULARITIES,
-    NORMALIZERS,
-    Objects,
-    Trust,
-    UnreducedLosses,
-    compute_trust,
-)
+from ..aid import compute_trust
 from ..data import PSEUDO_LABELED
 from ..distillers import Distiller, Setting, build_distillers
+from ..losses import Objects, UnreducedLosses
+from ..trust import Trust
+from .checks import check_compatible, check_keys, check_taps
 from .families import DetectorFamily, family_of
-from .fast_forward import PRECISIONS
 from .inherit import inherit
 from .levels import LevelPair, align, pair_levels
 from .observation import Observation, record_calls
@@ -102,7 +97,7 @@ class DistilledDetector(nn.Module):
                 "use what MODEL.META_ARCHITECTURE of the plain student says, such as RetinaNet."
             )
         if cfg.DISTILL.ENABLED:
-            _check_keys(cfg)
+            check_keys(cfg)
         student = build_model(student_cfg)
         if not cfg.DISTILL.ENABLED:
             return {"student": student}
@@ -113,13 +108,13 @@ class DistilledDetector(nn.Module):
         gpus = [torch.cuda.current_device()] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=gpus):
             teacher = Teacher.from_config(cfg)
-            _check_compatible(cfg, student, teacher)
+            check_compatible(cfg, student, teacher)
             if cfg.DISTILL.INHERIT:
                 inherit(student, teacher.model)
             teacher.speed_up(cfg.DISTILL.PRECISION, cfg.DISTILL.TEACHER.COMPILE)
             pairs = pair_levels(family_of(student), teacher.family)
             distillers = build_distillers(cfg, Setting(pairs, family_of(student), teacher.family))
-            _check_taps(cfg, student, teacher, distillers)
+            check_taps(cfg, student, teacher, distillers)
         weigh = None
         if cfg.DISTILL.AID.ENABLED:
             weigh = partial(
@@ -264,10 +259,9 @@ class DistilledDetector(nn.Module):
         storage = get_event_storage()
         if (storage.iter + 1) % _LOG_PERIOD:
             return
-        dense = (losses.frequency * (losses.cls + losses.box)).sum() / losses.batch_normalizer
-        storage.put_scalar("teacher/loss_dense", dense)
+        storage.put_scalar("teacher/loss_dense", losses.dense.sum() / losses.batch_normalizer)
         if losses.roi is not None:
-            storage.put_scalar("teacher/loss_roi", losses.roi.sum() / max(len(losses.roi), 1))
+            storage.put_scalar("teacher/loss_roi", losses.mean_roi)
         for stride, weights in trust.maps.items():
             storage.put_scalar(f"aid/weight_stride{stride}", weights.mean())
         storage.put_histogram("aid/weight", torch.cat([x.flatten() for x in trust.maps.values()]))
@@ -282,82 +276,6 @@ class DistilledDetector(nn.Module):
 def _without_caches(observation: Observation) -> Observation:
     dense = observation.dense
     return replace(observation, dense=replace(dense) if dense is not None else None)
-
-
-def _check_keys(cfg: CfgNode) -> None:
-    aid = cfg.DISTILL.AID
-    choices = (
-        ("DISTILL.AID.GRANULARITY", aid.GRANULARITY, GRANULARITIES),
-        ("DISTILL.AID.NORMALIZER", aid.NORMALIZER, NORMALIZERS),
-        ("DISTILL.PRECISION", cfg.DISTILL.PRECISION, PRECISIONS),
-    )
-    for name, value, allowed in choices:
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r}; choose one of {allowed}.")
-    numbers = (
-        ("DISTILL.AID.ALPHA", aid.ALPHA),
-        ("DISTILL.WEIGHT", cfg.DISTILL.WEIGHT),
-        ("DISTILL.WARMUP_ITERS", cfg.DISTILL.WARMUP_ITERS),
-    )
-    for name, value in numbers:
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"{name} is {value}; it has to be a finite number, 0 or more.")
-
-
-def _check_taps(cfg: CfgNode, student: nn.Module, teacher: Teacher, distillers: dict) -> None:
-    for key, compiled, model in (
-        ("SOLVER.COMPILE", cfg.SOLVER.COMPILE, student),
-        ("DISTILL.TEACHER.COMPILE", cfg.DISTILL.TEACHER.COMPILE, teacher.model),
-    ):
-        inside = set(model.backbone.modules()) - {model.backbone}
-        for name, distiller in distillers.items():
-            if compiled and not inside.isdisjoint(distiller.taps(family_of(model))):
-                raise ValueError(
-                    f"DISTILL.METHODS: {name} looks into the backbone, which a compiled one does "
-                    f"not allow. Set {key} False."
-                )
-
-
-def _check_compatible(cfg: CfgNode, student: nn.Module, teacher: Teacher) -> None:
-    if sorted(cfg.INPUT.FORMAT) != sorted(teacher.input_format):
-        raise ValueError(
-            f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r} for the student and {teacher.input_format!r} "
-            "for the teacher. Channels can be reordered but not converted: use a teacher that was "
-            "trained on the same ones."
-        )
-    if not cfg.DISTILL.AID.ENABLED:
-        return
-    teacher.family.check_losses()
-    expected, found = family_of(student).num_classes, teacher.family.num_classes
-    if expected not in (None, found):
-        raise ValueError(
-            f"The teacher has {found} classes and the student {expected}. AID needs the teacher's "
-            "loss on the student's labels: use a teacher of the same classes, or set "
-            "DISTILL.AID.ENABLED False."
-        )
-    if cfg.DISTILL.AID.RELATIVE:
-        _check_comparable_losses(family_of(student), teacher.family)
-
-
-def _check_comparable_losses(student: DetectorFamily, teacher: DetectorFamily) -> None:
-    student.check_losses()
-    described = [
-        {
-            "detector": type(x.model).__name__,
-            "strides": [level.stride for level in x.levels],
-            "anchors of a location": x.anchor_generator.num_cell_anchors,
-            "padded to a multiple of": x.model.backbone.size_divisibility,
-        }
-        for x in (student, teacher)
-    ]
-    for what, own in described[0].items():
-        theirs = described[1][what]
-        if own != theirs:
-            raise ValueError(
-                "DISTILL.AID.RELATIVE subtracts the student's losses from the teacher's, and needs "
-                f"detectors of one kind: {what} is {own} for the student and {theirs} for the "
-                "teacher. Set it False."
-            )
 
 
 def _strip_student_prefix(module, state_dict, prefix, local_metadata) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, List, Tuple
 
 import torch
 
-from ..aid import Trust
+from ..trust import Trust
 
 if TYPE_CHECKING:
     from .families import DetectorFamily

@@ -8,7 +8,7 @@ from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tu
 
 from torch import Tensor, nn
 
-from ..aid import Objects
+from ..losses import Objects
 from .dense_output import DenseOutput
 
 

@@ -13,8 +13,8 @@ from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils.file_io import PathManager
 
-from ..aid import Objects, UnreducedLosses
 from ..data import register_coco_json
+from ..losses import Objects, UnreducedLosses
 from .families import family_of
 from .fast_forward import choose_precision, compile_backbone, speed_up
 from .observation import Observation, record_calls

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from aid_d2.aid import BACKGROUND, IGNORED, LevelShape, Objects
 from aid_d2.distillers import Setting
 from aid_d2.distillers.adl import (
     ADL,
@@ -17,6 +16,7 @@ from aid_d2.distillers.adl import (
     weighted_cross_entropy,
 )
 from aid_d2.distillers.anchors import centred_in_image
+from aid_d2.losses import BACKGROUND, IGNORED, LevelShape, Objects
 from aid_d2.modeling import Observation
 from aid_d2.modeling.dense_output import DenseOutput
 from detectron2.utils.events import EventStorage

@@ -2,8 +2,8 @@
 
 import torch
 
-from aid_d2.aid import BACKGROUND, IGNORED, Objects
 from aid_d2.distillers.anchors import centred_in_image, count_positive, counted_anchors
+from aid_d2.losses import BACKGROUND, IGNORED, Objects
 
 # Centres at (8, 8), (40, 8), (8, 40) and (31.5, 15.5).
 ANCHORS = torch.tensor([[0.0, 0, 16, 16], [32, 0, 48, 16], [0, 32, 16, 48], [0, 0, 63, 31]])

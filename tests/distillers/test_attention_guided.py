@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from aid_d2.aid import Trust
 from aid_d2.distillers.attention_guided import (
     AttentionGuided,
     channel_attention,
     spatial_attention,
 )
 from aid_d2.modeling import Observation
+from aid_d2.trust import Trust
 from toy import build, constant_trust, maps, random_trust, setting, shake
 
 # Maps of 2 images of 800x1333, which are padded to 800x1344.

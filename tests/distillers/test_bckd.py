@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from aid_d2.aid import BACKGROUND, IGNORED, LevelShape, Objects
 from aid_d2.distillers.bckd import BCKD, localization_loss
+from aid_d2.losses import BACKGROUND, IGNORED, LevelShape, Objects
 from aid_d2.modeling import Observation
 from aid_d2.modeling.dense_output import DenseOutput
 from aid_d2.trust import Trust

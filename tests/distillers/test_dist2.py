@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from aid_d2.aid import LevelShape, Objects, UnreducedLosses
 from aid_d2.distillers import Setting
 from aid_d2.distillers.anchors import counted_anchors
 from aid_d2.distillers.dist2 import Dist2, detection_loss
 from aid_d2.distillers.soft_targets import mimic_losses
+from aid_d2.losses import LevelShape, Objects, UnreducedLosses
 from aid_d2.modeling import Observation
 from aid_d2.modeling.levels import LevelPair, pair_levels
 from aid_d2.modeling.observation import Call

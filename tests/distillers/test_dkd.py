@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from aid_d2.aid import Objects
 from aid_d2.distillers import Setting
 from aid_d2.distillers.dkd import DKD, decoupled_divergence, proposal_classes
+from aid_d2.losses import Objects
 from aid_d2.modeling import Observation
 from aid_d2.modeling.levels import Level, LevelPair
 from aid_d2.modeling.observation import Call

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from aid_d2.aid import Objects
 from aid_d2.distillers import build_distillers
 from aid_d2.distillers.base import Setting
 from aid_d2.distillers.fgfi import FGFI, imitation_loss, near_objects
+from aid_d2.losses import Objects
 from aid_d2.modeling import Observation
 from aid_d2.modeling.families import DetectorFamily
 from aid_d2.modeling.levels import LevelPair

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from aid_d2.aid import LevelShape, Objects
 from aid_d2.distillers.gid import (
     GID,
     box_deltas,
@@ -21,6 +20,7 @@ from aid_d2.distillers.gid import (
     relative_distances,
     select_instances,
 )
+from aid_d2.losses import LevelShape, Objects
 from aid_d2.modeling import Observation
 from aid_d2.modeling.dense_output import DenseOutput
 from aid_d2.modeling.families.assignment import match_by_iou

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from aid_d2.aid import BACKGROUND, IGNORED, LevelShape
 from aid_d2.distillers import Setting
 from aid_d2.distillers.ld import LD, side_divergence
+from aid_d2.losses import BACKGROUND, IGNORED, LevelShape
 from aid_d2.modeling import Observation
 from aid_d2.modeling.dense_output import DenseOutput
 from detectron2.utils.events import EventStorage

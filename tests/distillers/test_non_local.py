@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from aid_d2.aid import Trust
 from aid_d2.distillers.non_local import NonLocal, NonLocalBlock, non_local
 from aid_d2.modeling import Observation
+from aid_d2.trust import Trust
 from toy import build, constant_trust, maps, rand, random_trust, setting, shake
 
 REFERENCE_SIZES = {4: (200, 336), 8: (100, 168), 16: (50, 84), 32: (25, 42), 64: (13, 21)}

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from aid_d2.aid import BACKGROUND, IGNORED, LevelShape
 from aid_d2.distillers.soft_targets import (
     distribution_divergence,
     iou_loss,
     mimic_losses,
     soft_quality_loss,
 )
+from aid_d2.losses import BACKGROUND, IGNORED, LevelShape
 from aid_d2.modeling.dense_output import DenseOutput
 from aid_d2.modeling.gfl import BoxDistribution
 from toy import rand

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import torch
 
-from aid_d2.aid import Trust
 from aid_d2.distillers import Setting
 from aid_d2.modeling.levels import LevelPair
+from aid_d2.trust import Trust
 
 
 def rand(*shape, seed=0):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from aid_d2.aid import Objects
+from aid_d2.losses import Objects
 from aid_d2.modeling import family_of, gfl, mask_ignore_regions
 from aid_d2.modeling.families.retinanet import RetinaNetFamily
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator

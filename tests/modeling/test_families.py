@@ -7,17 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from aid_d2.aid import (
-    BACKGROUND,
-    GRANULARITIES,
-    IGNORED,
-    LevelShape,
-    Objects,
-    compute_trust,
-    image_loss,
-    level_loss,
-    smallest_object,
-)
+from aid_d2.aid import GRANULARITIES, compute_trust, image_loss, level_loss, smallest_object
+from aid_d2.losses import BACKGROUND, IGNORED, LevelShape, Objects
 from aid_d2.modeling import Teacher
 from aid_d2.modeling.families.assignment import match_by_iou
 from aid_d2.modeling.families.faster_rcnn import hardest_background, sampling_frequency

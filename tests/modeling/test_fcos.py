@@ -6,16 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from aid_d2.aid import (
-    BACKGROUND,
-    GRANULARITIES,
-    IGNORED,
-    Objects,
-    compute_trust,
-    image_loss,
-    level_loss,
-)
+from aid_d2.aid import GRANULARITIES, compute_trust, image_loss, level_loss
 from aid_d2.distillers import Setting, build_distillers
+from aid_d2.losses import BACKGROUND, IGNORED, Objects
 from aid_d2.modeling import DistilledDetector, Teacher, family_of
 from aid_d2.modeling.families.fcos import FCOSFamily
 from aid_d2.modeling.levels import pair_levels

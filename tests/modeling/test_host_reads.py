@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aid_d2.aid import GRANULARITIES, Objects
+from aid_d2.aid import GRANULARITIES
+from aid_d2.losses import Objects
 from detectron2.utils.events import EventStorage
 
 FAMILIES = ("RetinaNet", "FCOS", "GFL", "FasterRCNN")

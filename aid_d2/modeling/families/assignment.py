@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.matcher import Matcher
 
-from ...aid import BACKGROUND, IGNORED, Objects
 from ...iou import pairwise_iou
+from ...losses import BACKGROUND, IGNORED, Objects
 from ..ignore_regions import inside_regions
 
 # Of each image the labels (R,) of the anchors, and their objects' boxes (R, 4).

@@ -11,7 +11,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.registry import Registry
 
-from ...aid import IGNORED, LevelShape, Objects, UnreducedLosses
+from ...losses import IGNORED, LevelShape, Objects, UnreducedLosses
 from ..dense_output import DenseOutput
 from ..levels import Level
 from .assignment import Labels, owned
@@ -302,19 +302,18 @@ def check_classes(model: nn.Module, datasets: Sequence[str]) -> None:
     model = getattr(model, "module", model)
     expected = family_of(getattr(model, "student", model)).num_classes
     teacher = getattr(model, "teacher", None)
+    compared = teacher.datasets if teacher is not None and model.needs_teacher_head else ()
     for name in datasets:
         classes = MetadataCatalog.get(name).get("thing_classes")
         if classes is None:
             continue
-        if teacher is not None and model.needs_teacher_head:
-            for other in teacher.datasets:
-                theirs = MetadataCatalog.get(other).get("thing_classes", classes)
-                if list(theirs) != list(classes):
-                    logger.warning(
-                        f"The teacher's data set {other!r} has the classes {theirs}, and {name!r} has "
-                        f"{classes}. They are compared in this order: make sure that they mean the "
-                        "same."
-                    )
+        for other in compared:
+            theirs = MetadataCatalog.get(other).get("thing_classes", classes)
+            if list(theirs) != list(classes):
+                logger.warning(
+                    f"The teacher's data set {other!r} has the classes {theirs}, and {name!r} has "
+                    f"{classes}. They are compared in this order: make sure that they mean the same."
+                )
         if expected is not None and len(classes) != expected:
             raise ValueError(
                 f"The data set {name!r} has {len(classes)} classes ({', '.join(classes)}), the "

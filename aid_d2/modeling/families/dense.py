@@ -11,8 +11,8 @@ from detectron2.layers import ciou_loss, diou_loss
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.structures import Boxes
 
-from ...aid import BACKGROUND, IGNORED, LevelShape, Objects, UnreducedLosses, split_levels
 from ...iou import giou_loss
+from ...losses import BACKGROUND, IGNORED, LevelShape, Objects, UnreducedLosses, split_levels
 from ..dense_output import DenseOutput
 from .assignment import owned
 

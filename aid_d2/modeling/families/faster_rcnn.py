@@ -12,7 +12,7 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes
 
-from ...aid import BACKGROUND, IGNORED, UnreducedLosses, split_levels
+from ...losses import BACKGROUND, IGNORED, UnreducedLosses, split_levels
 from .assignment import iou_rule, is_known, match_by_iou, owned
 from .base import FAMILY_REGISTRY, DetectorFamily
 from .dense import box_regression_loss, dense_output

@@ -5,7 +5,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ...aid import IGNORED, UnreducedLosses
+from ...losses import IGNORED, UnreducedLosses
 from ..atss import atss_match
 from ..gfl import GFL, location_cells, quality_focal_loss
 from .assignment import anchor_rule, assign, owned

@@ -1,0 +1,86 @@
+"""What is wrong with a distilled detector, told before it trains."""
+
+from torch import nn
+
+from detectron2.config import CfgNode
+
+from ..aid import GRANULARITIES, NORMALIZERS
+from .families import DetectorFamily, family_of
+from .fast_forward import PRECISIONS
+from .teacher import Teacher
+
+
+def check_keys(cfg: CfgNode) -> None:
+    aid = cfg.DISTILL.AID
+    choices = (
+        ("DISTILL.AID.GRANULARITY", aid.GRANULARITY, GRANULARITIES),
+        ("DISTILL.AID.NORMALIZER", aid.NORMALIZER, NORMALIZERS),
+        ("DISTILL.PRECISION", cfg.DISTILL.PRECISION, PRECISIONS),
+    )
+    for name, value, allowed in choices:
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r}; choose one of {allowed}.")
+    numbers = (
+        ("DISTILL.AID.ALPHA", aid.ALPHA),
+        ("DISTILL.WEIGHT", cfg.DISTILL.WEIGHT),
+        ("DISTILL.WARMUP_ITERS", cfg.DISTILL.WARMUP_ITERS),
+    )
+    for name, value in numbers:
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{name} is {value}; it has to be a finite number, 0 or more.")
+
+
+def check_taps(cfg: CfgNode, student: nn.Module, teacher: Teacher, distillers: dict) -> None:
+    for key, compiled, model in (
+        ("SOLVER.COMPILE", cfg.SOLVER.COMPILE, student),
+        ("DISTILL.TEACHER.COMPILE", cfg.DISTILL.TEACHER.COMPILE, teacher.model),
+    ):
+        inside = set(model.backbone.modules()) - {model.backbone}
+        for name, distiller in distillers.items():
+            if compiled and not inside.isdisjoint(distiller.taps(family_of(model))):
+                raise ValueError(
+                    f"DISTILL.METHODS: {name} looks into the backbone, which a compiled one does "
+                    f"not allow. Set {key} False."
+                )
+
+
+def check_compatible(cfg: CfgNode, student: nn.Module, teacher: Teacher) -> None:
+    if sorted(cfg.INPUT.FORMAT) != sorted(teacher.input_format):
+        raise ValueError(
+            f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r} for the student and {teacher.input_format!r} "
+            "for the teacher. Channels can be reordered but not converted: use a teacher that was "
+            "trained on the same ones."
+        )
+    if not cfg.DISTILL.AID.ENABLED:
+        return
+    teacher.family.check_losses()
+    expected, found = family_of(student).num_classes, teacher.family.num_classes
+    if expected not in (None, found):
+        raise ValueError(
+            f"The teacher has {found} classes and the student {expected}. AID needs the teacher's "
+            "loss on the student's labels: use a teacher of the same classes, or set "
+            "DISTILL.AID.ENABLED False."
+        )
+    if cfg.DISTILL.AID.RELATIVE:
+        _check_comparable_losses(family_of(student), teacher.family)
+
+
+def _check_comparable_losses(student: DetectorFamily, teacher: DetectorFamily) -> None:
+    student.check_losses()
+    described = [
+        {
+            "detector": type(x.model).__name__,
+            "strides": [level.stride for level in x.levels],
+            "anchors of a location": x.anchor_generator.num_cell_anchors,
+            "padded to a multiple of": x.model.backbone.size_divisibility,
+        }
+        for x in (student, teacher)
+    ]
+    for what, own in described[0].items():
+        theirs = described[1][what]
+        if own != theirs:
+            raise ValueError(
+                "DISTILL.AID.RELATIVE subtracts the student's losses from the teacher's, and needs "
+                f"detectors of one kind: {what} is {own} for the student and {theirs} for the "
+                "teacher. Set it False."
+            )
