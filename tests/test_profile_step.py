@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aid_d2 import load_config
 from aid_d2.distillers.attention_guided import AttentionGuided
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 
@@ -62,6 +63,20 @@ def test_rows_and_their_ratios(tool, monkeypatch, capsys, config, kind, expected
         assert set(row["parts_s"]) == {"student", "teacher", "trust"} | methods
         assert all(x > 0 for x in row["parts_s"].values())
         assert name in printed
+
+
+@pytest.mark.parametrize("objects", [1, 20])
+def test_a_box_head_has_the_full_batch_of_training(tool, objects):
+    config = Path(tool.__file__).parents[1] / "configs/kitti/faster_rcnn_R_50_aid.yaml"
+    cfg = load_config(str(config), ["MODEL.DEVICE", "cpu"])
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 150
+    case = tool.Case(cfg, 128, 128, images=1, objects=objects)
+    model, step = tool.stepper(case.student)
+    boxes = []
+    box_head = model.student.roi_heads.box_head
+    box_head.register_forward_pre_hook(lambda _, pooled: boxes.append(len(pooled[0])))
+    step()
+    assert boxes == [150]
 
 
 def test_a_setting_is_compared_with_the_student_that_has_it_too(tool, monkeypatch, config):

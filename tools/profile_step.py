@@ -6,8 +6,8 @@ r"""What a step of distillation costs, beside the student's step alone and the t
 Everything runs in one process, interleaved and repeated; the table has medians. The floor is one
 step of the student and one forward of the teacher as it is configured (DISTILL.PRECISION),
 with its head where the row needs it. Weights are random and images are noise: cost does not depend
-on them, only on the number of objects, but for a Faster R-CNN's box head: an untrained RPN has few
-proposals, to which the objects are added. `--variants` are the rows:
+on them, but for the proposals of an RPN, which are its anchors here. So a Faster R-CNN's box head has
+the full batch that it has in training. `--variants` are the rows:
 
     method       each of DISTILL.METHODS alone and all of them, with AID as configured
     granularity  all methods with AID off and with each granularity
@@ -34,6 +34,7 @@ from typing import Callable
 
 import torch
 from tabulate import tabulate
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from aid_d2 import add_aid_config, load_config
@@ -42,6 +43,7 @@ from aid_d2.modeling import DistilledDetector, family_of, train_fast
 from aid_d2.modeling.teacher import load_teacher_config
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
+from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from detectron2.solver import build_optimizer
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -215,6 +217,10 @@ def stepper(case: Case) -> tuple[DistilledDetector, Callable[[], None]]:
     """A detector, and a function that takes one step of its training."""
     torch.manual_seed(0)
     model = build_model(case.cfg).train()
+    for module in model.modules():
+        if isinstance(module, StandardRPNHead):
+            # Random deltas let most boxes grow to the whole image, of which NMS leaves one.
+            nn.init.zeros_(module.anchor_deltas.weight)
     batch = noise(case, model)
     train_fast(case.cfg, model)
     optimizer = build_optimizer(case.cfg, model)
