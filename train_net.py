@@ -10,7 +10,7 @@ from aid_d2.data import IgnoreRegionMapper, build_mixed_train_loader, register_c
 from aid_d2.evaluation import KITTIEvaluator
 from aid_d2.modeling import check_classes, mask_ignore_regions, train_fast
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.data import MetadataCatalog, build_detection_train_loader
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators, verify_results
 from detectron2.evaluation.testing import flatten_results_dict
@@ -23,8 +23,11 @@ class Trainer(DefaultTrainer):
     """`DefaultTrainer` with the COCO evaluator, and KITTI's own metrics where they apply."""
 
     def __init__(self, cfg):
+        for name in cfg.DATASETS.TEST:
+            DatasetCatalog.get(name)  # what is wrong with it is told now, not after training
         super().__init__(cfg)
-        check_classes(self.model, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.UNLABELED))
+        data = cfg.DATASETS
+        check_classes(self.model, (*data.TRAIN, *data.UNLABELED, *data.TEST))
 
     # v0.6 leaves the optimizer out of its checkpoints; later versions do as follows.
     def state_dict(self):

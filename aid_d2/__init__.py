@@ -9,6 +9,6 @@ from . import compat
 compat.prepare()
 
 from . import data, modeling  # noqa: E402,F401
-from .config import add_aid_config, load_config  # noqa: E402
+from .config import CONFIG_EXTENSIONS, add_aid_config, load_config  # noqa: E402
 
-__all__ = ["add_aid_config", "load_config"]
+__all__ = ["CONFIG_EXTENSIONS", "add_aid_config", "load_config"]

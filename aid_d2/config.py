@@ -1,6 +1,6 @@
 """The keys that aid_d2 adds to a Detectron2 config."""
 
-from typing import Sequence
+from typing import Callable, List, Sequence
 
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
@@ -43,8 +43,8 @@ def add_aid_config(cfg: CN) -> None:
     cfg.DISTILL = CN()
     # False trains and evaluates the student of a DistilledDetector alone; no teacher is needed.
     cfg.DISTILL.ENABLED = True
-    # The student's meta-architecture.
-    cfg.DISTILL.STUDENT = "RetinaNet"
+    # The student's meta-architecture: what MODEL.META_ARCHITECTURE is in its plain config.
+    cfg.DISTILL.STUDENT = ""
 
     cfg.DISTILL.TEACHER = CN()
     # Config of the teacher: the yaml it was trained with, or the config.yaml in its OUTPUT_DIR.
@@ -70,8 +70,6 @@ def add_aid_config(cfg: CN) -> None:
     # autocast, batch norms folded into the convolutions, channels last; methods that bear it then
     # run under autocast too, whatever SOLVER.BF16 says. auto: where the device has it.
     cfg.DISTILL.PRECISION = "auto"
-    # What it was called before, and the config.yaml of a teacher may still have.
-    cfg.register_deprecated_key("DISTILL.TEACHER.PRECISION")
 
     cfg.DISTILL.AID = CN()
     # False distils with weight 1 everywhere.
@@ -97,10 +95,18 @@ def add_aid_config(cfg: CN) -> None:
         cfg.DISTILL[name.upper()] = distiller.config()
 
 
+# Functions `extend(cfg)` that add the keys of further projects, as `add_aid_config` does: without
+# them a detector of such a project could not be a teacher.
+CONFIG_EXTENSIONS: List[Callable[[CN], None]] = []
+
+
 def load_config(config_file: str, opts: Sequence = ()) -> CN:
-    """Detectron2's defaults with the keys of aid_d2, then a yaml file, then KEY VALUE ..."""
+    """Detectron2's defaults with the keys of aid_d2 and of CONFIG_EXTENSIONS, then a yaml file, then
+    KEY VALUE ...
+    """
     cfg = get_cfg()
-    add_aid_config(cfg)
+    for extend in (add_aid_config, *CONFIG_EXTENSIONS):
+        extend(cfg)
     cfg.merge_from_file(config_file)
     cfg.merge_from_list(list(opts))
     return cfg

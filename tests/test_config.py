@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from aid_d2 import add_aid_config
+from aid_d2 import add_aid_config, load_config
 from detectron2.config import get_cfg
-from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.events import EventStorage
 
 
@@ -36,7 +35,6 @@ def test_defaults_of_aid_and_the_blocks_are_the_published_ones(cfg):
     assert tuple(cfg.DISTILL.METHODS) == ("AttentionGuided", "NonLocal")
     assert tuple(cfg.DISTILL.NONLOCAL.INNER_CHANNELS) == (64, 64, 128, 128, 128)
     assert tuple(cfg.DISTILL.NONLOCAL.POOL) == (8, 4, 2, 2, 2)
-    assert cfg.DISTILL.STUDENT in META_ARCH_REGISTRY
 
 
 def test_nothing_of_detectron2s_own_config_changes(cfg):
@@ -61,10 +59,13 @@ def test_a_dumped_config_reads_back(cfg, tmp_path):
     assert again.DISTILL == cfg.DISTILL
 
 
-def test_configs_of_before_the_precision_was_renamed_load(cfg, tmp_path):
-    (tmp_path / "config.yaml").write_text("VERSION: 2\nDISTILL: {TEACHER: {PRECISION: auto}}\n")
-    cfg.merge_from_file(str(tmp_path / "config.yaml"))
-    assert "PRECISION" not in cfg.DISTILL.TEACHER
+def test_keys_of_a_further_project(tmp_path, monkeypatch):
+    def extend(cfg):
+        cfg.MODEL.THEIRS = "default"
+
+    monkeypatch.setattr("aid_d2.config.CONFIG_EXTENSIONS", [extend])
+    (tmp_path / "config.yaml").write_text("VERSION: 2\nMODEL: {THEIRS: ours}\n")
+    assert load_config(str(tmp_path / "config.yaml")).MODEL.THEIRS == "ours"
 
 
 # Each key of DISTILL with a value that has to show in the losses of a step. The blocks of

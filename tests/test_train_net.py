@@ -169,10 +169,25 @@ def test_resume_goes_on_after_a_kill(data, teachers, tmp_path):
         ({"MODEL.RETINANET.NUM_CLASSES": 5}, "teacher has 3 classes and the student 5"),
         ({"DISTILL.METHODS": ("Nonsense",)}, "DISTILL.METHODS.*Nonsense"),
         ({"INPUT.FORMAT": "L"}, "INPUT.FORMAT"),
+        ({"DATASETS.TEST": ("nowhere_val",)}, "nowhere_val.*not registered"),
     ],
 )
 def test_bad_input_is_named_before_training(data, teachers, tmp_path, overrides, message):
     overrides = {**teacher_keys(teachers / "retinanet"), **overrides}
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    with pytest.raises((ValueError, FileNotFoundError, KeyError), match=message):
+        run("retinanet_R_50_aid.yaml", tmp_path, data, **overrides)
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_a_test_set_of_other_classes_is_named_before_training(data, teachers, tmp_path):
+    labels = json.loads(Path(data[1]).read_text())
+    labels["categories"].append({"id": 9, "name": "tram"})
+    (tmp_path / "other.json").write_text(json.dumps(labels))
+    overrides = {
+        **teacher_keys(teachers / "retinanet"),
+        "DATASETS.COCO_JSON": [data, ["other_val", str(tmp_path / "other.json"), data[2]]],
+        "DATASETS.TEST": ("other_val",),
+    }
+    with pytest.raises(ValueError, match="'other_val' has 4 classes"):
         run("retinanet_R_50_aid.yaml", tmp_path, data, **overrides)
     assert not list(tmp_path.glob("*.pth"))

@@ -108,6 +108,17 @@ def test_wrong_labels_are_counted(tool, teacher, rectangles, monkeypatch, tmp_pa
     assert expected in capsys.readouterr().out
 
 
+def test_correct_labels_of_other_images_are_refused_at_once(
+    tool, teacher, rectangles, monkeypatch, tmp_path
+):
+    truth = json.loads(Path(rectangles[1]).read_text())
+    truth["images"].pop()
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    monkeypatch.setattr(tool, "look", lambda *args: pytest.fail("images were looked at"))
+    with pytest.raises(ValueError, match="--truth has no image"):
+        run(tool, monkeypatch, teacher[2], tmp_path, "--truth", str(tmp_path / "truth.json"))
+
+
 def test_images_of_one_name_are_told_apart_by_their_folders(tool):
     known = {"a/0.png", "b/0.png", "0.png"}
     for name in known:

@@ -84,7 +84,7 @@ def detectors(config: str, opts: list[str]) -> dict[str, CfgNode]:
     cfg = load_config(config)
     result = {"": cfg}
     if cfg.MODEL.META_ARCHITECTURE == "DistilledDetector":
-        teacher = load_teacher_config(cfg.DISTILL.TEACHER.CONFIG_FILE)
+        teacher = load_teacher_config(cfg)
         result = {"student": plain_student(cfg), "teacher": teacher}
     for plain in result.values():
         plain.merge_from_list(opts)

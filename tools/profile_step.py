@@ -145,7 +145,7 @@ def config_of(args) -> CfgNode:
 
 def with_random_teacher(cfg: CfgNode, folder: Path) -> CfgNode:
     """The config with a teacher of random weights in a file."""
-    teacher = load_teacher_config(cfg.DISTILL.TEACHER.CONFIG_FILE)
+    teacher = load_teacher_config(cfg)
     teacher.MODEL.DEVICE = "cpu"
     torch.save({"model": build_model(teacher).state_dict()}, folder / "teacher.pth")
     cfg = cfg.clone()

@@ -85,16 +85,18 @@ def main() -> None:
             f"The data set {args.dataset!r} has {len(classes)} classes and the teacher "
             f"{teacher.family.num_classes}: its loss on the labels needs the same ones."
         )
+    records = DatasetCatalog.get(args.dataset)
+    truth = read_truth(args.truth, records) if args.truth else None
     instances = []
-    for record in tqdm(DatasetCatalog.get(args.dataset), unit="image"):
+    for record in tqdm(records, unit="image"):
         instances += look(cfg, teacher, record, classes, args)
     # Of some objects the losses of a one-stage teacher say nothing; they come last.
     instances.sort(key=lambda x: (x.trust != x.trust, x.trust))
     args.output.mkdir(parents=True, exist_ok=True)
     write_csv(args.output / "trust.csv", instances)
     write_page(args.output, instances, args)
-    if args.truth:
-        print(found_errors([x for x in instances if x.kind == OBJECT], read_coco_json(args.truth)))
+    if truth:
+        print(found_errors([x for x in instances if x.kind == OBJECT], truth))
     print(f"{len(instances)} objects and false alarms: see {args.output / 'index.html'}")
 
 
@@ -103,6 +105,15 @@ def load_teacher(args) -> tuple[CfgNode, Teacher]:
     cfg = teacher_config_of_tool(args.config_file, args.weights, args.opts)
     DatasetCatalog.get(args.dataset)  # names the known ones if this is none
     return cfg, Teacher.load(cfg, args.weights)
+
+
+def read_truth(path: Path, records: list[dict]) -> dict:
+    """Correct labels in COCO's format; has to have all images of the data set."""
+    truth = read_coco_json(path)
+    known = {x["file_name"] for x in truth["images"]}
+    for record in records:
+        name_among(known, record["file_name"])
+    return truth
 
 
 def look(cfg: CfgNode, teacher: Teacher, record: dict, classes: list[str], args) -> list[Instance]:

@@ -14,6 +14,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from ..config import load_config, plain_student
+from ..distillers import DISTILLER_REGISTRY
 
 TEACHER = "teacher"
 # Not of students: with the seed of its teacher one of the same network starts from the same weights,
@@ -65,10 +66,15 @@ class Run:
 
     @cached_property
     def config_hash(self) -> str:
-        """Of config, seed, given weights, and the teacher's; not of what is in data sets."""
+        """Of config, seed, given weights, and the teacher's; not of what is in data sets, nor of
+        methods that are not used.
+        """
         cfg = self.cfg()
         cfg.OUTPUT_DIR = ""
         cfg.DISTILL.TEACHER.CONFIG_FILE = cfg.DISTILL.TEACHER.WEIGHTS = ""
+        for name, _ in DISTILLER_REGISTRY:
+            if name not in cfg.DISTILL.METHODS:
+                cfg.DISTILL.pop(name.upper())
         if cfg.MODEL.META_ARCHITECTURE != _DISTILLED:
             cfg.pop("DISTILL")
         teacher = self.teacher.config_hash if self.teacher else ""

@@ -113,6 +113,11 @@ class DKD(Distiller):
                     "DISTILL.METHODS: DKD needs MODEL.ROI_HEADS.NAME StandardROIHeads with one "
                     f"box head; that of the {role} is {type(heads).__name__}."
                 )
+            if getattr(heads.box_predictor, "use_sigmoid_ce", False):  # younger than v0.6
+                raise ValueError(
+                    "DISTILL.METHODS: DKD is of a softmax, and the box head of the "
+                    f"{role} has none: set MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE False."
+                )
         student, teacher = setting.student, setting.teacher
         if student.num_classes != teacher.num_classes:
             raise ValueError(

@@ -57,7 +57,9 @@ class NonLocalBlock(nn.Module):
         self.project = nn.Conv2d(channels, 3 * inner_channels, 1)
         # The norm would take away a bias.
         self.out = nn.Conv2d(inner_channels, channels, 1, bias=False)
-        self.norm = nn.BatchNorm2d(channels, track_running_stats=False)
+        # Only its weight and bias are used. A BatchNorm2d without running statistics would stop
+        # Detectron2's TEST.PRECISE_BN, which recomputes those of all.
+        self.norm = nn.GroupNorm(1, channels)
         self.pool = pool
         nn.init.zeros_(self.norm.weight)
         nn.init.zeros_(self.norm.bias)

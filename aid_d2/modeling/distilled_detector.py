@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from detectron2.config import CfgNode, configurable
 from detectron2.evaluation.evaluator import inference_context
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
 from ..aid import compute_trust
@@ -257,13 +258,16 @@ class DistilledDetector(nn.Module):
 
     def _log(self, losses: UnreducedLosses, trust: Trust) -> None:
         storage = get_event_storage()
-        if (storage.iter + 1) % _LOG_PERIOD:
+        # Other processes have no writer, which would empty their storage.
+        if (storage.iter + 1) % _LOG_PERIOD or not comm.is_main_process():
             return
-        storage.put_scalar("teacher/loss_dense", losses.dense.sum() / losses.batch_normalizer)
+        scalars = {"teacher/loss_dense": losses.dense.sum() / losses.batch_normalizer}
         if losses.roi is not None:
-            storage.put_scalar("teacher/loss_roi", losses.mean_roi)
+            scalars["teacher/loss_roi"] = losses.mean_roi
         for stride, weights in trust.maps.items():
-            storage.put_scalar(f"aid/weight_stride{stride}", weights.mean())
+            scalars[f"aid/weight_stride{stride}"] = weights.mean()
+        # A median over the last 20 of these would be one over 400 iterations.
+        storage.put_scalars(**scalars, smoothing_hint=False)
         storage.put_histogram("aid/weight", torch.cat([x.flatten() for x in trust.maps.values()]))
 
     def _apply(self, fn, *args, **kwargs):
@@ -290,3 +294,8 @@ def _add_student_prefix(module, state_dict, prefix, *args) -> None:
         bare = key[len(prefix) :]
         if key.startswith(prefix) and not bare.startswith((DISTILLER_PREFIX, _STUDENT_PREFIX)):
             state_dict[prefix + _STUDENT_PREFIX + bare] = state_dict.pop(key)
+    # Versions by module; these are the caller's, and only added to.
+    versions = getattr(state_dict, "_metadata", {})
+    for key in [key for key in versions if key.startswith(prefix)]:
+        name = f"{prefix}{_STUDENT_PREFIX}{key[len(prefix) :]}".rstrip(".")
+        versions.setdefault(name, versions[key])

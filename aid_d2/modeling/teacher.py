@@ -53,9 +53,8 @@ class Teacher:
             ValueError: a key is empty, or parameters are missing, left over or of other shape.
             FileNotFoundError: a file does not exist.
         """
-        config_file = _existing_file(cfg, "CONFIG_FILE")
+        teacher_cfg = load_teacher_config(cfg)
         weights = _existing_file(cfg, "WEIGHTS")
-        teacher_cfg = load_teacher_config(config_file)
         teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
         return cls.load(teacher_cfg, weights)
 
@@ -145,11 +144,17 @@ class Teacher:
         return self.family.unreduced_losses(observation.features, observation.predictions, objects)
 
 
-def load_teacher_config(config_file: str) -> CfgNode:
-    """The config of a teacher. Of a distilled detector only the student is taken."""
+def load_teacher_config(cfg: CfgNode) -> CfgNode:
+    """The config that DISTILL.TEACHER.CONFIG_FILE names. Of a distilled detector only the student
+    is taken.
+
+    Raises:
+        ValueError: the key is empty.
+        FileNotFoundError: the file does not exist.
+    """
     from ..config import load_config, plain_student
 
-    return plain_student(load_config(config_file))
+    return plain_student(load_config(_existing_file(cfg, "CONFIG_FILE")))
 
 
 _DETECTRON2S = (DenseDetector.preprocess_image, GeneralizedRCNN.preprocess_image)
@@ -176,11 +181,12 @@ def teacher_config_of_tool(config_file: str, weights: str, opts: Sequence[str]) 
     Raises:
         FileNotFoundError: there is no such file.
     """
+    from ..config import load_config, plain_student
+
     for what, path in (("--config-file", config_file), ("--weights", weights)):
         if not os.path.isfile(path):
             raise FileNotFoundError(f"{what}: there is no file {path}.")
-    cfg = load_teacher_config(config_file)
-    cfg.merge_from_list(list(opts))
+    cfg = plain_student(load_config(config_file, opts))
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     register_coco_json(cfg.DATASETS.COCO_JSON)

@@ -10,6 +10,8 @@ import yaml
 
 import train_net
 from aid_d2.comparison import load_suite
+from aid_d2.distillers import DISTILLER_REGISTRY
+from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader
 from detectron2.utils.env import seed_all_rng
 
@@ -120,11 +122,19 @@ def test_hash_changes_with_whatever_the_result_depends_on(load):
     teacher = hashes(changed(["groups", "good", "teacher", "opts"], {"SOLVER.BASE_LR": 0.1}))
     different = {key for key in before if before[key] != teacher[key]}
     assert different == {("good", "teacher", 1), ("good", "pkd", 2), ("good", "pkd", 3)}
-    row = hashes(changed(["groups", "bad", "rows", "pkd", "opts"], {"DISTILL.WEIGHT": 3.0}))
-    assert {key for key in before if before[key] != row[key]} == {
-        ("bad", "pkd", 2),
-        ("bad", "pkd", 3),
-    }
+    for used in ({"DISTILL.WEIGHT": 3.0}, {"DISTILL.PKD.ONE_STAGE.WEIGHT": 3.0}):
+        row = hashes(changed(["groups", "bad", "rows", "pkd", "opts"], used))
+        assert {key for key in before if before[key] != row[key]} == {
+            ("bad", "pkd", 2),
+            ("bad", "pkd", 3),
+        }
+
+
+def test_hash_is_not_of_methods_that_a_run_does_not_use(load, monkeypatch):
+    before = [x.config_hash for x in load(SUITE).runs()]
+    added = type("Added", (), {"config": staticmethod(lambda: CfgNode({"WEIGHT": 1.0}))})
+    monkeypatch.setitem(DISTILLER_REGISTRY._obj_map, "Added", added)
+    assert [x.config_hash for x in load(SUITE).runs()] == before
 
 
 @pytest.mark.parametrize(

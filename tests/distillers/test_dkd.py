@@ -134,13 +134,14 @@ def test_class_of_a_proposal():
 class Heads(StandardROIHeads):
     """What DKD asks of the ROI heads."""
 
-    def __init__(self, box_in_features=("p2", "p3", "p4"), several=False):
+    def __init__(self, box_in_features=("p2", "p3", "p4"), several=False, sigmoid=False):
         nn.Module.__init__(self)
         self.box_in_features = box_in_features
         self.box_pooler = nn.Identity()
         self.box_predictor = nn.ModuleList() if several else nn.Module()
         if not several:
             self.box_predictor.cls_score = nn.Identity()
+            self.box_predictor.use_sigmoid_ce = sigmoid
         self.proposal_matcher = matcher()
 
 
@@ -240,10 +241,11 @@ def test_published_constants():
     [
         ({}, {"heads": Heads(several=True)}, "with one box head; that of the teacher is Heads"),
         ({"heads": nn.Identity()}, {}, "with one box head; that of the student is Identity"),
+        ({"heads": Heads(sigmoid=True)}, {}, "box head of the student has none.*USE_SIGMOID_CE"),
         ({}, {"num_classes": 80}, "NUM_CLASSES is 3 in the student and 80 in the teacher"),
         ({}, {"heads": Heads(("p2", "p3", "p4", "p9"))}, r"needs the maps .*'p9'"),
     ],
-    ids=["cascade", "other heads", "classes", "box head's levels"],
+    ids=["cascade", "other heads", "sigmoid", "classes", "box head's levels"],
 )
 def test_refusals(student, teacher, message):
     with pytest.raises(ValueError, match=f"DKD.*{message}"):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -28,10 +29,10 @@ def test_the_page_trains(tmp_path, rectangles, distilled_cfg):
         "SOLVER.IMS_PER_BATCH": 2,
         "SOLVER.MAX_ITER": 2,
         "SOLVER.STEPS": (),
-        "OUTPUT_DIR": str(tmp_path / "output"),
     }
     (tmp_path / "small.yaml").write_text(distilled_cfg("RetinaNet", changes).dump())
-    _, program, _, config, *options = command.replace("'", "").split()
+    _, program, _, config, *options = shlex.split(command.replace("\\\n", " "))
+    output = tmp_path / options[options.index("OUTPUT_DIR") + 1]
     assert (program, (ROOT / config).is_file()) == ("train.py", True)
     subprocess.run(
         [sys.executable, "-W", "ignore", program, "--config-file", "small.yaml", *options],
@@ -40,7 +41,7 @@ def test_the_page_trains(tmp_path, rectangles, distilled_cfg):
         check=True,
         capture_output=True,
     )
-    lines = (tmp_path / "output" / "metrics.json").read_text().splitlines()
+    lines = (output / "metrics.json").read_text().splitlines()
     assert json.loads(lines[-1])["loss_Cosine_feature"] > 0
-    saved = torch.load(tmp_path / "output" / "model_final.pth", weights_only=False)["model"]
+    saved = torch.load(output / "model_final.pth", weights_only=False)["model"]
     assert any(key.startswith("distiller.Cosine.adapters.") for key in saved)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from aid_d2.modeling import family_of
+from aid_d2.modeling import check_classes, family_of
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.structures import ImageList
 from detectron2.utils.events import EventStorage
@@ -84,6 +85,20 @@ def test_as_a_teacher_without_aid(distilled_cfg, build_seeded, make_batch, toy_t
     losses = step(model, make_batch())
     assert KD_LOSSES <= set(losses)
     assert all(losses[name].isfinite() and losses[name] > 0 for name in KD_LOSSES)
+
+
+@pytest.mark.parametrize("classes", ["ab", "abcd"])
+def test_data_of_other_classes_than_the_teachers_are_refused(distilled_cfg, build_seeded, classes):
+    """With AID, the teacher's loss being that on the student's labels."""
+    MetadataCatalog.get(f"of_classes_{classes}").thing_classes = list(classes)
+    for aid in (False, True):
+        changes = {"DISTILL.STUDENT": "MeanOfFinestMap", "DISTILL.AID.ENABLED": aid}
+        model = build_seeded(distilled_cfg("RetinaNet", changes), 0)
+        if not aid:
+            check_classes(model, [f"of_classes_{classes}"])
+            continue
+        with pytest.raises(ValueError, match=f"has {len(classes)} classes.*has 3"):
+            check_classes(model, [f"of_classes_{classes}"])
 
 
 def test_as_a_teacher_with_aid_it_is_named_with_a_remedy(

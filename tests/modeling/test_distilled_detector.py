@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 
 from aid_d2.aid import GRANULARITIES, compute_trust
 from aid_d2.distillers import Distiller
@@ -391,8 +392,22 @@ def test_logged_weights_are_the_mean_of_the_maps(build_seeded, distilled_cfg, ma
             # The levels' losses add up to the detector's, and so their weights multiply.
             loss = curves["teacher/loss_dense"]
             assert np.prod(logged) == pytest.approx(np.exp(-0.1 * loss), rel=1e-4)
+            hints = storage.smoothing_hints()
+            assert not any(hints[k] for k in curves if k.startswith(("aid/", "teacher/")))
             return
     pytest.fail("nothing was logged")
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_only_the_process_with_the_writers_keeps_histograms(
+    build_seeded, distilled_cfg, make_batch, monkeypatch, main
+):
+    monkeypatch.setattr("detectron2.utils.comm.is_main_process", lambda: main)
+    kept = []
+    with EventStorage(19) as storage:
+        storage.put_histogram = lambda name, weights: kept.append(name)
+        build_seeded(distilled_cfg("RetinaNet"), 0).train()(make_batch())
+    assert kept == ["aid/weight"] * main
 
 
 def hooks(model):
@@ -604,6 +619,19 @@ def test_classes_in_another_order_are_told(distilled_cfg, build_seeded, caplog, 
     assert ("'told_theirs' has the classes ['van', 'car'" in caplog.text) == aid
 
 
+def test_precise_batch_norm_is_that_of_the_student(build_seeded, distilled_cfg, make_batch):
+    """TEST.PRECISE_BN recomputes the statistics of every norm in training mode."""
+    cfg = distilled_cfg("RetinaNet", {"MODEL.RESNETS.NORM": "BN", "MODEL.BACKBONE.FREEZE_AT": 0})
+    model = build_seeded(cfg, 0).train()
+    norms = {m for m in model.student.modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    assert norms and norms == set(get_bn_modules(model))
+    before = model.student.backbone.bottom_up.stem.conv1.norm.running_mean.clone()
+    with EventStorage(0):
+        update_bn_stats(model, [make_batch()] * 2, 2)
+    after = model.student.backbone.bottom_up.stem.conv1.norm.running_mean
+    assert after.isfinite().all() and not torch.equal(after, before)
+
+
 # --- gradients of the adapters
 
 
@@ -674,6 +702,7 @@ def test_autocast(build_seeded, distilled_cfg, make_batch, family, granularity):
     [
         ("DISTILL.STUDENT", "RetinNet", "DISTILL.STUDENT 'RetinNet'.*RetinaNet"),
         ("DISTILL.STUDENT", "DistilledDetector", "DISTILL.STUDENT 'DistilledDetector'"),
+        ("DISTILL.STUDENT", "", "DISTILL.STUDENT ''.*META_ARCHITECTURE"),
         ("DISTILL.METHODS", ["Attention"], "DISTILL.METHODS.*Attention.*AttentionGuided.*NonLocal"),
         ("DISTILL.METHODS", [], "DISTILL.METHODS.*AttentionGuided.*DISTILL.ENABLED"),
         ("DISTILL.AID.GRANULARITY", "pixel", "DISTILL.AID.GRANULARITY.*pixel.*instance"),

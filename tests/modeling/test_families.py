@@ -9,10 +9,13 @@ from torch.nn import functional as F
 
 from aid_d2.aid import GRANULARITIES, compute_trust, image_loss, level_loss, smallest_object
 from aid_d2.losses import BACKGROUND, IGNORED, LevelShape, Objects
-from aid_d2.modeling import Teacher
+from aid_d2.modeling import Teacher, family_of
+from aid_d2.modeling.families import FAMILY_REGISTRY
 from aid_d2.modeling.families.assignment import match_by_iou
 from aid_d2.modeling.families.faster_rcnn import hardest_background, sampling_frequency
+from aid_d2.modeling.families.retinanet import RetinaNetFamily
 from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.modeling.sampling import subsample_labels
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
@@ -42,6 +45,29 @@ def objects_of(batch):
 def observe(teacher, batch):
     observation = teacher.observe(batch, "BGR", with_predictions=True)
     return observation, teacher.losses(observation, objects_of(batch))
+
+
+def test_the_family_is_that_of_the_nearest_base_class(small_cfg, build_seeded, monkeypatch):
+    class Ours(RetinaNet):
+        pass
+
+    class OursFamily(RetinaNetFamily):
+        detector = Ours
+
+    monkeypatch.setitem(FAMILY_REGISTRY._obj_map, "OursFamily", OursFamily)
+    model = build_seeded(small_cfg("RetinaNet"), 0)
+    assert type(family_of(model)) is RetinaNetFamily
+    for kind in (Ours, type("Derived", (Ours,), {})):
+        model.__class__ = kind
+        assert type(family_of(model)) is OursFamily
+
+
+def test_box_heads_without_softmax_are_refused(teacher_of):
+    family = teacher_of("FasterRCNN").family
+    family.check_losses()
+    family.model.roi_heads.box_predictor.use_sigmoid_ce = True
+    with pytest.raises(NotImplementedError, match="USE_SIGMOID_CE.*DISTILL.AID.ENABLED False"):
+        family.check_losses()
 
 
 # --- RetinaNet

@@ -272,14 +272,16 @@ class DenseFamily(DetectorFamily):
 
 
 def family_of(model: nn.Module) -> DetectorFamily:
-    """The registered family of a detector, or the general one that knows features alone.
+    """The registered family of a detector, that of its nearest base class, or the general one that
+    knows features alone.
 
     Raises:
         ValueError: the model has no backbone that describes its maps.
     """
-    for _, family in FAMILY_REGISTRY:
-        if isinstance(model, family.detector):
-            return family(model)
+    families = {family.detector: family for _, family in FAMILY_REGISTRY}
+    for base in type(model).__mro__:
+        if base in families:
+            return families[base](model)
     if not hasattr(getattr(model, "backbone", None), "output_shape"):
         raise ValueError(
             f"{type(model).__name__} has no Detectron2 backbone, and distillation needs its maps."
@@ -297,11 +299,14 @@ def check_classes(model: nn.Module, datasets: Sequence[str]) -> None:
     warning says so.
 
     Raises:
-        ValueError: a data set has another number of classes than the detector.
+        ValueError: a data set has another number of classes than the detector, or than the teacher
+            whose loss is AID's.
     """
     model = getattr(model, "module", model)
     expected = family_of(getattr(model, "student", model)).num_classes
     teacher = getattr(model, "teacher", None)
+    if teacher is not None and model.weigh is not None and expected is None:
+        expected = teacher.family.num_classes
     compared = teacher.datasets if teacher is not None and model.needs_teacher_head else ()
     for name in datasets:
         classes = MetadataCatalog.get(name).get("thing_classes")

@@ -74,7 +74,7 @@ def one_hot(labels: Tensor, num_classes: int) -> Tensor:
 def background_loss(cls: Tensor, owner: Tensor, levels: List[LevelShape]) -> Tensor:
     """Classification loss of the background, per mean number of positive anchors of the level.
 
-    The sum over the batch is the level's negative loss / number of positives; an image and level
+    The mean over the batch is the level's negative loss / number of positives; an image and level
     differ from it by their own false alarms. A level counts at least one positive an image.
 
     Args:

@@ -105,6 +105,11 @@ class FasterRCNNFamily(DetectorFamily):
                 f"AID knows the losses of StandardROIHeads with one box head, not of "
                 f"{type(heads).__name__}. Set DISTILL.AID.ENABLED False for this detector."
             )
+        if getattr(heads.box_predictor, "use_sigmoid_ce", False):  # younger than v0.6
+            raise NotImplementedError(
+                "AID knows box heads with softmax, not MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE. Set "
+                "DISTILL.AID.ENABLED False for this detector."
+            )
         known_maps = set(heads.box_in_features) <= set(rpn.in_features)
         if rpn.anchor_boundary_thresh >= 0 or not known_maps:
             raise NotImplementedError(
