@@ -4,11 +4,15 @@ from typing import Callable, List, Sequence
 
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
+from detectron2.modeling import META_ARCH_REGISTRY
 
 from .distillers import DISTILLER_REGISTRY
 from .modeling.backbones import add_backbone_config
 from .modeling.fcos import add_fcos_config
 from .modeling.gfl import add_gfl_config
+
+# The meta-architecture of this project.
+DISTILLED = "DistilledDetector"
 
 
 def add_aid_config(cfg: CN) -> None:
@@ -70,6 +74,8 @@ def add_aid_config(cfg: CN) -> None:
     # autocast, batch norms folded into the convolutions, channels last; methods that bear it then
     # run under autocast too, whatever SOLVER.BF16 says. auto: where the device has it.
     cfg.DISTILL.PRECISION = "auto"
+    # What it was called before, and the config.yaml of a teacher may still have.
+    cfg.register_deprecated_key("DISTILL.TEACHER.PRECISION")
 
     cfg.DISTILL.AID = CN()
     # False distils with weight 1 everywhere.
@@ -100,21 +106,35 @@ def add_aid_config(cfg: CN) -> None:
 CONFIG_EXTENSIONS: List[Callable[[CN], None]] = []
 
 
-def load_config(config_file: str, opts: Sequence = ()) -> CN:
-    """Detectron2's defaults with the keys of aid_d2 and of CONFIG_EXTENSIONS, then a yaml file, then
-    KEY VALUE ...
-    """
+def default_config() -> CN:
+    """Detectron2's defaults with the keys of aid_d2 and of CONFIG_EXTENSIONS."""
     cfg = get_cfg()
     for extend in (add_aid_config, *CONFIG_EXTENSIONS):
         extend(cfg)
+    return cfg
+
+
+def load_config(config_file: str, opts: Sequence = ()) -> CN:
+    """:func:`default_config`, then a yaml file, then KEY VALUE ..."""
+    cfg = default_config()
     cfg.merge_from_file(config_file)
     cfg.merge_from_list(list(opts))
     return cfg
 
 
 def plain_student(cfg: CN) -> CN:
-    """The config of a distilled detector's student alone; of any other detector a copy."""
+    """The config of a distilled detector's student alone; of any other detector a copy.
+
+    Raises:
+        ValueError: DISTILL.STUDENT is no meta-architecture of a student.
+    """
     cfg = cfg.clone()
-    if cfg.MODEL.META_ARCHITECTURE == "DistilledDetector":
+    cfg.defrost()
+    if cfg.MODEL.META_ARCHITECTURE == DISTILLED:
+        if cfg.DISTILL.STUDENT not in META_ARCH_REGISTRY or cfg.DISTILL.STUDENT == DISTILLED:
+            raise ValueError(
+                f"DISTILL.STUDENT {cfg.DISTILL.STUDENT!r} is no meta-architecture for a student; "
+                "use what MODEL.META_ARCHITECTURE of the plain student says, such as RetinaNet."
+            )
         cfg.MODEL.META_ARCHITECTURE = cfg.DISTILL.STUDENT
     return cfg

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from aid_d2 import add_aid_config, load_config
+from aid_d2 import CONFIG_EXTENSIONS, add_aid_config, load_config
+from aid_d2.config import plain_student
+from aid_d2.modeling.teacher import load_teacher_config
 from detectron2.config import get_cfg
 from detectron2.utils.events import EventStorage
 
@@ -59,13 +61,37 @@ def test_a_dumped_config_reads_back(cfg, tmp_path):
     assert again.DISTILL == cfg.DISTILL
 
 
-def test_keys_of_a_further_project(tmp_path, monkeypatch):
+def test_configs_of_before_the_precision_was_renamed_load(cfg, tmp_path):
+    (tmp_path / "config.yaml").write_text("VERSION: 2\nDISTILL: {TEACHER: {PRECISION: auto}}\n")
+    cfg.merge_from_file(str(tmp_path / "config.yaml"))
+    assert "PRECISION" not in cfg.DISTILL.TEACHER
+
+
+def test_keys_of_a_further_project(cfg, tmp_path):
+    """Of a student, and of its teacher."""
+
     def extend(cfg):
         cfg.MODEL.THEIRS = "default"
 
-    monkeypatch.setattr("aid_d2.config.CONFIG_EXTENSIONS", [extend])
-    (tmp_path / "config.yaml").write_text("VERSION: 2\nMODEL: {THEIRS: ours}\n")
-    assert load_config(str(tmp_path / "config.yaml")).MODEL.THEIRS == "ours"
+    file = tmp_path / "config.yaml"
+    file.write_text("VERSION: 2\nMODEL: {THEIRS: ours}\n")
+    distilled = cfg.clone()
+    distilled.DISTILL.TEACHER.CONFIG_FILE = str(file)
+    CONFIG_EXTENSIONS.append(extend)
+    try:
+        assert load_config(str(file)).MODEL.THEIRS == "ours"
+        assert load_teacher_config(distilled).MODEL.THEIRS == "ours"
+    finally:
+        CONFIG_EXTENSIONS.remove(extend)
+
+
+def test_a_plain_student_needs_to_be_named(cfg):
+    distilled = cfg.clone()
+    distilled.MODEL.META_ARCHITECTURE = "DistilledDetector"
+    with pytest.raises(ValueError, match="DISTILL.STUDENT ''.*META_ARCHITECTURE"):
+        plain_student(distilled)
+    distilled.DISTILL.STUDENT = "RetinaNet"
+    assert plain_student(distilled).MODEL.META_ARCHITECTURE == "RetinaNet"
 
 
 # Each key of DISTILL with a value that has to show in the losses of a step. The blocks of

@@ -34,7 +34,7 @@ from fvcore.nn import FlopCountAnalysis
 from tabulate import tabulate
 from torch import nn
 
-from aid_d2.config import load_config, plain_student
+from aid_d2.config import DISTILLED, load_config, plain_student
 from aid_d2.modeling import family_of
 from aid_d2.modeling.teacher import load_teacher_config
 from detectron2.config import CfgNode
@@ -83,7 +83,7 @@ def detectors(config: str, opts: list[str]) -> dict[str, CfgNode]:
     """
     cfg = load_config(config)
     result = {"": cfg}
-    if cfg.MODEL.META_ARCHITECTURE == "DistilledDetector":
+    if cfg.MODEL.META_ARCHITECTURE == DISTILLED:
         teacher = load_teacher_config(cfg)
         result = {"student": plain_student(cfg), "teacher": teacher}
     for plain in result.values():

@@ -5,9 +5,9 @@ r"""What a step of distillation costs, beside the student's step alone and the t
 
 Everything runs in one process, interleaved and repeated; the table has medians. The floor is one
 step of the student and one forward of the teacher as it is configured (DISTILL.PRECISION),
-with its head where the row needs it. Weights are random and images are noise: cost does not depend
-on them, but for the proposals of an RPN, which are its anchors here. So a Faster R-CNN's box head has
-the full batch that it has in training. `--variants` are the rows:
+with its head where the row needs it. Weights are random and images are noise, on which cost does not
+depend; an RPN proposes its anchors, so that the box head of a Faster R-CNN has its full batch, as in
+training. `--variants` are the rows:
 
     method       each of DISTILL.METHODS alone and all of them, with AID as configured
     granularity  all methods with AID off and with each granularity
@@ -37,11 +37,12 @@ from tabulate import tabulate
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from aid_d2 import add_aid_config, load_config
+from aid_d2 import load_config
 from aid_d2.aid import GRANULARITIES
+from aid_d2.config import DISTILLED, default_config
 from aid_d2.modeling import DistilledDetector, family_of, train_fast
 from aid_d2.modeling.teacher import load_teacher_config
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from detectron2.solver import build_optimizer
@@ -138,7 +139,7 @@ def parse_arguments() -> argparse.Namespace:
 def config_of(args) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    if cfg.MODEL.META_ARCHITECTURE != "DistilledDetector":
+    if cfg.MODEL.META_ARCHITECTURE != DISTILLED:
         raise ValueError(f"{args.config_file} is no distilled detector, and has no teacher.")
     return cfg
 
@@ -304,8 +305,7 @@ def peak_memory(case: Case) -> float:
 
 def resident(case: Case, text: str) -> float:
     """MB of this process after two steps; the config comes as text."""
-    cfg = get_cfg()
-    add_aid_config(cfg)
+    cfg = default_config()
     cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
     _, step = stepper(replace(case, cfg=cfg))
     step(), step()

@@ -13,14 +13,13 @@ import yaml
 
 from detectron2.config import CfgNode
 
-from ..config import load_config, plain_student
+from ..config import DISTILLED, load_config, plain_student
 from ..distillers import DISTILLER_REGISTRY
 
 TEACHER = "teacher"
 # Not of students: with the seed of its teacher one of the same network starts from the same weights,
 # and finds it far easier to follow it than from weights of its own.
 TEACHER_SEED = 1
-_DISTILLED = "DistilledDetector"
 _SUITE_KEYS = {"seeds", "opts", "groups", "gains"}
 _GAIN_KEYS = {"of", "over"}
 _GROUP_KEYS = {"teacher", "rows", "baselines", "opts"}
@@ -62,7 +61,7 @@ class Run:
 
     @property
     def distilled(self) -> bool:
-        return self.cfg().MODEL.META_ARCHITECTURE == _DISTILLED
+        return self.cfg().MODEL.META_ARCHITECTURE == DISTILLED
 
     @cached_property
     def config_hash(self) -> str:
@@ -75,7 +74,7 @@ class Run:
         for name, _ in DISTILLER_REGISTRY:
             if name not in cfg.DISTILL.METHODS:
                 cfg.DISTILL.pop(name.upper())
-        if cfg.MODEL.META_ARCHITECTURE != _DISTILLED:
+        if cfg.MODEL.META_ARCHITECTURE != DISTILLED:
             cfg.pop("DISTILL")
         teacher = self.teacher.config_hash if self.teacher else ""
         digest = hashlib.sha256(f"{cfg.dump()}{teacher}".encode())

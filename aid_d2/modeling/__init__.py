@@ -1,9 +1,10 @@
 """Meta-architectures, the teacher, and the detector families they know."""
 
 from . import backbones  # noqa: F401  (registers them)
+from .checks import check_classes
 from .distilled_detector import DistilledDetector
 from .fast_forward import train_fast
-from .families import FAMILY_REGISTRY, DetectorFamily, check_classes, family_of
+from .families import FAMILY_REGISTRY, DetectorFamily, family_of
 from .fcos import FCOS
 from .gfl import GFL
 from .ignore_regions import mask_ignore_regions

@@ -1,13 +1,19 @@
 """What is wrong with a distilled detector, told before it trains."""
 
+import logging
+from typing import Sequence
+
 from torch import nn
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
 from ..aid import GRANULARITIES, NORMALIZERS
 from .families import DetectorFamily, family_of
 from .fast_forward import PRECISIONS
 from .teacher import Teacher
+
+logger = logging.getLogger(__name__)
 
 
 def check_keys(cfg: CfgNode) -> None:
@@ -84,3 +90,41 @@ def _check_comparable_losses(student: DetectorFamily, teacher: DetectorFamily) -
                 f"detectors of one kind: {what} is {own} for the student and {theirs} for the "
                 "teacher. Set it False."
             )
+
+
+def check_classes(model: nn.Module, datasets: Sequence[str]) -> None:
+    """Compare a detector and its teacher with the data sets of its training and evaluation, once
+    those are loaded. Where the classes of the teacher's own data sets, as far as known, have other
+    names, a warning says so.
+
+    Raises:
+        ValueError: a data set has another number of classes than the detector, or than the teacher
+            whose loss on its labels AID needs.
+    """
+    model = getattr(model, "module", model)
+    teacher = getattr(model, "teacher", None)
+    wanted = family_of(getattr(model, "student", model)).num_classes
+    judging = teacher.family.num_classes if teacher is not None and model.weigh else None
+    compared = teacher.datasets if teacher is not None and model.needs_teacher_head else ()
+    for name in datasets:
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        if classes is None:
+            continue
+        listed = f"The data set {name!r} has {len(classes)} classes ({', '.join(classes)}), "
+        if wanted not in (None, len(classes)):
+            raise ValueError(
+                f"{listed}the detector has {wanted}: set its NUM_CLASSES (of MODEL.RETINANET, "
+                f"MODEL.GFL, MODEL.FCOS or MODEL.ROI_HEADS) to {len(classes)}."
+            )
+        if judging not in (None, len(classes)):
+            raise ValueError(
+                f"{listed}the teacher {judging}. AID needs the teacher's loss on the labels: use a "
+                "teacher of the same classes, or set DISTILL.AID.ENABLED False."
+            )
+        for other in compared:
+            theirs = MetadataCatalog.get(other).get("thing_classes", classes)
+            if list(theirs) != list(classes):
+                logger.warning(
+                    f"The teacher's data set {other!r} has the classes {theirs}, and {name!r} has "
+                    f"{classes}. They are compared in this order: make sure that they mean the same."
+                )

@@ -89,14 +89,9 @@ class DistilledDetector(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode):
-        student_cfg = cfg.clone()
-        student_cfg.defrost()
-        student_cfg.MODEL.META_ARCHITECTURE = cfg.DISTILL.STUDENT
-        if cfg.DISTILL.STUDENT not in META_ARCH_REGISTRY or cfg.DISTILL.STUDENT == cls.__name__:
-            raise ValueError(
-                f"DISTILL.STUDENT {cfg.DISTILL.STUDENT!r} is no meta-architecture for a student; "
-                "use what MODEL.META_ARCHITECTURE of the plain student says, such as RetinaNet."
-            )
+        from ..config import plain_student
+
+        student_cfg = plain_student(cfg)
         if cfg.DISTILL.ENABLED:
             check_keys(cfg)
         student = build_model(student_cfg)
@@ -294,8 +289,9 @@ def _add_student_prefix(module, state_dict, prefix, *args) -> None:
         bare = key[len(prefix) :]
         if key.startswith(prefix) and not bare.startswith((DISTILLER_PREFIX, _STUDENT_PREFIX)):
             state_dict[prefix + _STUDENT_PREFIX + bare] = state_dict.pop(key)
-    # Versions by module; these are the caller's, and only added to.
+    # Versions by module, which torch hands over at the top level alone. They are the caller's, and
+    # only added to.
     versions = getattr(state_dict, "_metadata", {})
-    for key in [key for key in versions if key.startswith(prefix)]:
-        name = f"{prefix}{_STUDENT_PREFIX}{key[len(prefix) :]}".rstrip(".")
-        versions.setdefault(name, versions[key])
+    for key in list(versions):
+        if not f"{key}.".startswith((DISTILLER_PREFIX, _STUDENT_PREFIX)):
+            versions.setdefault(f"{_STUDENT_PREFIX}{key}".rstrip("."), versions[key])

@@ -54,7 +54,11 @@ def test_the_family_is_that_of_the_nearest_base_class(small_cfg, build_seeded, m
     class OursFamily(RetinaNetFamily):
         detector = Ours
 
+    class AnyFamily(RetinaNetFamily):
+        detector = torch.nn.Module
+
     monkeypatch.setitem(FAMILY_REGISTRY._obj_map, "OursFamily", OursFamily)
+    monkeypatch.setitem(FAMILY_REGISTRY._obj_map, "AnyFamily", AnyFamily)
     model = build_seeded(small_cfg("RetinaNet"), 0)
     assert type(family_of(model)) is RetinaNetFamily
     for kind in (Ours, type("Derived", (Ours,), {})):

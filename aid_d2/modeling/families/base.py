@@ -1,13 +1,11 @@
 """What aid_d2 has to know of a family of detectors, in one interface."""
 
-import logging
 from contextlib import contextmanager
-from typing import Callable, Dict, Hashable, Iterator, List, Optional, Sequence, Tuple, Type
+from typing import Callable, Dict, Hashable, Iterator, List, Optional, Tuple, Type
 
 import torch
 from torch import Tensor, nn
 
-from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.registry import Registry
 
@@ -16,8 +14,6 @@ from ..dense_output import DenseOutput
 from ..levels import Level
 from .assignment import Labels, owned
 from .dense import dense_output
-
-logger = logging.getLogger(__name__)
 
 FAMILY_REGISTRY = Registry("DETECTOR_FAMILY")
 FAMILY_REGISTRY.__doc__ = "Subclasses of DetectorFamily; `family_of` finds the one for a detector."
@@ -291,37 +287,3 @@ def family_of(model: nn.Module) -> DetectorFamily:
 
 def _known_detectors() -> str:
     return ", ".join(family.detector.__name__ for _, family in FAMILY_REGISTRY)
-
-
-def check_classes(model: nn.Module, datasets: Sequence[str]) -> None:
-    """Compare a detector and its teacher with the data sets it is to be trained on, once those are
-    loaded. Where the classes of the teacher's own data sets, as far as known, have other names, a
-    warning says so.
-
-    Raises:
-        ValueError: a data set has another number of classes than the detector, or than the teacher
-            whose loss is AID's.
-    """
-    model = getattr(model, "module", model)
-    expected = family_of(getattr(model, "student", model)).num_classes
-    teacher = getattr(model, "teacher", None)
-    if teacher is not None and model.weigh is not None and expected is None:
-        expected = teacher.family.num_classes
-    compared = teacher.datasets if teacher is not None and model.needs_teacher_head else ()
-    for name in datasets:
-        classes = MetadataCatalog.get(name).get("thing_classes")
-        if classes is None:
-            continue
-        for other in compared:
-            theirs = MetadataCatalog.get(other).get("thing_classes", classes)
-            if list(theirs) != list(classes):
-                logger.warning(
-                    f"The teacher's data set {other!r} has the classes {theirs}, and {name!r} has "
-                    f"{classes}. They are compared in this order: make sure that they mean the same."
-                )
-        if expected is not None and len(classes) != expected:
-            raise ValueError(
-                f"The data set {name!r} has {len(classes)} classes ({', '.join(classes)}), the "
-                f"detector has {expected}: set its NUM_CLASSES (of MODEL.RETINANET, MODEL.GFL, "
-                f"MODEL.FCOS or MODEL.ROI_HEADS) to {len(classes)}."
-            )
