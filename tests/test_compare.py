@@ -29,6 +29,7 @@ def suite(tmp_path, small_cfg, rectangles):
     }
     (tmp_path / "plain.yaml").write_text(small_cfg("RetinaNet", data).dump())
     distilled = {**data, "MODEL.META_ARCHITECTURE": "DistilledDetector"}
+    distilled["DISTILL.STUDENT"] = "RetinaNet"
     (tmp_path / "distilled.yaml").write_text(small_cfg("RetinaNet", distilled).dump())
     plain, distilled = (str(tmp_path / f"{x}.yaml") for x in ("plain", "distilled"))
     content = {
