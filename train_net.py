@@ -3,9 +3,8 @@
 import logging
 import os
 
-import torch
-
 from aid_d2 import compat, load_config
+from aid_d2.config import use_cpu_without_gpu
 from aid_d2.data import IgnoreRegionMapper, build_mixed_train_loader, register_coco_json
 from aid_d2.evaluation import KITTIEvaluator
 from aid_d2.modeling import check_classes, mask_ignore_regions, train_fast
@@ -64,9 +63,7 @@ class Trainer(DefaultTrainer):
 def setup(args):
     """The config of a command line, with logging set up and own data sets registered."""
     cfg = load_config(args.config_file, args.opts)
-    no_gpu = cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available()
-    if no_gpu:
-        cfg.MODEL.DEVICE = "cpu"
+    no_gpu = use_cpu_without_gpu(cfg)
     register_coco_json(cfg.DATASETS.COCO_JSON)
     cfg.freeze()
     default_setup(cfg, args)

@@ -11,8 +11,9 @@ teacher is wrong, its knowledge counts less. What an instance is, the *granulari
 ``location``  one weight per location of the pyramid
 ============  ====================================================================================
 
-Each fills the same :class:`Trust`, one map per level with values in (0, 1]. Everything here is a
-pure function on tensors; a detector family supplies the :class:`UnreducedLosses`.
+Each fills the same :class:`Trust`, one map per level with values in (0, 1] (rescaled ones have the
+mean 1 instead). Everything here is a pure function on tensors; a detector family supplies the
+:class:`UnreducedLosses`.
 
 What is hard has a large loss, whoever looks at it, and may be what a student has most to learn of. A
 variant of this project therefore takes for D only what the teacher's loss exceeds the student's own
@@ -98,7 +99,7 @@ def compute_trust(
     else:
         raise ValueError(f"Unknown granularity {granularity!r}: choose one of {GRANULARITIES}.")
     if rescale:
-        maps = rescaled(maps, [smallest_object(losses.objects, x) >= 0 for x in losses.levels])
+        maps = rescaled(maps, [x >= 0 for x in _smallest_known(losses)])
     return Trust({level.stride: x[:, None] for level, x in zip(losses.levels, maps)})
 
 
@@ -110,7 +111,7 @@ def rescaled(maps: List[Tensor], inside: List[Tensor]) -> List[Tensor]:
 
     Args:
         maps: weights of each level (N, H, W).
-        inside: whether a cell is in the box of an object, (N, H, W) bool.
+        inside: whether a cell is in the box of an object with a loss, (N, H, W) bool.
 
     Returns:
         per level (N, H, W), positive; the means are over all cells of all levels.
@@ -187,12 +188,17 @@ def location_loss(losses: UnreducedLosses) -> List[Tensor]:
     return maps
 
 
-def smallest_object(objects: Objects, level: LevelShape) -> Tensor:
+def smallest_object(objects: Objects, level: LevelShape, among: Optional[Tensor] = None) -> Tensor:
     """The smallest object whose box reaches into each cell of a level.
 
     Sorted by area, objects become bits: a cell's objects are those of its row and its column, and
     the lowest bit is the smallest. The cost does not grow with the number of objects until an
     image holds more than 63.
+
+    Args:
+        objects: M of them.
+        level: with the cells.
+        among: (M,) bool, the objects that count; by default all.
 
     Returns:
         (N, H, W) int64, index into objects.boxes; -1 outside all boxes.
@@ -205,7 +211,8 @@ def smallest_object(objects: Objects, level: LevelShape) -> Tensor:
     position = torch.arange(num_objects, device=boxes.device)
     rank = position - start[image]
     row = image * words + rank // _WORD
-    bit = torch.ones_like(rank) << (rank % _WORD)
+    counts = torch.ones_like(rank) if among is None else among[order].long()
+    bit = counts << (rank % _WORD)
 
     def bits(low: Tensor, high: Tensor, size: int) -> Tensor:
         cells = torch.arange(size, device=boxes.device)
@@ -250,13 +257,16 @@ def _painted_maps(
     losses: UnreducedLosses, of_objects: Tensor, of_background: Tensor
 ) -> List[Tensor]:
     """The weights (M,) of objects in their boxes, over those (N, L) of the background."""
-    # NaN marks what stays background: no object, or one that nothing is known of.
-    weights = of_objects.masked_fill(~losses.known_objects, float("nan"))
-    maps = []
-    for i, level in enumerate(losses.levels):
-        painted = _gather_or(weights, smallest_object(losses.objects, level), float("nan"))
-        maps.append(torch.where(painted.isnan(), of_background[:, i, None, None], painted))
-    return maps
+    return [
+        torch.where(x >= 0, _gather_or(of_objects, x, 0.0), of_background[:, i, None, None])
+        for i, x in enumerate(_smallest_known(losses))
+    ]
+
+
+def _smallest_known(losses: UnreducedLosses) -> List[Tensor]:
+    """Per level the smallest object of each cell, of those that there is a loss on."""
+    known = losses.known_objects
+    return [smallest_object(losses.objects, level, known) for level in losses.levels]
 
 
 def _gather_or(values: Tensor, index: Tensor, default: float) -> Tensor:

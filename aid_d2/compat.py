@@ -1,7 +1,7 @@
 """Detectron2 without its compiled extension, and v0.6 on current NumPy, Pillow and setuptools.
 
 :func:`prepare` runs when ``aid_d2`` is imported, before any other Detectron2 import. Each repair
-looks first whether it is needed: a compiled Detectron2, or a newer one, is left as it is.
+looks first whether it is needed: a compiled and newer Detectron2 is left as it is.
 """
 
 import importlib

@@ -2,6 +2,8 @@
 
 from typing import Callable, List, Sequence
 
+import torch
+
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -120,6 +122,14 @@ def load_config(config_file: str, opts: Sequence = ()) -> CN:
     cfg.merge_from_file(config_file)
     cfg.merge_from_list(list(opts))
     return cfg
+
+
+def use_cpu_without_gpu(cfg: CN) -> bool:
+    """Set MODEL.DEVICE to cpu where it is a GPU and there is none; returns whether it was set."""
+    missing = cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available()
+    if missing:
+        cfg.MODEL.DEVICE = "cpu"
+    return missing
 
 
 def plain_student(cfg: CN) -> CN:

@@ -91,7 +91,7 @@ class UnreducedLosses:
         cls: (N, R) classification loss of an anchor, summed over classes; 0 where ignored.
         box: (N, R) box loss of a positive anchor; 0 elsewhere.
         owner: (N, R) int64, the object an anchor is positive for, BACKGROUND or IGNORED.
-        frequency: (N, R) what the detector's own loss multiplies cls + box of the anchor by: 1, the
+        factor: (N, R) what the detector's own loss multiplies cls + box of the anchor by: 1, the
             probability that its sampler draws it, or, where that loss has other terms, their ratio.
         image_normalizer: (N,) divisor of the sum over an image in the detector's own loss.
         batch_normalizer: () the same for the sum over the batch.
@@ -104,7 +104,7 @@ class UnreducedLosses:
     cls: Tensor
     box: Tensor
     owner: Tensor
-    frequency: Tensor
+    factor: Tensor
     image_normalizer: Tensor
     batch_normalizer: Tensor
     background: Tensor
@@ -125,7 +125,7 @@ class UnreducedLosses:
     @property
     def dense(self) -> Tensor:
         """(N, R) what each anchor adds to the detector's own dense loss, before its normaliser."""
-        return self.frequency * (self.cls + self.box)
+        return self.factor * (self.cls + self.box)
 
     @property
     def mean_roi(self) -> Tensor:

@@ -104,6 +104,13 @@ def test_a_suite_that_is_killed_goes_on(suite, tmp_path, load_tool, monkeypatch,
         compare.main()
     assert "3 runs, 3 of them done" in capsys.readouterr().out
 
+    # A run that began from a checkpoint says so.
+    (folder_of(runs[1], output) / "result.json").unlink()
+    compare.main()
+    again = json.loads((output / "results.json").read_text())["runs"]
+    assert [x["resumed_at"] for x in again] == [runs[0]["resumed_at"], [3], runs[2]["resumed_at"]]
+    assert runs[0]["resumed_at"] == [] and "3 runs, 2 of them done" in capsys.readouterr().out
+
     # The same teacher as a file: it is evaluated, and what learns from it is another run.
     weights = folder_of(runs[0], output) / "model_final.pth"
     content = yaml.safe_load(suite.read_text())

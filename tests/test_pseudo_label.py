@@ -125,6 +125,12 @@ def test_goes_on_where_it_was(run, teacher, threshold, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="begun with other settings"):
         run(output, threshold)
     weights.write_bytes(before)
+    config = Path(teacher[1]["DISTILL.TEACHER.CONFIG_FILE"])
+    text = config.read_text()
+    config.write_text(text.replace("NMS_THRESH_TEST: 0.5", "NMS_THRESH_TEST: 0.4"))
+    with pytest.raises(ValueError, match="begun with other settings"):
+        run(output, threshold)
+    config.write_text(text)
     assert not output.exists()
     coco = run(output, threshold)
     # Two of the three finished lines were whole: six images are left.

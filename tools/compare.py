@@ -5,13 +5,16 @@
 What is done is kept: stopped or killed, the same command goes on where it was. `--output` then has
 
     results.json    `runs`: row, seed, AP, AP50, AP75, AP of each class, seconds_per_step and what
-                    of it was spent waiting for data, peak_memory_mb, config_hash and versions
+                    of it was spent waiting for data, peak_memory_mb, the iterations that it was
+                    resumed at, config_hash and versions
     results.md      means, spread over seeds, and paired differences with confidence intervals
     results.png     and gain.png, if the suite has `gains`
 
-after each run that ends. A run whose config has changed since is trained anew, in a folder of its
-own; for data that has changed choose another `--output`. Each run has one GPU; `--jobs` trains
-several runs at a time, by default as many as there are GPUs.
+after each run that ends. A run that was stopped goes on from its last checkpoint, with the data from
+the start, as always in Detectron2; without a checkpoint it starts anew. A run whose config has
+changed since is trained anew, in a folder of its own; for data that has changed choose another
+`--output`. Each run has one GPU; `--jobs` trains several runs at a time, by default as many as
+there are GPUs.
 """
 
 import argparse
@@ -124,7 +127,9 @@ class Job:
         lines = self.metrics()
         final = lines[-1]
         # Detectron2 logs the peak of the GPU's memory, but writes it to no metric.
-        on_gpu = re.findall(r"max_mem: (\d+)M", (self.folder / "log.txt").read_text())
+        log = (self.folder / "log.txt").read_text()
+        on_gpu = re.findall(r"max_mem: (\d+)M", log)
+        starts = map(int, re.findall(r"Starting training from iteration (\d+)", log))
         return {
             "seed": self.run.seed,
             "config": self.run.config,
@@ -134,6 +139,7 @@ class Job:
             "seconds_per_step": median(lines, "time"),
             "data_seconds_per_step": median(lines, "data_time"),
             "peak_memory_mb": max(map(int, on_gpu)) if on_gpu else round(resident_mb),
+            "resumed_at": [x for x in starts if x > 0],
             "config_hash": self.run.config_hash,
             "versions": {
                 "python": platform.python_version(),

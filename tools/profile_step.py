@@ -39,7 +39,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from aid_d2 import load_config
 from aid_d2.aid import GRANULARITIES
-from aid_d2.config import DISTILLED, default_config
+from aid_d2.config import DISTILLED, default_config, use_cpu_without_gpu
 from aid_d2.modeling import DistilledDetector, family_of, train_fast
 from aid_d2.modeling.teacher import load_teacher_config
 from detectron2.config import CfgNode
@@ -138,7 +138,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def config_of(args) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
-    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    use_cpu_without_gpu(cfg)
     if cfg.MODEL.META_ARCHITECTURE != DISTILLED:
         raise ValueError(f"{args.config_file} is no distilled detector, and has no teacher.")
     return cfg
@@ -292,7 +292,7 @@ def parts(step) -> dict[str, float]:
 
 def peak_memory(case: Case) -> float:
     """MB that two steps need: on the GPU, or of a process that does nothing else."""
-    if torch.cuda.is_available():
+    if case.cfg.MODEL.DEVICE.startswith("cuda"):
         gc.collect()  # detectors that were measured before, and hold themselves
         torch.cuda.empty_cache()
         _, step = stepper(case)

@@ -58,11 +58,10 @@ def main() -> None:
     classes = class_names(cfg)
     partial = args.output.with_name(args.output.name + ".partial")
     settings = {
-        "config": args.config_file,
+        "config": hashlib.sha256(cfg.dump().encode()).hexdigest(),
         "weights": hashlib.sha256(Path(args.weights).read_bytes()).hexdigest(),
         "threshold": args.threshold,
         "classes": classes,
-        "opts": args.opts,
     }
     done = read_partial(partial, settings)
     left = [x for x in images if x["file_name"] not in done]

@@ -18,6 +18,7 @@ from tabulate import tabulate
 
 from aid_d2 import load_config
 from aid_d2.comparison import read_metrics
+from aid_d2.config import use_cpu_without_gpu
 from aid_d2.data.paths import datasets_root
 from aid_d2.data.synthetic import SceneSetConfig, write_scene_set
 from aid_d2.modeling import Teacher
@@ -56,7 +57,7 @@ def main() -> None:
 
 def config_of(name: str) -> CfgNode:
     cfg = load_config(f"configs/quickstart/{name}.yaml")
-    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    use_cpu_without_gpu(cfg)
     return cfg
 
 

@@ -78,15 +78,16 @@ def main() -> None:
     args = parser.parse_args()
     if args.alpha < 0:
         raise ValueError(f"--alpha is {args.alpha}; AID's weights exp(-alpha D) need 0 or more.")
-    cfg, teacher = load_teacher(args)
+    cfg = teacher_config_of_tool(args.config_file, args.weights, args.opts)
+    records = DatasetCatalog.get(args.dataset)  # names the known ones if this is none
+    truth = read_truth(args.truth, records) if args.truth else None
+    teacher = Teacher.load(cfg, args.weights)
     classes = MetadataCatalog.get(args.dataset).thing_classes
     if len(classes) != teacher.family.num_classes:
         raise ValueError(
             f"The data set {args.dataset!r} has {len(classes)} classes and the teacher "
             f"{teacher.family.num_classes}: its loss on the labels needs the same ones."
         )
-    records = DatasetCatalog.get(args.dataset)
-    truth = read_truth(args.truth, records) if args.truth else None
     instances = []
     for record in tqdm(records, unit="image"):
         instances += look(cfg, teacher, record, classes, args)
@@ -98,13 +99,6 @@ def main() -> None:
     if truth:
         print(found_errors([x for x in instances if x.kind == OBJECT], truth))
     print(f"{len(instances)} objects and false alarms: see {args.output / 'index.html'}")
-
-
-def load_teacher(args) -> tuple[CfgNode, Teacher]:
-    """The teacher and its config, with the data sets of the config registered."""
-    cfg = teacher_config_of_tool(args.config_file, args.weights, args.opts)
-    DatasetCatalog.get(args.dataset)  # names the known ones if this is none
-    return cfg, Teacher.load(cfg, args.weights)
 
 
 def read_truth(path: Path, records: list[dict]) -> dict:

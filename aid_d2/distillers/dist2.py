@@ -43,10 +43,10 @@ class Dist2(Distiller):
 
     DI puts the student's pyramid through the frozen head of the teacher, and optimises what comes
     out: against the ground truth, by the loss of the teacher's detector, or against the teacher's
-    own predictions, by :func:`mimic_losses` (CrossKD with a cut before the first convolution). A
-    Faster R-CNN has in the first case the expected RPN loss and the box head's loss on the objects'
-    own boxes, in the second the RPN alone. N_pos is that of the teacher's assigner; no
-    running mean takes part.
+    own predictions, by :func:`mimic_losses` as in CrossKD, with its factor on the box loss and
+    without its rescaling of maps. A Faster R-CNN has in the first case the expected RPN loss and
+    the box head's loss on the objects' own boxes, in the second the RPN alone. N_pos is that of the
+    teacher's assigner; no running mean takes part.
 
     FI is the mean squared error between a map of the student, through a 1x1 convolution, and one of
     the teacher. A strategy such as B2N says which: the student's backbone against the teacher's

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from detectron2.config import CfgNode as CN
 from detectron2.modeling.matcher import Matcher
-from detectron2.modeling.roi_heads import StandardROIHeads
 
 from ..iou import pairwise_iou
 from ..losses import Objects
@@ -105,18 +104,9 @@ class DKD(Distiller):
     def __init__(self, node, setting):
         super().__init__(node, setting)
         for role, family in (("student", setting.student), ("teacher", setting.teacher)):
-            heads = family.model.roi_heads
-            known = isinstance(heads, StandardROIHeads)
-            # A cascade is one too, with a list of box heads.
-            if not known or not hasattr(heads.box_predictor, "cls_score"):
+            if family.box_head_lacks:
                 raise ValueError(
-                    "DISTILL.METHODS: DKD needs MODEL.ROI_HEADS.NAME StandardROIHeads with one "
-                    f"box head; that of the {role} is {type(heads).__name__}."
-                )
-            if getattr(heads.box_predictor, "use_sigmoid_ce", False):  # younger than v0.6
-                raise ValueError(
-                    "DISTILL.METHODS: DKD is of a softmax, and the box head of the "
-                    f"{role} has none: set MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE False."
+                    f"DISTILL.METHODS: DKD needs a {role} with {family.box_head_lacks}."
                 )
         student, teacher = setting.student, setting.teacher
         if student.num_classes != teacher.num_classes:

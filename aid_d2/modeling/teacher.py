@@ -181,14 +181,13 @@ def teacher_config_of_tool(config_file: str, weights: str, opts: Sequence[str]) 
     Raises:
         FileNotFoundError: there is no such file.
     """
-    from ..config import load_config, plain_student
+    from ..config import load_config, plain_student, use_cpu_without_gpu
 
     for what, path in (("--config-file", config_file), ("--weights", weights)):
         if not os.path.isfile(path):
             raise FileNotFoundError(f"{what}: there is no file {path}.")
     cfg = plain_student(load_config(config_file, opts))
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
+    use_cpu_without_gpu(cfg)
     register_coco_json(cfg.DATASETS.COCO_JSON)
     return cfg
 

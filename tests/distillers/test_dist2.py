@@ -85,7 +85,7 @@ def synthetic_losses(roi, seed=1):
         cls=values[0],
         box=values[1],
         owner=torch.full((2, 12), -1),
-        frequency=values[2],
+        factor=values[2],
         image_normalizer=torch.ones(2),
         batch_normalizer=torch.tensor(5.0),
         background=torch.zeros(2, 1),
@@ -103,7 +103,7 @@ def test_detection_loss_against_its_formula(roi):
     for image, anchor in np.ndindex(2, 12):
         loss = (losses.cls + losses.box)[image, anchor].item()
         w = weight[image, 0].flatten()[anchor // 2].item()
-        expected += w * losses.frequency[image, anchor].item() * loss / 5
+        expected += w * losses.factor[image, anchor].item() * loss / 5
     if roi:
         of_objects = trust.per_box(losses.objects.boxes.split([2, 1]))
         assert len(set(of_objects.tolist())) == 3
@@ -114,7 +114,7 @@ def test_detection_loss_against_its_formula(roi):
 @pytest.mark.parametrize("roi", [None, True])
 def test_full_trust_is_bit_equal_to_the_loss_without(roi):
     losses = synthetic_losses(roi)
-    expected = (losses.frequency * (losses.cls + losses.box)).sum() / losses.batch_normalizer
+    expected = (losses.factor * (losses.cls + losses.box)).sum() / losses.batch_normalizer
     if roi:
         expected = expected + losses.roi.sum() / 3
     trust = Trust({8: torch.ones(2, 1, 2, 3, dtype=torch.float64)})
@@ -494,7 +494,7 @@ def test_step_of_a_student_with_the_teachers_weights(distilled_cfg, build_seeded
     assert losses["loss_Dist2_fi"] == 0
     objects = Objects.from_instances([x["instances"] for x in make_batch()], CPU)
     teacher = model.teacher.losses(model.teacher.observe(make_batch(), "BGR", True), objects)
-    expected = (teacher.frequency * (teacher.cls + teacher.box)).sum() / teacher.batch_normalizer
+    expected = (teacher.factor * (teacher.cls + teacher.box)).sum() / teacher.batch_normalizer
     if teacher.roi is not None:
         expected = expected + teacher.roi.mean()
     torch.testing.assert_close(losses["loss_Dist2_di"], expected)

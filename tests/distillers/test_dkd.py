@@ -12,10 +12,11 @@ from aid_d2.distillers import Setting
 from aid_d2.distillers.dkd import DKD, decoupled_divergence, proposal_classes
 from aid_d2.losses import Objects
 from aid_d2.modeling import Observation
+from aid_d2.modeling.families.faster_rcnn import FasterRCNNFamily
 from aid_d2.modeling.levels import Level, LevelPair
 from aid_d2.modeling.observation import Call
 from detectron2.modeling.matcher import Matcher
-from detectron2.modeling.roi_heads import StandardROIHeads
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 from toy import build, constant_trust, maps, rand, random_trust
@@ -131,6 +132,12 @@ def test_class_of_a_proposal():
     assert proposal_classes(PROPOSALS, TRUTH, matcher(), 3).tolist() == TARGETS
 
 
+class Predictor(FastRCNNOutputLayers):
+    def __init__(self, sigmoid):
+        nn.Module.__init__(self)
+        self.use_sigmoid_ce = sigmoid
+
+
 class Heads(StandardROIHeads):
     """What DKD asks of the ROI heads."""
 
@@ -138,15 +145,14 @@ class Heads(StandardROIHeads):
         nn.Module.__init__(self)
         self.box_in_features = box_in_features
         self.box_pooler = nn.Identity()
-        self.box_predictor = nn.ModuleList() if several else nn.Module()
-        if not several:
-            self.box_predictor.cls_score = nn.Identity()
-            self.box_predictor.use_sigmoid_ce = sigmoid
+        self.box_predictor = nn.ModuleList() if several else Predictor(sigmoid)
         self.proposal_matcher = matcher()
 
 
 class Family:
     """A Faster R-CNN that gives the logits it is told, and notes the boxes it is asked about."""
+
+    box_head_lacks = FasterRCNNFamily.box_head_lacks
 
     def __init__(self, logits=None, heads=None, num_classes=CLASSES - 1, strides=tuple(SIZES)):
         self.model = SimpleNamespace(roi_heads=heads or Heads())
@@ -239,9 +245,9 @@ def test_published_constants():
 @pytest.mark.parametrize(
     "student,teacher,message",
     [
-        ({}, {"heads": Heads(several=True)}, "with one box head; that of the teacher is Heads"),
-        ({"heads": nn.Identity()}, {}, "with one box head; that of the student is Identity"),
-        ({"heads": Heads(sigmoid=True)}, {}, "box head of the student has none.*USE_SIGMOID_CE"),
+        ({}, {"heads": Heads(several=True)}, "a teacher with .* one box head, not Heads"),
+        ({"heads": nn.Identity()}, {}, "a student with .* one box head, not Identity"),
+        ({"heads": Heads(sigmoid=True)}, {}, "a student with .*USE_SIGMOID_CE False"),
         ({}, {"num_classes": 80}, "NUM_CLASSES is 3 in the student and 80 in the teacher"),
         ({}, {"heads": Heads(("p2", "p3", "p4", "p9"))}, r"needs the maps .*'p9'"),
     ],

@@ -153,6 +153,27 @@ def test_relative_aid_needs_a_teacher_of_the_students_kind(build_seeded, distill
         build_seeded(distilled_cfg("RetinaNet", changes, teacher="FasterRCNN"), 0)
 
 
+@pytest.mark.parametrize(
+    "family,key,value,message",
+    [
+        ("RetinaNet", "RETINANET.BBOX_REG_LOSS_TYPE", "giou", "box_reg_loss_type"),
+        ("RetinaNet", "RETINANET.BBOX_REG_WEIGHTS", (2.0, 2.0, 2.0, 2.0), "box transform"),
+        ("FCOS", "FCOS.FOCAL_LOSS_GAMMA", 1.0, "focal_loss_gamma"),
+        ("GFL", "GFL.GIOU_LOSS_WEIGHT", 1.0, "giou_loss_weight"),
+        ("FasterRCNN", "RPN.LOSS_WEIGHT", 2.0, "loss_weight"),
+        ("FasterRCNN", "ROI_BOX_HEAD.SMOOTH_L1_BETA", 1.0, "smooth_l1_beta"),
+    ],
+    ids=str,
+)
+def test_relative_aid_needs_a_teacher_of_the_same_losses(
+    build_seeded, small_cfg, distilled_cfg, save_teacher, family, key, value, message
+):
+    cfg = small_cfg(family, {f"MODEL.{key}": value})
+    files = save_teacher(cfg, build_seeded(cfg, seed=6))
+    with pytest.raises(ValueError, match=f"AID.RELATIVE.*{message}"):
+        build_seeded(distilled_cfg(family, {**files, "DISTILL.AID.RELATIVE": True}), 0)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_student_equal_to_its_teacher_learns_nothing_from_it(
     build_seeded, distilled_cfg, small_cfg, save_teacher, make_batch, family

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from aid_d2.modeling import Teacher, fast_forward
+from aid_d2.losses import Objects
+from aid_d2.modeling import Teacher, family_of, fast_forward
 from aid_d2.modeling.fast_forward import (
     choose_precision,
     compile_backbone,
@@ -69,6 +70,27 @@ def test_bfloat16_is_near(small_cfg, build_seeded, make_batch, family):
     for x, y in zip(exact, fast):
         # Eight bits of a mantissa are half a percent.
         assert 0 < (x - y.float()).norm() < 0.03 * x.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_box_head_is_as_precise_as_the_maps(small_cfg, build_seeded, make_batch, dtype):
+    model, batch = detector(small_cfg, build_seeded, "FasterRCNN"), make_batch((5, 3))
+    objects = Objects.from_instances([x["instances"] for x in batch], CPU)
+    exact = observe(model, batch, "float32")
+    maps = {stride: x.to(dtype) for stride, x in exact.features.items()}
+    dtypes = []
+    model.roi_heads.box_head.register_forward_hook(lambda _, __, out: dtypes.append(out.dtype))
+    family = family_of(model)
+    with torch.no_grad():
+        logits, deltas = family.score(maps, objects.boxes.split(objects.counts))
+        pooled = model.roi_heads.box_pooler(
+            [exact.features[s] for s in (4, 8, 16, 32)], [x["instances"].gt_boxes for x in batch]
+        )
+        expected = model.roi_heads.box_predictor(model.roi_heads.box_head(pooled))
+    assert dtypes == [dtype, torch.float32]
+    for x, y in zip((logits, deltas), expected):
+        assert x.dtype == torch.float32
+        assert (x - y).norm() <= (0.03 if dtype is torch.bfloat16 else 1e-6) * y.norm()
 
 
 def test_float32_is_exact(small_cfg, build_seeded, make_batch):

@@ -118,7 +118,7 @@ def focal_losses(
         cls=cls,
         box=positive * box,
         owner=owner,
-        frequency=torch.ones_like(cls),
+        factor=torch.ones_like(cls),
         # The detector divides by a running mean of the positives, which no checkpoint keeps.
         image_normalizer=positive.sum(1).clamp(min=1),
         batch_normalizer=positive.sum().clamp(min=1),

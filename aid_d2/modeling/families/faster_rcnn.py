@@ -1,7 +1,7 @@
 """Faster R-CNN (Ren et al., NeurIPS 2015) on a feature pyramid."""
 
 from functools import cached_property
-from typing import Dict, List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.modeling.roi_heads import StandardROIHeads
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
 from detectron2.structures import Boxes
 
 from ...losses import BACKGROUND, IGNORED, UnreducedLosses, split_levels
@@ -81,7 +81,7 @@ class FasterRCNNFamily(DetectorFamily):
         return list(labels), list(owned(objects.boxes, owner, anchors))
 
     def score(self, features: Dict[int, Tensor], boxes: List[Tensor]) -> Tuple[Tensor, Tensor]:
-        """The box head on given boxes.
+        """The box head on given boxes, in the precision of the maps.
 
         Args:
             features: maps (N, C, H, W) per stride, at least those that the box head looks at.
@@ -92,23 +92,36 @@ class FasterRCNNFamily(DetectorFamily):
         """
         heads = self.model.roi_heads
         by_name = {x.name: features[x.stride] for x in self.levels if x.stride in features}
-        pooled = heads.box_pooler(
-            [by_name[name].float() for name in heads.box_in_features], [Boxes(x) for x in boxes]
-        )
-        logits, deltas = heads.box_predictor(heads.box_head(pooled))
+        maps = [by_name[name] for name in heads.box_in_features]
+        # RoIAlign has no bfloat16 on a CPU.
+        pooled = heads.box_pooler([x.float() for x in maps], [Boxes(x) for x in boxes])
+        dtype = maps[0].dtype
+        half = dtype in (torch.bfloat16, torch.float16)
+        with torch.autocast(pooled.device.type, dtype, enabled=half):
+            logits, deltas = heads.box_predictor(heads.box_head(pooled))
         return logits.float(), deltas.float()
+
+    @property
+    def box_head_lacks(self) -> Optional[str]:
+        """What keeps :meth:`score` from being a softmax over the classes; None if nothing does."""
+        heads = self.model.roi_heads
+        # A cascade is a StandardROIHeads too, with a list of box heads.
+        single = isinstance(heads, StandardROIHeads) and isinstance(
+            heads.box_predictor, FastRCNNOutputLayers
+        )
+        if not single:
+            name = type(heads).__name__
+            return f"MODEL.ROI_HEADS.NAME StandardROIHeads with one box head, not {name}"
+        if getattr(heads.box_predictor, "use_sigmoid_ce", False):  # younger than v0.6
+            return "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE False, for scores by softmax"
+        return None
 
     def check_losses(self):
         rpn, heads = self.model.proposal_generator, self.model.roi_heads
-        if not isinstance(heads, StandardROIHeads) or not hasattr(heads.box_predictor, "bbox_pred"):
+        if self.box_head_lacks:
             raise NotImplementedError(
-                f"AID knows the losses of StandardROIHeads with one box head, not of "
-                f"{type(heads).__name__}. Set DISTILL.AID.ENABLED False for this detector."
-            )
-        if getattr(heads.box_predictor, "use_sigmoid_ce", False):  # younger than v0.6
-            raise NotImplementedError(
-                "AID knows box heads with softmax, not MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE. Set "
-                "DISTILL.AID.ENABLED False for this detector."
+                f"AID needs a Faster R-CNN with {self.box_head_lacks}. Set DISTILL.AID.ENABLED "
+                "False for this detector."
             )
         known_maps = set(heads.box_in_features) <= set(rpn.in_features)
         if rpn.anchor_boundary_thresh >= 0 or not known_maps:
@@ -143,7 +156,7 @@ class FasterRCNNFamily(DetectorFamily):
             cls=cls,
             box=box * rpn.loss_weight.get("loss_rpn_loc", 1.0),
             owner=owner,
-            frequency=sampling_frequency(owner, rpn.batch_size_per_image, rpn.positive_fraction),
+            factor=sampling_frequency(owner, rpn.batch_size_per_image, rpn.positive_fraction),
             image_normalizer=per_image,
             batch_normalizer=per_image.sum(),
             background=hardest_background(cls, owner, dense.levels, rpn.batch_size_per_image),

@@ -5,6 +5,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ...distributed import mean_over_gpus
 from ...losses import IGNORED, UnreducedLosses
 from ..atss import atss_match
 from ..gfl import GFL, location_cells, quality_focal_loss
@@ -23,7 +24,7 @@ class GFLFamily(DenseFamily):
     GFL's own loss is near 0 on an object that the teacher misses: the class is to be as low as the
     box is bad, and the low score takes the weight from the box. An object or location is therefore
     judged by the quality focal loss with quality 1, and by GIoU without weight. For the loss of a
-    level or an image, `frequency` turns these into the anchor's part of GFL's own loss.
+    level or an image, `factor` turns these into the anchor's part of GFL's own loss.
     """
 
     detector = GFL
@@ -82,7 +83,8 @@ class GFLFamily(DenseFamily):
         own_box = torch.zeros_like(cls).masked_scatter(positive, weighted)
         weight = torch.zeros_like(cls).masked_scatter(positive, own.weight)
         count, weight = positive.sum(1), weight.sum(1)
-        batch_count, batch_weight = count.sum().clamp(min=1), weight.sum().clamp(min=1)
+        divisors = mean_over_gpus(torch.stack([count.sum().to(weight), weight.sum()]))
+        batch_count, batch_weight = divisors.clamp(min=1).unbind()
         # GFL's loss of an anchor over the one divisor N_pos: box losses have their own, sum q.
         own_loss = own.qfl + own_box * (batch_count / batch_weight)
         of_image = own.qfl.sum(1) / count.clamp(min=1) + own_box.sum(1) / weight.clamp(min=1)
@@ -91,7 +93,7 @@ class GFLFamily(DenseFamily):
             cls=cls,
             box=box,
             owner=owner,
-            frequency=_ratio(own_loss, cls + box),
+            factor=_ratio(own_loss, cls + box),
             # Of an image alone sum q differs: the divisor that gives GFL's loss on it.
             image_normalizer=_ratio(own_loss.sum(1), of_image),
             batch_normalizer=batch_count,
