@@ -1,13 +1,12 @@
 """What is wrong with a distilled detector, told before it trains."""
 
 import logging
-from typing import List, Sequence
+from typing import Sequence
 
 from torch import nn
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import GeneralizedRCNN
 
 from ..aid import GRANULARITIES, NORMALIZERS
 from .families import DetectorFamily, family_of
@@ -15,6 +14,18 @@ from .fast_forward import PRECISIONS
 from .teacher import Teacher
 
 logger = logging.getLogger(__name__)
+
+# What defines the losses of Detectron2's RetinaNet, FCOS, RPN and box head, and of GFL.
+_LOSS_CONSTANTS = (
+    "box_reg_loss_type",
+    "smooth_l1_beta",
+    "focal_loss_alpha",
+    "focal_loss_gamma",
+    "quality_focal_loss_beta",
+    "giou_loss_weight",
+    "distribution_focal_loss_weight",
+    "loss_weight",
+)
 
 
 def check_keys(cfg: CfgNode) -> None:
@@ -72,19 +83,6 @@ def check_compatible(cfg: CfgNode, student: nn.Module, teacher: Teacher) -> None
         _check_comparable_losses(family_of(student), teacher.family)
 
 
-# What defines the losses of Detectron2's RetinaNet, FCOS, RPN and box head, and of GFL.
-_LOSS_CONSTANTS = (
-    "box_reg_loss_type",
-    "smooth_l1_beta",
-    "focal_loss_alpha",
-    "focal_loss_gamma",
-    "quality_focal_loss_beta",
-    "giou_loss_weight",
-    "distribution_focal_loss_weight",
-    "loss_weight",
-)
-
-
 def _check_comparable_losses(student: DetectorFamily, teacher: DetectorFamily) -> None:
     student.check_losses()
     described = [
@@ -95,7 +93,7 @@ def _check_comparable_losses(student: DetectorFamily, teacher: DetectorFamily) -
             "padded to a multiple of": x.model.backbone.size_divisibility,
             "box transform": vars(x.box_transform),
             **{
-                name: [getattr(stage, name, None) for stage in _stages(x.model)]
+                name: [getattr(module, name, None) for module in x.loss_modules]
                 for name in _LOSS_CONSTANTS
             },
         }
@@ -109,13 +107,6 @@ def _check_comparable_losses(student: DetectorFamily, teacher: DetectorFamily) -
                 f"detectors of one kind: {what} is {own} for the student and {theirs} for the "
                 "teacher. Set it False."
             )
-
-
-def _stages(detector: nn.Module) -> List[nn.Module]:
-    """The modules that have the losses of a detector that AID knows."""
-    if isinstance(detector, GeneralizedRCNN):
-        return [detector.proposal_generator, detector.roi_heads.box_predictor]
-    return [detector]
 
 
 def check_classes(model: nn.Module, datasets: Sequence[str]) -> None:

@@ -158,6 +158,11 @@ class AnchorLosses(NamedTuple):
     dfl: Tensor
     weight: Tensor
 
+    def divisors(self) -> Tuple[Tensor, Tensor]:
+        """N_pos, of the quality focal loss, and sum q, of the others: means over GPUs, at least 1."""
+        sums = torch.stack([self.positive.sum().to(self.weight), self.weight.sum()])
+        return mean_over_gpus(sums).clamp(min=1).unbind()
+
 
 @META_ARCH_REGISTRY.register()
 class GFL(DenseDetector):
@@ -279,8 +284,7 @@ class GFL(DenseDetector):
             torch.stack(labels),
             torch.stack(boxes),
         )
-        divisors = torch.stack([losses.positive.sum().float(), losses.weight.sum()])
-        num_positive, sum_weight = mean_over_gpus(divisors).clamp(min=1).unbind()
+        num_positive, sum_weight = losses.divisors()
         giou, dfl = ((losses.weight * x).sum() / sum_weight for x in (losses.giou, losses.dfl))
         return {
             "loss_cls": losses.qfl.sum() / num_positive,

@@ -80,6 +80,11 @@ class DetectorFamily:
         return None
 
     @property
+    def loss_modules(self) -> List[nn.Module]:
+        """The modules that hold the constants of the detector's losses."""
+        return [self.model]
+
+    @property
     def towers(self) -> Dict[str, nn.Sequential]:
         """The convolutions before the predictors of the dense head, `cls` and `box`, with each
         activation a module of its own; empty where there are none.

@@ -53,6 +53,10 @@ class FasterRCNNFamily(DetectorFamily):
     def box_transform(self):
         return self.model.proposal_generator.box2box_transform
 
+    @property
+    def loss_modules(self):
+        return [self.model.proposal_generator, self.model.roi_heads.box_predictor]
+
     def dense(self, features, predictions):
         return dense_output(self.anchor_generator, self.box_transform, features, predictions, 1, 4)
 

@@ -5,7 +5,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ...distributed import mean_over_gpus
 from ...losses import IGNORED, UnreducedLosses
 from ..atss import atss_match
 from ..gfl import GFL, location_cells, quality_focal_loss
@@ -83,8 +82,7 @@ class GFLFamily(DenseFamily):
         own_box = torch.zeros_like(cls).masked_scatter(positive, weighted)
         weight = torch.zeros_like(cls).masked_scatter(positive, own.weight)
         count, weight = positive.sum(1), weight.sum(1)
-        divisors = mean_over_gpus(torch.stack([count.sum().to(weight), weight.sum()]))
-        batch_count, batch_weight = divisors.clamp(min=1).unbind()
+        batch_count, batch_weight = own.divisors()
         # GFL's loss of an anchor over the one divisor N_pos: box losses have their own, sum q.
         own_loss = own.qfl + own_box * (batch_count / batch_weight)
         of_image = own.qfl.sum(1) / count.clamp(min=1) + own_box.sum(1) / weight.clamp(min=1)
