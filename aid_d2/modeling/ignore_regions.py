@@ -14,7 +14,8 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.structures import Boxes, Instances, pairwise_ioa, pairwise_iou
 
-from .gfl import GFL, location_cells
+from .gfl import GFL
+from .gfl_losses import location_cells
 
 
 def inside_regions(boxes: Tensor, regions: Tensor) -> Tensor:

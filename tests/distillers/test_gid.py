@@ -24,7 +24,7 @@ from aid_d2.losses import LevelShape, Objects
 from aid_d2.modeling import Observation
 from aid_d2.modeling.dense_output import DenseOutput
 from aid_d2.modeling.families.assignment import match_by_iou
-from aid_d2.modeling.gfl import BoxDistribution
+from aid_d2.modeling.gfl_losses import BoxDistribution
 from aid_d2.trust import Trust, pool_boxes
 from detectron2.modeling import build_model
 from detectron2.modeling.matcher import Matcher

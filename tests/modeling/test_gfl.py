@@ -15,7 +15,7 @@ from aid_d2.losses import BACKGROUND, IGNORED, Objects
 from aid_d2.modeling import DistilledDetector, Teacher, family_of
 from aid_d2.modeling.atss import atss_match
 from aid_d2.modeling.families.gfl import GFLFamily
-from aid_d2.modeling.gfl import (
+from aid_d2.modeling.gfl_losses import (
     BoxDistribution,
     distribution_focal_loss,
     quality_focal_loss,

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ...losses import IGNORED, UnreducedLosses
 from ..atss import atss_match
-from ..gfl import GFL, location_cells, quality_focal_loss
+from ..gfl import GFL
+from ..gfl_losses import location_cells, quality_focal_loss
 from .assignment import anchor_rule, assign, owned
 from .base import FAMILY_REGISTRY, DenseFamily
 from .dense import background_loss, one_hot
