@@ -20,7 +20,7 @@ variant of this project therefore takes for D only what the teacher's loss excee
 by: the teacher counts fully wherever it is the better of the two.
 """
 
-from typing import Callable, List, Optional, Tuple
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ def compute_trust(
     granularity: str,
     normalizer: str = "native",
     rescale: bool = False,
-    student: Optional[UnreducedLosses] = None,
+    student: UnreducedLosses | None = None,
 ) -> Trust:
     """AID's weight maps for all levels of the teacher.
 
@@ -103,7 +103,7 @@ def compute_trust(
     return Trust({level.stride: x[:, None] for level, x in zip(losses.levels, maps)})
 
 
-def rescaled(maps: List[Tensor], inside: List[Tensor]) -> List[Tensor]:
+def rescaled(maps: list[Tensor], inside: list[Tensor]) -> list[Tensor]:
     """Weights of mean 1 on objects, and apart from them on background.
 
     AID then moves distillation among objects, from where the teacher is wrong to where it is right,
@@ -167,7 +167,7 @@ def object_loss(losses: UnreducedLosses) -> Tensor:
     return loss if losses.roi is None else loss + losses.roi
 
 
-def location_loss(losses: UnreducedLosses) -> List[Tensor]:
+def location_loss(losses: UnreducedLosses) -> list[Tensor]:
     """A detector's loss at each location: cls + box, the mean over its positive anchors; without
     one, the sum of cls. A second stage adds its loss on the smallest object there.
 
@@ -188,7 +188,7 @@ def location_loss(losses: UnreducedLosses) -> List[Tensor]:
     return maps
 
 
-def smallest_object(objects: Objects, level: LevelShape, among: Optional[Tensor] = None) -> Tensor:
+def smallest_object(objects: Objects, level: LevelShape, among: Tensor | None = None) -> Tensor:
     """The smallest object whose box reaches into each cell of a level.
 
     Sorted by area, objects become bits: a cell's objects are those of its row and its column, and
@@ -236,7 +236,7 @@ def smallest_object(objects: Objects, level: LevelShape, among: Optional[Tensor]
     return index.gather(1, smallest.flatten(1)).view_as(smallest)
 
 
-def _level_sums(losses: UnreducedLosses) -> Tuple[Tensor, Tensor]:
+def _level_sums(losses: UnreducedLosses) -> tuple[Tensor, Tensor]:
     """(N, L) sum of the anchors' losses, and number of positive anchors."""
     values = losses.split(losses.dense)
     owners = losses.split(losses.owner)
@@ -246,7 +246,7 @@ def _level_sums(losses: UnreducedLosses) -> Tuple[Tensor, Tensor]:
     )
 
 
-def _constant_maps(weights: Tensor, levels: List[LevelShape]) -> List[Tensor]:
+def _constant_maps(weights: Tensor, levels: list[LevelShape]) -> list[Tensor]:
     return [
         weights[:, i, None, None].expand(-1, level.height, level.width)
         for i, level in enumerate(levels)
@@ -255,7 +255,7 @@ def _constant_maps(weights: Tensor, levels: List[LevelShape]) -> List[Tensor]:
 
 def _painted_maps(
     losses: UnreducedLosses, of_objects: Tensor, of_background: Tensor
-) -> List[Tensor]:
+) -> list[Tensor]:
     """The weights (M,) of objects in their boxes, over those (N, L) of the background."""
     return [
         torch.where(x >= 0, _gather_or(of_objects, x, 0.0), of_background[:, i, None, None])
@@ -263,7 +263,7 @@ def _painted_maps(
     ]
 
 
-def _smallest_known(losses: UnreducedLosses) -> List[Tensor]:
+def _smallest_known(losses: UnreducedLosses) -> list[Tensor]:
     """Per level the smallest object of each cell, of those that there is a loss on."""
     known = losses.known_objects
     return [smallest_object(losses.objects, level, known) for level in losses.levels]

@@ -1,6 +1,6 @@
 """The keys that aid_d2 adds to a Detectron2 config."""
 
-from typing import Callable, List, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -105,7 +105,7 @@ def add_aid_config(cfg: CN) -> None:
 
 # Functions `extend(cfg)` that add the keys of further projects, as `add_aid_config` does: without
 # them a detector of such a project could not be a teacher.
-CONFIG_EXTENSIONS: List[Callable[[CN], None]] = []
+CONFIG_EXTENSIONS: list[Callable[[CN], None]] = []
 
 
 def default_config() -> CN:

@@ -1,8 +1,8 @@
 """What a detector's losses are before they are summed up, and the objects that they are about."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Dict, Hashable, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -29,13 +29,13 @@ class Objects:
 
     boxes: Tensor
     classes: Tensor
-    counts: List[int]
-    ignored: List[Tensor]
-    image_sizes: List[Tuple[int, int]] = field(default_factory=list)
-    owners: Dict[Hashable, Tensor] = field(default_factory=dict, init=False, repr=False)
+    counts: list[int]
+    ignored: list[Tensor]
+    image_sizes: list[tuple[int, int]] = field(default_factory=list)
+    owners: dict[Hashable, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
-    def from_instances(cls, instances: List[Instances], device: torch.device) -> "Objects":
+    def from_instances(cls, instances: list[Instances], device: torch.device) -> "Objects":
         """From Detectron2's `gt_boxes` and `gt_classes` (-1: ignore region), one per image."""
         real = [x[x.gt_classes >= 0] for x in instances]
         ignored = [x[x.gt_classes < 0] for x in instances]
@@ -100,7 +100,7 @@ class UnreducedLosses:
         roi: (M,) loss of the second stage on each object; None for a one-stage detector.
     """
 
-    levels: List[LevelShape]
+    levels: list[LevelShape]
     cls: Tensor
     box: Tensor
     owner: Tensor
@@ -109,9 +109,9 @@ class UnreducedLosses:
     batch_normalizer: Tensor
     background: Tensor
     objects: Objects
-    roi: Optional[Tensor] = None
+    roi: Tensor | None = None
 
-    def split(self, anchors: Tensor) -> List[Tensor]:
+    def split(self, anchors: Tensor) -> list[Tensor]:
         """Cut (N, R) values into levels, each (N, H, W, A)."""
         return split_levels(anchors, self.levels)
 
@@ -146,7 +146,7 @@ class UnreducedLosses:
         return known if self.roi is None else torch.ones_like(known)
 
 
-def split_levels(anchors: Tensor, levels: List[LevelShape]) -> List[Tensor]:
+def split_levels(anchors: Tensor, levels: list[LevelShape]) -> list[Tensor]:
     """Cut (N, R) values into levels, each (N, H, W, A)."""
     parts = anchors.split([x.num_anchors for x in levels], dim=1)
     return [p.view(len(p), x.height, x.width, x.anchors) for p, x in zip(parts, levels)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List
 
 import torch
 from torch import Tensor
@@ -21,16 +20,16 @@ class Trust:
     Weights are at most 1, unless they are rescaled to a mean of 1.
     """
 
-    maps: Dict[int, Tensor]
+    maps: dict[int, Tensor]
 
     @classmethod
-    def full(cls, features: Dict[int, Tensor]) -> Trust:
+    def full(cls, features: dict[int, Tensor]) -> Trust:
         """Weight 1 everywhere, for maps (N, C, H, W) per stride: distillation without AID."""
         return cls(
             {s: x.new_ones(()).expand(len(x), 1, *x.shape[-2:]) for s, x in features.items()}
         )
 
-    def with_full(self, images: List[int]) -> Trust:
+    def with_full(self, images: list[int]) -> Trust:
         """The same, with full trust in some of the images."""
         maps = {stride: x.clone() for stride, x in self.maps.items()}
         for x in maps.values():
@@ -53,7 +52,7 @@ class Trust:
         anchor = weights[:, :1]
         return anchor + ((weights - anchor) * share).sum(1, keepdim=True)
 
-    def per_anchor(self, levels: List[LevelShape]) -> Tensor:
+    def per_anchor(self, levels: list[LevelShape]) -> Tensor:
         """One weight per anchor, that of its location.
 
         Args:
@@ -70,7 +69,7 @@ class Trust:
             dim=1,
         )
 
-    def per_box(self, boxes: List[Tensor]) -> Tensor:
+    def per_box(self, boxes: list[Tensor]) -> Tensor:
         """One weight per box: the mean inside it, at the level that suits its size.
 
         Args:
@@ -89,7 +88,7 @@ class Trust:
 
 
 def pool_boxes(
-    features: Dict[int, Tensor], boxes: List[Tensor], size: int, sampling_ratio: int
+    features: dict[int, Tensor], boxes: list[Tensor], size: int, sampling_ratio: int
 ) -> Tensor:
     """ROIAlign of each box at the pyramid level that suits its size (FPN, Lin et al., eq. 1).
 

@@ -1,6 +1,6 @@
 """Pictures of detections, and of how far AID trusts the teacher on each object."""
 
-from typing import List, Optional, Sequence
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -25,8 +25,8 @@ def labeled_input(cfg: CfgNode, dataset_dict: dict) -> dict:
 
 
 def object_trust(
-    teacher: Teacher, batched_inputs: List[dict], input_format: str, alpha: float
-) -> List[Tensor]:
+    teacher: Teacher, batched_inputs: list[dict], input_format: str, alpha: float
+) -> list[Tensor]:
     """AID's `instance` weight of each ground-truth object.
 
     Args:
@@ -52,7 +52,7 @@ def draw_boxes(
     title: str,
     boxes: Tensor,
     labels: Sequence[str],
-    values: Optional[Sequence[float]] = None,
+    values: Sequence[float] | None = None,
     scale: float = 2.0,
 ) -> np.ndarray:
     """A titled picture of labelled boxes.

@@ -117,7 +117,9 @@ NEWER = {
 
 
 def test_a_compiled_or_newer_detectron2_is_left_alone(tmp_path):
-    code = LOAD_COMPAT + """
+    code = (
+        LOAD_COMPAT
+        + """
 import sys, numpy, torch
 from PIL import Image
 before = set(vars(numpy)), set(vars(Image)), set(vars(torch.ops))
@@ -127,6 +129,7 @@ import detectron2._C, detectron2.evaluation.fast_eval_api as fast
 print(json.dumps([repairs, compat.REPAIRS, before == after, detectron2._C.nms_rotated(),
     fast.COCOeval_opt, sorted(n for n in sys.modules if "faster_coco_eval" in n)]))
 """
+    )
     result = json.loads(run_python(code, write_package(tmp_path, NEWER)))
     assert result == [[], [], True, "compiled", "compiled", []]
 
@@ -137,7 +140,9 @@ def test_an_old_compiled_detectron2_gets_names_and_keeps_its_extension(tmp_path)
         "detectron2/structures/masks.py": "import numpy as np\nMASK = np.asarray([1], np.bool)\n",
         "detectron2/data/transforms/transform.py": "from PIL import Image\nx = Image.LINEAR\n",
     }
-    code = LOAD_COMPAT + """
+    code = (
+        LOAD_COMPAT
+        + """
 compat.prepare()
 import detectron2._C, numpy
 from PIL import Image
@@ -147,17 +152,21 @@ runpy.run_path(str(pathlib.Path(masks.__file__).parents[1] / "data/transforms/tr
 print(detectron2._C.nms_rotated(), numpy.float is float, numpy.object is object,
     Image.LINEAR == Image.BILINEAR)
 """
+    )
     assert run_python(code, write_package(tmp_path, old)).split() == ["compiled"] + ["True"] * 3
 
 
 def test_without_detectron2_the_remedy_is_named():
-    code = LOAD_COMPAT + """
+    code = (
+        LOAD_COMPAT
+        + """
 compat.importlib.util.find_spec = lambda name: None
 try:
     compat.prepare()
 except ImportError as error:
     print(error)
 """
+    )
     message = run_python(code)
     assert "Detectron2" in message and "not installed" in message and "make install" in message
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torchvision.ops import box_area, box_iou, generalized_box_iou
 
-import detectron2.structures as d2
 from aid_d2.iou import area, giou_loss, pairwise_iou
+import detectron2.structures as d2
 
 
 def boxes(count, seed):

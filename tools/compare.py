@@ -29,13 +29,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Optional
 
 import torch
 import torchvision
 
-import detectron2
 from aid_d2.comparison import Run, load_suite, read_metrics, write_report
+import detectron2
 
 ROOT = Path(__file__).resolve().parents[1]
 _PR_SET_PDEATHSIG = 1
@@ -163,7 +162,7 @@ class Job:
         return lines[-1]["time"] * (self.max_iter - lines[-1]["iteration"])
 
 
-def median(lines: list[dict], name: str) -> Optional[float]:
+def median(lines: list[dict], name: str) -> float | None:
     """Of a metric; Detectron2 gives the first steps no time, and an evaluation none at all."""
     values = [x[name] for x in lines if name in x]
     return statistics.median(values) if values else None

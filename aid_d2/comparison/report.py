@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Optional
 
 from tabulate import tabulate
 
@@ -113,7 +112,7 @@ def _table(group: Group, results: Sequence[dict]) -> str:
     return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
 
 
-def _value(values: Sequence[Optional[float]], text: str) -> str:
+def _value(values: Sequence[float | None], text: str) -> str:
     known = [x for x in values if x is not None]
     return text.format(mean(known)) if known else ""
 

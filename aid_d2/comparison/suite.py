@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Optional
 
 import yaml
 
@@ -45,7 +44,7 @@ class Run:
     seed: int
     config: str
     opts: dict
-    teacher: Optional[Run] = None
+    teacher: Run | None = None
     weights: str = ""
 
     def cfg(self) -> CfgNode:

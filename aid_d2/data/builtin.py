@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from iopath.common.file_io import PathHandler
+
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.utils.file_io import PathManager
-from iopath.common.file_io import PathHandler
 
 from .cache import cache_dir, cached_coco_json, fingerprint
 from .coco_json import read_coco_json, require_image_dir

@@ -1,7 +1,6 @@
 """Mini-batches of labeled images and of images that a teacher labeled (SAD, BMVC 2019)."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Optional
 
 from detectron2.config import CfgNode
 from detectron2.data import (
@@ -26,7 +25,7 @@ class MixedLoader:
         return (a + b for a, b in zip(self.labeled, self.unlabeled))
 
 
-def build_mixed_train_loader(cfg: CfgNode, mapper: Optional[Callable] = None) -> MixedLoader:
+def build_mixed_train_loader(cfg: CfgNode, mapper: Callable | None = None) -> MixedLoader:
     """Training batches of SOLVER.IMS_PER_BATCH images, the share DATALOADER.UNLABELED_RATIO of them
     from DATASETS.UNLABELED and marked as PSEUDO_LABELED, the others from DATASETS.TRAIN.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, List
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -30,7 +30,7 @@ def identity_linear(in_features: int, out_features: int) -> nn.Linear:
     return linear
 
 
-def level_adapters(pairs: List[LevelPair], kernel_size: int) -> nn.ModuleDict:
+def level_adapters(pairs: list[LevelPair], kernel_size: int) -> nn.ModuleDict:
     """An :func:`identity_conv` for each level, by stride."""
     return nn.ModuleDict(
         {
@@ -49,7 +49,7 @@ def channel_adapter(in_channels: int, out_channels: int) -> nn.Module:
     return nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
 
-def channel_adapters(pairs: List[LevelPair]) -> nn.ModuleDict:
+def channel_adapters(pairs: list[LevelPair]) -> nn.ModuleDict:
     """A :func:`channel_adapter` for each level, by stride."""
     return nn.ModuleDict(
         {str(x.stride): channel_adapter(x.student_channels, x.teacher_channels) for x in pairs}

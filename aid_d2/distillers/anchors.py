@@ -1,7 +1,5 @@
 """Which anchors count in a loss over all of them, and what it is divided by."""
 
-from typing import List, Tuple
-
 import torch
 from torch import Tensor
 
@@ -29,7 +27,7 @@ def count_positive(owner: Tensor) -> Tensor:
     return mean_over_gpus((owner >= 0).sum().float()).clamp(min=1)
 
 
-def centred_in_image(anchors: Tensor, image_sizes: List[Tuple[int, int]]) -> Tensor:
+def centred_in_image(anchors: Tensor, image_sizes: list[tuple[int, int]]) -> Tensor:
     """Which anchors have their centre in the image and not in its padding.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Dict, List, Tuple
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -34,7 +34,7 @@ class Setting:
         teacher: family of the teacher.
     """
 
-    pairs: List[LevelPair]
+    pairs: list[LevelPair]
     student: DetectorFamily
     teacher: DetectorFamily
 
@@ -63,11 +63,11 @@ class Distiller(nn.Module):
             their norms bear and a softmax over a map does not. Its inputs are float32 all the same.
     """
 
-    detectors: Tuple[str, ...] = ()
+    detectors: tuple[str, ...] = ()
     needs_predictions = False
     bears_bfloat16 = False
 
-    def taps(self, family: DetectorFamily) -> List[nn.Module]:
+    def taps(self, family: DetectorFamily) -> list[nn.Module]:
         """Modules of a detector, student or teacher, of which `Observation.calls` is to tell."""
         return []
 
@@ -89,7 +89,7 @@ class Distiller(nn.Module):
 
     def forward(
         self, student: Observation, teacher: Observation, trust: Trust
-    ) -> Dict[str, Tensor]:
+    ) -> dict[str, Tensor]:
         """
         Args:
             student: what the student saw. The maps of all three have equal sizes, in float32.

@@ -1,7 +1,5 @@
 """Distillers from the config."""
 
-from typing import Dict, Type
-
 import torch
 
 from detectron2.config import CfgNode
@@ -9,7 +7,7 @@ from detectron2.config import CfgNode
 from .base import DISTILLER_REGISTRY, Distiller, Setting
 
 
-def build_distillers(cfg: CfgNode, setting: Setting) -> Dict[str, Distiller]:
+def build_distillers(cfg: CfgNode, setting: Setting) -> dict[str, Distiller]:
     """The methods of DISTILL.METHODS, by name.
 
     Raises:
@@ -32,7 +30,7 @@ def build_distillers(cfg: CfgNode, setting: Setting) -> Dict[str, Distiller]:
     return distillers
 
 
-def _check_detectors(name: str, method: Type[Distiller], setting: Setting) -> None:
+def _check_detectors(name: str, method: type[Distiller], setting: Setting) -> None:
     for role, family in (("student", setting.student), ("teacher", setting.teacher)):
         detector = type(family.model).__name__
         if method.detectors and family.detector.__name__ not in method.detectors:

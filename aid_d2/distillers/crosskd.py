@@ -2,8 +2,6 @@
 2024): the student's features through the rest of the teacher's head.
 """
 
-from typing import List
-
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +33,7 @@ def rescale(x: Tensor, target: Tensor) -> Tensor:
     return (x - mean) / (std + 1e-6) * target_std + target_mean
 
 
-def activations(tower: nn.Sequential) -> List[int]:
+def activations(tower: nn.Sequential) -> list[int]:
     """Where the activations of a tower are; the input of the i-th is what convolution i gives."""
     return [i for i, layer in enumerate(tower) if isinstance(layer, nn.ReLU)]
 
@@ -106,7 +104,7 @@ class CrossKD(Distiller):
         )
         return {"cls": self.constants.CLS_WEIGHT * cls, "box": self.constants.BOX_WEIGHT * box}
 
-    def _cross(self, branch, student, teacher) -> List[Tensor]:
+    def _cross(self, branch, student, teacher) -> list[Tensor]:
         """The output of the teacher's tower on the student's maps, per level."""
         mine, theirs = self.student.towers[branch], self.teacher.towers[branch]
         start = self._cut(theirs)

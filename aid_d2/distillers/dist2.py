@@ -2,8 +2,6 @@
 Academy): the student's features are to be good input of the teacher's head.
 """
 
-from typing import Dict, List
-
 import torch
 from torch import Tensor, nn
 
@@ -140,7 +138,7 @@ class Dist2(Distiller):
             predictions = self.teacher.head(list(teacher.features.values()))
         return self.teacher.dense(teacher.features, predictions)
 
-    def _imitate_features(self, strategy, student, teacher, trust) -> List[Tensor]:
+    def _imitate_features(self, strategy, student, teacher, trust) -> list[Tensor]:
         source = _maps(strategy[0], self.student, student)
         target = _maps(strategy[-1], self.teacher, teacher)
         losses = []
@@ -211,7 +209,7 @@ class Dist2(Distiller):
             )
 
 
-def _parse(imitation) -> List[str]:
+def _parse(imitation) -> list[str]:
     unknown = set(imitation) - {*STRATEGIES, ALL}
     if unknown or isinstance(imitation, str):
         raise ValueError(
@@ -221,12 +219,12 @@ def _parse(imitation) -> List[str]:
     return [x for x in STRATEGIES if x in imitation or ALL in imitation]
 
 
-def _bottom_up_channels(family) -> Dict[int, int]:
+def _bottom_up_channels(family) -> dict[int, int]:
     shapes = family.model.backbone.bottom_up.output_shape()
     return {shape.stride: shape.channels for shape in shapes.values()}
 
 
-def _maps(kind: str, family, observation) -> Dict[int, Tensor]:
+def _maps(kind: str, family, observation) -> dict[int, Tensor]:
     """Per stride the maps of the backbone (B) or the pyramid (N)."""
     if kind == "N":
         return observation.features

@@ -1,7 +1,5 @@
 """Decoupled knowledge distillation (Zhao et al., CVPR 2022) of the class scores of a box head."""
 
-from typing import List, Tuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,7 +14,7 @@ from .base import DISTILLER_REGISTRY, Distiller
 
 def decoupled_divergence(
     student: Tensor, teacher: Tensor, target: Tensor, temperature: float
-) -> Tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """The two parts of ``KL(softmax(z_t / T) || softmax(z_s / T))``, times T^2.
 
         TCKD = KL(b_t || b_s),      b = (p of the target, sum of the others)
@@ -33,7 +31,7 @@ def decoupled_divergence(
     """
     of_target = F.one_hot(target, student.shape[1]).bool()
 
-    def split(logits: Tensor) -> Tuple[Tensor, Tensor]:
+    def split(logits: Tensor) -> tuple[Tensor, Tensor]:
         logits = logits / temperature
         others = logits.masked_fill(of_target, float("-inf"))
         binary = torch.stack(
@@ -50,7 +48,7 @@ def decoupled_divergence(
 
 
 def proposal_classes(
-    boxes: List[Tensor], objects: Objects, matcher: Matcher, background: int
+    boxes: list[Tensor], objects: Objects, matcher: Matcher, background: int
 ) -> Tensor:
     """The class that a detector's own matcher gives to each proposal.
 

@@ -2,8 +2,6 @@
 Feature Imitation*, CVPR 2019).
 """
 
-from typing import Dict, List
-
 import torch
 from torch import Tensor
 
@@ -101,7 +99,7 @@ class FGFI(Distiller):
         count = sum(mask.sum() for mask in masks.values()).clamp(min=1)
         return {"feature": self.weight * total / (2 * count)}
 
-    def _masks(self, features: Dict[int, Tensor], objects: Objects) -> Dict[int, Tensor]:
+    def _masks(self, features: dict[int, Tensor], objects: Objects) -> dict[int, Tensor]:
         """I (N, 1, H, W) of each level."""
         anchors = self._anchors(features)
         together = Boxes.cat(anchors)
@@ -117,7 +115,7 @@ class FGFI(Distiller):
             for (stride, x), level in zip(features.items(), levels)
         }
 
-    def _anchors(self, features: Dict[int, Tensor]) -> List[Boxes]:
+    def _anchors(self, features: dict[int, Tensor]) -> list[Boxes]:
         # The generator wants a map for each level of the student; that of one without a pair is
         # made up, and its anchors are not used.
         unpaired = torch.empty(1, 1, 1, 1)

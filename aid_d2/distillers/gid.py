@@ -3,7 +3,6 @@ Detection*, CVPR 2021, arXiv 2103.02340).
 """
 
 from dataclasses import replace
-from typing import Dict, List, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +30,7 @@ _INSIDE, _OUTSIDE = 0.7, 0.3
 
 def disagreement(
     student_logits: Tensor, teacher_logits: Tensor, student_boxes: Tensor, teacher_boxes: Tensor
-) -> Tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """``P_GI = max_c |P_t - P_s|``, and as B_GI the box of whoever has the higher ``max_c P``; the
     student's where equal.
 
@@ -48,7 +47,7 @@ def disagreement(
     return (teacher - student).abs().amax(-1), boxes
 
 
-def clip_boxes(boxes: Tensor, image_sizes: List[Tuple[int, int]]) -> Tensor:
+def clip_boxes(boxes: Tensor, image_sizes: list[tuple[int, int]]) -> Tensor:
     """Boxes (N, R, 4), those of each image clipped to its (height, width)."""
     limits = boxes.new_tensor([(width, height, width, height) for height, width in image_sizes])
     return boxes.clamp(min=0).minimum(limits[:, None])
@@ -56,7 +55,7 @@ def clip_boxes(boxes: Tensor, image_sizes: List[Tuple[int, int]]) -> Tensor:
 
 def select_instances(
     scores: Tensor, boxes: Tensor, threshold: float, count: int, candidates: int
-) -> List[Tensor]:
+) -> list[Tensor]:
     """``NMS(P_GI, B_GI)[:count]`` of each image, whatever the class.
 
     Only the boxes of highest score take part in the NMS. It is that of all boxes if `count` of them
@@ -83,7 +82,7 @@ def select_instances(
     return selected
 
 
-def instance_kinds(boxes: Tensor, positive: Tensor, objects: Tensor) -> Dict[str, Tensor]:
+def instance_kinds(boxes: Tensor, positive: Tensor, objects: Tensor) -> dict[str, Tensor]:
     """The kinds of instances that the paper compares in an ablation.
 
     Args:
@@ -276,7 +275,7 @@ class GID(Distiller):
         }
         return {part: self.node[f"{part.upper()}_WEIGHT"] * x for part, x in losses.items()}
 
-    def _instances(self, student, teacher) -> List[Tensor]:
+    def _instances(self, student, teacher) -> list[Tensor]:
         """Boxes (B_i, 4) of the general instances of each image."""
         # `dense.boxes` is kept for whoever asks next, and then with gradient.
         scores, boxes = disagreement(
@@ -302,7 +301,7 @@ class GID(Distiller):
         )
         return [x[kind[node.SELECTION]] for x, kind in zip(instances, kinds)]
 
-    def _mask(self, student, boxes: List[Tensor]) -> Tensor:
+    def _mask(self, student, boxes: list[Tensor]) -> Tensor:
         """(N, R) bool, the anchors that are positive for the instances as ground truth."""
         instances = torch.cat(boxes)
         as_objects = replace(

@@ -1,7 +1,5 @@
 """MGD (Yang et al., *Masked Generative Distillation*, ECCV 2022)."""
 
-from typing import Tuple
-
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +10,7 @@ from .adapters import channel_adapters
 from .base import DISTILLER_REGISTRY, Distiller
 
 
-def random_mask(shape: Tuple[int, ...], ratio: float, generator: torch.Generator) -> Tensor:
+def random_mask(shape: tuple[int, ...], ratio: float, generator: torch.Generator) -> Tensor:
     """False with probability ``ratio``, and else True, on the device of the generator."""
     return torch.rand(shape, generator=generator, device=generator.device) >= ratio
 

@@ -1,7 +1,6 @@
 """Non-local distillation (Zhang & Ma, ICLR 2021, sec. 3.2): relations between pixels."""
 
 import math
-from typing import Tuple
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +66,7 @@ class NonLocalBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, H, W), as is the result."""
         # Maps at the top of a pyramid can be smaller than the pooling window.
-        window: Tuple[int, int] = tuple(min(self.pool, size) for size in x.shape[-2:])
+        window: tuple[int, int] = tuple(min(self.pool, size) for size in x.shape[-2:])
         inner = self.out.in_channels
         theta, keys_and_values = self.project(x).split((inner, 2 * inner), dim=1)
         phi, g = F.max_pool2d(keys_and_values, window).chunk(2, dim=1)

@@ -2,8 +2,6 @@
 Segmentation*, CVPR 2019): imitation of the similarity of each two locations.
 """
 
-from typing import Tuple
-
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -73,7 +71,7 @@ class Pairwise(Distiller):
     def forward(self, student, teacher, trust):
         total = 0.0
         for stride, s in student.features.items():
-            window: Tuple[int, int] = tuple(min(2, size) for size in s.shape[-2:])
+            window: tuple[int, int] = tuple(min(2, size) for size in s.shape[-2:])
             total = total + pairwise_loss(
                 F.max_pool2d(teacher.features[stride], window),
                 F.max_pool2d(s, window),

@@ -5,7 +5,7 @@ Shared by BCKD, CrossKD and Dist2. The teacher's side is given without gradient.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Tuple
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +83,7 @@ def mimic_losses(
     owner: Tensor,
     weight: Tensor,
     counted: Tensor,
-) -> Tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """CrossKD's losses of predictions that are to equal the teacher's (Wang et al., CVPR 2024).
 
     With p and q the scores, c = max_k q of an anchor and W its trust:

@@ -3,8 +3,8 @@
 from . import backbones  # noqa: F401  (registers them)
 from .checks import check_classes
 from .distilled_detector import DistilledDetector
-from .fast_forward import train_fast
 from .families import FAMILY_REGISTRY, DetectorFamily, family_of
+from .fast_forward import train_fast
 from .fcos import FCOS
 from .gfl import GFL
 from .ignore_regions import mask_ignore_regions

@@ -1,7 +1,5 @@
 """ATSS: which anchors are positive for which object (Zhang et al., CVPR 2020)."""
 
-from typing import List
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,7 @@ _MARGIN = 0.01
 
 @torch.no_grad()
 def atss_match(
-    anchors: Tensor, anchors_per_level: List[int], boxes: Tensor, candidates: int = 9
+    anchors: Tensor, anchors_per_level: list[int], boxes: Tensor, candidates: int = 9
 ) -> Tensor:
     """Adaptive training sample selection (ATSS, algorithm 1).
 

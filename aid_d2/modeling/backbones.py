@@ -1,7 +1,5 @@
 """Feature pyramids that Detectron2 has no builder for."""
 
-from typing import Dict, List
-
 import fvcore.nn.weight_init as weight_init
 import torchvision
 from torch import Tensor, nn
@@ -40,7 +38,7 @@ class LastLevelP6P7Linear(nn.Module):
         for layer in (self.p6, self.p7):
             weight_init.c2_xavier_fill(layer)
 
-    def forward(self, p5: Tensor) -> List[Tensor]:
+    def forward(self, p5: Tensor) -> list[Tensor]:
         p6 = self.p6(p5)
         return [p6, self.p7(p6)]
 
@@ -72,7 +70,7 @@ class MobileNetV2(Backbone):
             # Without this the statistics of BN would still move.
             FrozenBatchNorm2d.convert_frozen_batchnorm(block).requires_grad_(False)
 
-    def forward(self, x: Tensor) -> Dict[str, Tensor]:
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps res2 to res5, at strides 4 to 32, of images (N, 3, H, W)."""
         outputs, start = {}, 0
         for name, stop in _MOBILENET_STAGES.items():

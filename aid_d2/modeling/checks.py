@@ -1,7 +1,7 @@
 """What is wrong with a distilled detector, told before it trains."""
 
 import logging
-from typing import Sequence
+from collections.abc import Sequence
 
 from torch import nn
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, List, Optional
+from typing import Any
 
 from torch import Tensor
 
@@ -23,12 +23,12 @@ class DenseOutput:
         centerness: (N, R) logits of FCOS; else None.
     """
 
-    levels: List[LevelShape]
+    levels: list[LevelShape]
     anchors: Tensor
     logits: Tensor
     regression: Tensor
     transform: Any
-    centerness: Optional[Tensor] = None
+    centerness: Tensor | None = None
 
     @cached_property
     def boxes(self) -> Tensor:

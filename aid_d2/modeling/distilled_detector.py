@@ -1,8 +1,8 @@
 """The meta-architecture that trains a student with a teacher."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -61,10 +61,10 @@ class DistilledDetector(nn.Module):
         self,
         *,
         student: nn.Module,
-        teacher: Optional[Teacher] = None,
-        distillers: Optional[Dict[str, Distiller]] = None,
-        pairs: List[LevelPair] = (),
-        weigh: Optional[Callable[..., Trust]] = None,
+        teacher: Teacher | None = None,
+        distillers: dict[str, Distiller] | None = None,
+        pairs: list[LevelPair] = (),
+        weigh: Callable[..., Trust] | None = None,
         relative: bool = False,
         weight: float = 1.0,
         warmup_iters: int = 0,
@@ -137,7 +137,7 @@ class DistilledDetector(nn.Module):
     def device(self) -> torch.device:
         return next(self.student.parameters()).device
 
-    def forward(self, batched_inputs: List[dict]):
+    def forward(self, batched_inputs: list[dict]):
         """
         Args:
             batched_inputs: as for the student.
@@ -179,17 +179,17 @@ class DistilledDetector(nn.Module):
     def _needs_predictions(self) -> bool:
         return any(distiller.needs_predictions for distiller in self.distiller.values())
 
-    def _taps(self, family: DetectorFamily) -> List[nn.Module]:
+    def _taps(self, family: DetectorFamily) -> list[nn.Module]:
         return [tap for distiller in self.distiller.values() for tap in distiller.taps(family)]
 
     def _observe_student(
-        self, batched_inputs: List[dict], objects: Objects
-    ) -> Tuple[Observation, Dict[str, Tensor]]:
+        self, batched_inputs: list[dict], objects: Objects
+    ) -> tuple[Observation, dict[str, Tensor]]:
         """What the student computes for its own losses, and these."""
         family = self._family
         own = [module for module in (self.student.backbone, family.head) if module is not None]
 
-        def features() -> Dict[int, Tensor]:
+        def features() -> dict[int, Tensor]:
             return family.features(calls[self.student.backbone][-1].output)
 
         with record_calls([*own, *self._taps(family)]) as calls:
@@ -199,7 +199,7 @@ class DistilledDetector(nn.Module):
         return Observation(features(), predictions, calls, objects=objects), losses
 
     def _trust(
-        self, student: Observation, teacher: Observation, batched_inputs: List[dict]
+        self, student: Observation, teacher: Observation, batched_inputs: list[dict]
     ) -> Trust:
         if self.weigh is None:
             return Trust.full(teacher.features)
@@ -222,7 +222,7 @@ class DistilledDetector(nn.Module):
 
     def _distill(
         self, student: Observation, teacher: Observation, trust: Trust
-    ) -> Dict[str, Tensor]:
+    ) -> dict[str, Tensor]:
         student, teacher, trust = align(self.pairs, student, teacher, trust)
         if self._needs_predictions:
             student.dense = self._family.dense(student.features, student.predictions)
@@ -240,11 +240,11 @@ class DistilledDetector(nn.Module):
 
     def _run(
         self, distiller: Distiller, student: Observation, teacher: Observation, trust: Trust
-    ) -> Dict[str, Tensor]:
+    ) -> dict[str, Tensor]:
         if not self.recompute:
             return distiller(student, teacher, trust)
 
-        def run(*features: Tensor) -> Dict[str, Tensor]:
+        def run(*features: Tensor) -> dict[str, Tensor]:
             # The second run has to decode again what the first one keeps there.
             return distiller(_without_caches(student), _without_caches(teacher), trust)
 

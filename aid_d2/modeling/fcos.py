@@ -1,7 +1,5 @@
 """FCOS (Tian et al., ICCV 2019) of Detectron2, made available to yaml configs."""
 
-from typing import List, Tuple
-
 import torch
 from torch import Tensor
 
@@ -45,7 +43,7 @@ class FCOSHead(fcos.FCOSHead):
     Its GIoU loss fails on half precision, and boxes decoded in it are off by pixels.
     """
 
-    def forward(self, features: List[Tensor]) -> List[List[Tensor]]:
+    def forward(self, features: list[Tensor]) -> list[list[Tensor]]:
         return [[x.float() for x in maps] for maps in super().forward(features)]
 
 
@@ -91,8 +89,8 @@ class FCOS(fcos.FCOS):
         }
 
     def label_anchors(
-        self, anchors: List[Boxes], gt_instances: List[Instances]
-    ) -> Tuple[List[Tensor], list]:
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[Tensor], list]:
         # v0.6 fails on an image without objects. No location lies inside an empty box.
         return super().label_anchors(anchors, [x if len(x) else _nowhere(x) for x in gt_instances])
 

@@ -3,8 +3,6 @@
 A dense detector whose class score is the quality of its box, and whose box sides are distributions.
 """
 
-from typing import Dict, List, Optional, Tuple
-
 import torch
 from torch import Tensor, nn
 
@@ -94,7 +92,7 @@ class GFL(DenseDetector):
         *,
         backbone: Backbone,
         head: nn.Module,
-        head_in_features: Optional[List[str]] = None,
+        head_in_features: list[str] | None = None,
         num_classes: int,
         reg_max: int = 16,
         atss_candidates: int = 9,
@@ -105,8 +103,8 @@ class GFL(DenseDetector):
         test_topk_candidates: int = 1000,
         test_nms_thresh: float = 0.6,
         max_detections_per_image: int = 100,
-        pixel_mean: List[float],
-        pixel_std: List[float],
+        pixel_mean: list[float],
+        pixel_std: list[float],
     ):
         super().__init__(
             backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
@@ -165,10 +163,10 @@ class GFL(DenseDetector):
     def forward_training(
         self,
         images: ImageList,
-        features: List[Tensor],
-        predictions: Tuple[List[Tensor], List[Tensor]],
-        gt_instances: List[Instances],
-    ) -> Dict[str, Tensor]:
+        features: list[Tensor],
+        predictions: tuple[list[Tensor], list[Tensor]],
+        gt_instances: list[Instances],
+    ) -> dict[str, Tensor]:
         logits, distributions = self._flatten(predictions)
         anchors = self.anchor_generator(features)
         labels, boxes = self.label_anchors(anchors, gt_instances)
@@ -189,8 +187,8 @@ class GFL(DenseDetector):
 
     @torch.no_grad()
     def label_anchors(
-        self, anchors: List[Boxes], gt_instances: List[Instances]
-    ) -> Tuple[List[Tensor], List[Tensor]]:
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Assign anchors to objects by ATSS; the interface of :meth:`RetinaNet.label_anchors`.
 
         Args:
@@ -253,9 +251,9 @@ class GFL(DenseDetector):
     def forward_inference(
         self,
         images: ImageList,
-        features: List[Tensor],
-        predictions: Tuple[List[Tensor], List[Tensor]],
-    ) -> List[Instances]:
+        features: list[Tensor],
+        predictions: tuple[list[Tensor], list[Tensor]],
+    ) -> list[Instances]:
         logits, distributions = self._flatten(predictions)
         anchors = self.anchor_generator(features)
         results = []
@@ -277,7 +275,7 @@ class GFL(DenseDetector):
             results.append(detections[keep[: self.max_detections_per_image]])
         return results
 
-    def _flatten(self, predictions) -> List[List[Tensor]]:
+    def _flatten(self, predictions) -> list[list[Tensor]]:
         return self._transpose_dense_predictions(
             predictions, [self.num_classes, 4 * (self.reg_max + 1)]
         )

@@ -1,7 +1,6 @@
 """GFL's head: two towers that all levels share (Li et al., NeurIPS 2020)."""
 
 import math
-from typing import List, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +32,7 @@ class GFLHead(nn.Module):
     def __init__(
         self,
         *,
-        input_shape: List[ShapeSpec],
+        input_shape: list[ShapeSpec],
         num_classes: int,
         num_convs: int = 4,
         reg_max: int = 16,
@@ -54,7 +53,7 @@ class GFLHead(nn.Module):
                     nn.init.zeros_(layer.bias)
         nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
 
-    def forward(self, features: List[Tensor]) -> Tuple[List[Tensor], List[Tensor]]:
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """
         Args:
             features: per level (N, C, H, W).
@@ -68,8 +67,8 @@ class GFLHead(nn.Module):
         )
 
     def predict(
-        self, cls_maps: List[Tensor], box_maps: List[Tensor]
-    ) -> Tuple[List[Tensor], List[Tensor]]:
+        self, cls_maps: list[Tensor], box_maps: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """The same from what the towers returned."""
         logits = [self.cls_score(x).float() for x in cls_maps]
         distributions = [

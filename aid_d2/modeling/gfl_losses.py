@@ -1,6 +1,6 @@
 """The mathematics of GFL (Li et al., NeurIPS 2020): its losses, and boxes as distributions."""
 
-from typing import NamedTuple, Tuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -92,7 +92,7 @@ def location_cells(anchors: Tensor) -> Tensor:
     return torch.cat([centre - stride / 2, centre + stride / 2], dim=-1)
 
 
-def _centre_and_stride(anchors: Tensor) -> Tuple[Tensor, Tensor]:
+def _centre_and_stride(anchors: Tensor) -> tuple[Tensor, Tensor]:
     low, high = anchors.chunk(2, dim=-1)
     return (low + high) / 2, (high - low)[..., :1] / ANCHOR_SIZE
 
@@ -114,7 +114,7 @@ class AnchorLosses(NamedTuple):
     dfl: Tensor
     weight: Tensor
 
-    def divisors(self) -> Tuple[Tensor, Tensor]:
+    def divisors(self) -> tuple[Tensor, Tensor]:
         """N_pos, of the quality focal loss, and sum q, of the others: means over GPUs, at least 1."""
         sums = torch.stack([self.positive.sum().to(self.weight), self.weight.sum()])
         return mean_over_gpus(sums).clamp(min=1).unbind()

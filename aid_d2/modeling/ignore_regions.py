@@ -5,7 +5,7 @@ labels anchors and proposals are wrapped on one detector: they get the real obje
 lies in an ignore region is no negative example.
 """
 
-from typing import Callable, List, Tuple
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -59,7 +59,7 @@ def mask_ignore_regions(model: nn.Module) -> None:
         )
 
 
-def _split(instances: Instances) -> Tuple[Instances, Tensor]:
+def _split(instances: Instances) -> tuple[Instances, Tensor]:
     """Real objects, and the boxes (I, 4) of the ignore regions."""
     ignored = instances.gt_classes < 0
     return instances[~ignored], instances.gt_boxes.tensor[ignored]
@@ -68,7 +68,7 @@ def _split(instances: Instances) -> Tuple[Instances, Tensor]:
 def _anchors_masked(
     label: Callable, background: int, extent: Callable[[Tensor], Tensor] = lambda anchors: anchors
 ) -> Callable:
-    def label_masked(anchors: List[Boxes], gt_instances: List[Instances]) -> Tuple[list, list]:
+    def label_masked(anchors: list[Boxes], gt_instances: list[Instances]) -> tuple[list, list]:
         objects, regions = zip(*map(_split, gt_instances))
         labels, matched = label(anchors, list(objects))
         every_anchor = extent(Boxes.cat(anchors).tensor)
@@ -80,7 +80,7 @@ def _anchors_masked(
 
 
 def _proposals_masked(label: Callable) -> Callable:
-    def label_masked(proposals: List[Instances], *stage_and_targets) -> List[Instances]:
+    def label_masked(proposals: list[Instances], *stage_and_targets) -> list[Instances]:
         *stage, targets = stage_and_targets
         objects, regions = zip(*map(_split, targets))
         kept = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, List, Tuple
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -32,7 +32,7 @@ class Level:
     name: str
     stride: int
     channels: int
-    origin: Tuple[str, ...]
+    origin: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class LevelPair:
     position: int
 
 
-def pair_levels(student: DetectorFamily, teacher: DetectorFamily) -> List[LevelPair]:
+def pair_levels(student: DetectorFamily, teacher: DetectorFamily) -> list[LevelPair]:
     """Pair the levels of two detectors that have the same stride and origin, finest first.
 
     Raises:
@@ -75,8 +75,8 @@ def pair_levels(student: DetectorFamily, teacher: DetectorFamily) -> List[LevelP
 
 
 def align(
-    pairs: List[LevelPair], student: Observation, teacher: Observation, trust: Trust
-) -> Tuple[Observation, Observation, Trust]:
+    pairs: list[LevelPair], student: Observation, teacher: Observation, trust: Trust
+) -> tuple[Observation, Observation, Trust]:
     """Cut the paired maps of both detectors, and the trust, to the cells that both have.
 
     Both pyramids start at the same corner of the image and have the same stride, so that their

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from .dense_output import DenseOutput
 class Call(NamedTuple):
     """One call of a module: its positional arguments and what it returned."""
 
-    inputs: Tuple
+    inputs: tuple
     output: Any
 
 
@@ -31,23 +32,23 @@ class Observation:
         objects: ground truth of the images, if it was given.
     """
 
-    features: Dict[int, Tensor]
+    features: dict[int, Tensor]
     predictions: Any = None
-    calls: Dict[nn.Module, List[Call]] = field(default_factory=dict)
-    dense: Optional[DenseOutput] = None
-    objects: Optional[Objects] = None
+    calls: dict[nn.Module, list[Call]] = field(default_factory=dict)
+    dense: DenseOutput | None = None
+    objects: Objects | None = None
 
 
 @contextmanager
-def record_calls(modules: Iterable[nn.Module]) -> Iterator[Dict[nn.Module, List[Call]]]:
+def record_calls(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, list[Call]]]:
     """While open, keep every call of the modules.
 
     Yields:
         dict, filled when the modules run. The hooks are gone afterwards.
     """
-    calls: Dict[nn.Module, List[Call]] = {module: [] for module in modules}
+    calls: dict[nn.Module, list[Call]] = {module: [] for module in modules}
 
-    def keep(module: nn.Module, inputs: Tuple, output: Any) -> None:
+    def keep(module: nn.Module, inputs: tuple, output: Any) -> None:
         calls[module].append(Call(inputs, output))
 
     handles = [module.register_forward_hook(keep) for module in calls]

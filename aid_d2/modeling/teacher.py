@@ -2,7 +2,7 @@
 
 import logging
 import os
-from typing import Iterable, List, Optional, Sequence, Tuple
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -106,11 +106,11 @@ class Teacher:
     @torch.no_grad()
     def observe(
         self,
-        batched_inputs: List[dict],
+        batched_inputs: list[dict],
         input_format: str,
         with_predictions: bool,
         taps: Iterable[nn.Module] = (),
-        images: Optional[Tensor] = None,
+        images: Tensor | None = None,
     ) -> Observation:
         """Run backbone and, if asked, dense head once: no proposals, no decoding, no sampling.
 
@@ -132,7 +132,7 @@ class Teacher:
                 observation.predictions = self.family.head(list(observation.features.values()))
         return observation
 
-    def _prepare(self, batched_inputs: List[dict], input_format: str) -> Tensor:
+    def _prepare(self, batched_inputs: list[dict], input_format: str) -> Tensor:
         if input_format != self.input_format:
             order = [input_format.index(channel) for channel in self.input_format]
             batched_inputs = [{**x, "image": x["image"][order]} for x in batched_inputs]
@@ -160,7 +160,7 @@ def load_teacher_config(cfg: CfgNode) -> CfgNode:
 _DETECTRON2S = (DenseDetector.preprocess_image, GeneralizedRCNN.preprocess_image)
 
 
-def _preparation(detector: nn.Module) -> Tuple:
+def _preparation(detector: nn.Module) -> tuple:
     """What Detectron2's detectors normalise and pad images by."""
     return (
         detector.pixel_mean.tolist(),

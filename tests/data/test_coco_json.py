@@ -2,9 +2,9 @@ import json
 import re
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from aid_d2.data import register_coco_json
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 
 @pytest.fixture

@@ -2,13 +2,13 @@ import copy
 
 import numpy as np
 import pytest
+from PIL import Image
+
+from aid_d2.data import IgnoreRegionMapper
 from detectron2.config import get_cfg
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
-from PIL import Image
-
-from aid_d2.data import IgnoreRegionMapper
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from toy import build, constant_trust, maps, rand, random_trust
 
 from aid_d2.distillers import Setting
 from aid_d2.distillers.adl import (
@@ -20,7 +21,6 @@ from aid_d2.losses import BACKGROUND, IGNORED, LevelShape, Objects
 from aid_d2.modeling import Observation
 from aid_d2.modeling.dense_output import DenseOutput
 from detectron2.utils.events import EventStorage
-from toy import build, constant_trust, maps, rand, random_trust
 
 SIZES = {8: (4, 6), 16: (2, 3)}
 LEVELS = [LevelShape(stride, *size, anchors=2) for stride, size in SIZES.items()]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from toy import build, constant_trust, maps, random_trust, setting, shake
 
 from aid_d2.distillers.attention_guided import (
     AttentionGuided,
@@ -11,7 +12,6 @@ from aid_d2.distillers.attention_guided import (
 )
 from aid_d2.modeling import Observation
 from aid_d2.trust import Trust
-from toy import build, constant_trust, maps, random_trust, setting, shake
 
 # Maps of 2 images of 800x1333, which are padded to 800x1344.
 REFERENCE_SIZES = {8: (100, 168), 16: (50, 84), 32: (25, 42), 64: (13, 21), 128: (7, 11)}

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from test_soft_targets import Corners, boxes, reference_giou, reference_quality, sigmoid
+from toy import build, rand, setting
 
 from aid_d2.distillers.bckd import BCKD, localization_loss
 from aid_d2.losses import BACKGROUND, IGNORED, LevelShape, Objects
@@ -10,8 +12,6 @@ from aid_d2.modeling import Observation
 from aid_d2.modeling.dense_output import DenseOutput
 from aid_d2.trust import Trust
 from detectron2.utils.events import EventStorage
-from test_soft_targets import Corners, boxes, reference_giou, reference_quality, sigmoid
-from toy import build, rand, setting
 
 OWNER = torch.tensor([[0, BACKGROUND, 1, BACKGROUND] * 2, [BACKGROUND, 2, BACKGROUND, 2] * 2])
 

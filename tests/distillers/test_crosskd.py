@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck
+from toy import rand
 
 from aid_d2.distillers import Setting
 from aid_d2.distillers.anchors import counted_anchors
@@ -18,7 +19,6 @@ from aid_d2.trust import Trust
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from toy import rand
 
 DETECTORS = ("RetinaNet", "FCOS", "GFL")
 SIZES = {8: (8, 12), 16: (4, 6), 32: (2, 3), 64: (1, 2), 128: (1, 1)}
@@ -271,8 +271,9 @@ def test_padding_of_one_detector_alone_is_cut(detector_of):
     # After the last convolution only the predictor follows, which reaches a single cell far.
     method = build(student, teacher, position=3)
     padded = maps(16, 1, {s: (h + 3, w + 2) for s, (h, w) in SIZES.items()})
-    mine, theirs = observe(method, student, padded, cut=SIZES), observe(
-        method, teacher, maps(16, 2)
+    mine, theirs = (
+        observe(method, student, padded, cut=SIZES),
+        observe(method, teacher, maps(16, 2)),
     )
     before = method(mine, theirs, full())
     for relu in method.taps(student):

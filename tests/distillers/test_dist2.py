@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from test_crosskd import family_without_backbone
 from torch import nn
+from toy import build, maps, rand, random_trust
 
 from aid_d2.distillers import Setting
 from aid_d2.distillers.anchors import counted_anchors
@@ -20,8 +22,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
-from test_crosskd import family_without_backbone
-from toy import build, maps, rand, random_trust
 
 FAMILIES = ("RetinaNet", "FCOS", "GFL", "FasterRCNN")
 BOX_WEIGHTS = {"RetinaNet": 1.0, "FCOS": 0.75, "GFL": 4.0, "FasterRCNN": 1.0}
@@ -416,8 +416,9 @@ def test_backbones_in_half_precision(dtype):
 def test_constant_trust_scales_fi(weight):
     setting = toy_setting()
     method = feature_imitation(setting, "All2All")
-    student, teacher = toy_observation(setting.student, 4, 1), toy_observation(
-        setting.teacher, 6, 9
+    student, teacher = (
+        toy_observation(setting.student, 4, 1),
+        toy_observation(setting.teacher, 6, 9),
     )
     whole, part = (
         method(student, teacher, full(student.features, w))["fi"].item() for w in (1.0, weight)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from toy import build, constant_trust, maps, rand, random_trust
 
 from aid_d2.distillers import Setting
 from aid_d2.distillers.dkd import DKD, decoupled_divergence, proposal_classes
@@ -19,7 +20,6 @@ from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
-from toy import build, constant_trust, maps, rand, random_trust
 
 SIZES = {4: (16, 24), 8: (8, 12), 16: (4, 6)}
 # Classes with the background, 3.

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from toy import shake
 
 from aid_d2.distillers import DISTILLER_REGISTRY
 from detectron2.utils.events import EventStorage
-from toy import shake
 
 METHODS = sorted(name for name, _ in DISTILLER_REGISTRY)
 DETECTORS = ("RetinaNet", "FCOS", "GFL", "FasterRCNN")

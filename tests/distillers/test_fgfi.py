@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from toy import build, constant_trust, maps, rand, random_trust, shake
 
 from aid_d2.distillers import build_distillers
 from aid_d2.distillers.base import Setting
@@ -16,7 +17,6 @@ from aid_d2.modeling.levels import LevelPair
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
-from toy import build, constant_trust, maps, rand, random_trust, shake
 
 STRIDES = (8, 16, 32)
 SIZES = {8: (8, 10), 16: (4, 5), 32: (2, 3)}

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from toy import build, constant_trust, maps, rand, random_trust, setting, shake
 
 from aid_d2.distillers.gid import (
     GID,
@@ -28,7 +29,6 @@ from aid_d2.modeling.gfl_losses import BoxDistribution
 from aid_d2.trust import Trust, pool_boxes
 from detectron2.modeling import build_model
 from detectron2.modeling.matcher import Matcher
-from toy import build, constant_trust, maps, rand, random_trust, setting, shake
 
 PARTS = {"feature": 5e-4, "relation": 40.0, "cls": 0.1, "box": 1.0}
 SIZES = {8: (6, 8), 16: (3, 4)}

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from toy import build, constant_trust, maps, rand, random_trust
 
 from aid_d2.distillers import Setting
 from aid_d2.distillers.ld import LD, side_divergence
@@ -13,7 +14,6 @@ from aid_d2.losses import BACKGROUND, IGNORED, LevelShape
 from aid_d2.modeling import Observation
 from aid_d2.modeling.dense_output import DenseOutput
 from detectron2.utils.events import EventStorage
-from toy import build, constant_trust, maps, rand, random_trust
 
 SIZES = {8: (3, 4), 16: (2, 2)}
 LEVELS = [LevelShape(stride, *size, anchors=1) for stride, size in SIZES.items()]

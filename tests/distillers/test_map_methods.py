@@ -1,10 +1,10 @@
 """What holds for every method that compares the maps themselves."""
 
 import pytest
+from toy import build, constant_trust, maps, random_trust, setting, shake
 
 from aid_d2.distillers import DISTILLER_REGISTRY
 from aid_d2.modeling import Observation
-from toy import build, constant_trust, maps, random_trust, setting, shake
 
 # The masks of MGD depend on the iteration.
 pytestmark = pytest.mark.usefixtures("storage")

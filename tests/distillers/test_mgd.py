@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from toy import build, constant_trust, maps, rand, random_trust, setting, shake
 
 from aid_d2.distillers.mgd import MGD, generation_loss, random_mask
 from aid_d2.modeling import Observation
 from detectron2.utils.events import EventStorage
-from toy import build, constant_trust, maps, rand, random_trust, setting, shake
 
 pytestmark = pytest.mark.usefixtures("storage")
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from toy import build, constant_trust, maps, rand, random_trust, setting, shake
 
 from aid_d2.distillers.non_local import NonLocal, NonLocalBlock, non_local
 from aid_d2.modeling import Observation
 from aid_d2.trust import Trust
-from toy import build, constant_trust, maps, rand, random_trust, setting, shake
 
 REFERENCE_SIZES = {4: (200, 336), 8: (100, 168), 16: (50, 84), 32: (25, 42), 64: (13, 21)}
 PUBLISHED = {False: 4.9e-4, True: 4e-5}

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from toy import build, maps, rand, random_trust, setting
 
 from aid_d2.distillers.pairwise import Pairwise, pairwise_loss
 from aid_d2.modeling import Observation
-from toy import build, maps, rand, random_trust, setting
 
 SIZES = {8: (6, 8), 16: (5, 3), 32: (1, 3), 64: (1, 1)}
 

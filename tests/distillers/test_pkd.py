@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from toy import build, constant_trust, maps, rand, random_trust, setting, shake
 
 from aid_d2.distillers.pkd import PKD, correlation_loss, standardize
 from aid_d2.modeling import Observation
-from toy import build, constant_trust, maps, rand, random_trust, setting, shake
 
 SIZES = {8: (5, 6), 16: (3, 3), 32: (1, 2), 64: (1, 1)}
 # Weight on each level (released configs).

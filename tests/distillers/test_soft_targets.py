@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck
+from toy import rand
 
 from aid_d2.distillers.soft_targets import (
     distribution_divergence,
@@ -16,7 +17,6 @@ from aid_d2.distillers.soft_targets import (
 from aid_d2.losses import BACKGROUND, IGNORED, LevelShape
 from aid_d2.modeling.dense_output import DenseOutput
 from aid_d2.modeling.gfl_losses import BoxDistribution
-from toy import rand
 
 EXTREME = [-1e4, -100.0, -30.0, -1.0, 0.0, 2.0, 30.0, 100.0, 1e4]
 

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from tiny import K, dense_cfg, instances
 from torch import nn
 
 from aid_d2.aid import GRANULARITIES, compute_trust, image_loss, level_loss
@@ -15,7 +16,6 @@ from aid_d2.modeling.levels import pair_levels
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
-from tiny import K, dense_cfg, instances
 
 STRIDES = (8, 16, 32, 64, 128)
 

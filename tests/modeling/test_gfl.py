@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from tiny import K, dense_cfg, instances
 from torch import nn
 
 from aid_d2.aid import GRANULARITIES, compute_trust, image_loss, level_loss, object_loss
@@ -25,7 +26,6 @@ from detectron2.layers import batched_nms
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, ImageList
 from detectron2.utils.events import EventStorage
-from tiny import K, dense_cfg, instances
 
 BINS, STRIDES = 17, (8, 16, 32, 64, 128)
 

@@ -1,6 +1,6 @@
 """Which anchors are positive for which object."""
 
-from typing import Callable, Hashable, List, Tuple
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from ...losses import BACKGROUND, IGNORED, Objects
 from ..ignore_regions import inside_regions
 
 # Of each image the labels (R,) of the anchors, and their objects' boxes (R, 4).
-Labels = Tuple[List[Tensor], List[Tensor]]
+Labels = tuple[list[Tensor], list[Tensor]]
 
 
 def assign(match: Callable[[Tensor], Tensor], anchors: Tensor, objects: Objects) -> Tensor:

@@ -1,7 +1,7 @@
 """What aid_d2 has to know of a family of detectors, in one interface."""
 
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import Callable, Dict, Hashable, Iterator, List, Optional, Tuple, Type
 
 import torch
 from torch import Tensor, nn
@@ -33,30 +33,30 @@ class DetectorFamily:
         two_stage: which of the published constants of a method apply.
     """
 
-    detector: Type[nn.Module] = nn.Module
+    detector: type[nn.Module] = nn.Module
     two_stage = False
 
     def __init__(self, model: nn.Module):
         self.model = model
 
     @property
-    def in_features(self) -> List[str]:
+    def in_features(self) -> list[str]:
         """Names of the maps that the detector's head looks at, finest first."""
         shapes = self.model.backbone.output_shape()
         return sorted(shapes, key=lambda name: shapes[name].stride)
 
     @property
-    def num_classes(self) -> Optional[int]:
+    def num_classes(self) -> int | None:
         """Number of object classes; None where unknown."""
         return None
 
     @property
-    def head(self) -> Optional[nn.Module]:
+    def head(self) -> nn.Module | None:
         """The dense head, called once with the list of maps; None where there is none."""
         return None
 
     @property
-    def levels(self) -> List[Level]:
+    def levels(self) -> list[Level]:
         shapes = self.model.backbone.output_shape()
         top_block = getattr(self.model.backbone, "top_block", None)
         lateral = len(getattr(self.model.backbone, "in_features", shapes))
@@ -70,7 +70,7 @@ class DetectorFamily:
         return sorted(levels, key=lambda level: level.stride)
 
     @property
-    def anchor_generator(self) -> Optional[nn.Module]:
+    def anchor_generator(self) -> nn.Module | None:
         """Of the dense head; None where there is none."""
         return None
 
@@ -80,22 +80,22 @@ class DetectorFamily:
         return None
 
     @property
-    def loss_modules(self) -> List[nn.Module]:
+    def loss_modules(self) -> list[nn.Module]:
         """The modules that hold the constants of the detector's losses."""
         return [self.model]
 
     @property
-    def towers(self) -> Dict[str, nn.Sequential]:
+    def towers(self) -> dict[str, nn.Sequential]:
         """The convolutions before the predictors of the dense head, `cls` and `box`, with each
         activation a module of its own; empty where there are none.
         """
         return {}
 
-    def features(self, maps: Dict[str, Tensor]) -> Dict[int, Tensor]:
+    def features(self, maps: dict[str, Tensor]) -> dict[int, Tensor]:
         """What the head looks at of the backbone's output, per stride, finest first."""
         return {level.stride: maps[level.name] for level in self.levels}
 
-    def dense(self, features: Dict[int, Tensor], predictions) -> DenseOutput:
+    def dense(self, features: dict[int, Tensor], predictions) -> DenseOutput:
         """The dense predictions in the form that all families share.
 
         Args:
@@ -115,7 +115,7 @@ class DetectorFamily:
         """The rule that anchors are assigned to objects by. Equal rules share the result."""
         return self.model
 
-    def assign(self, levels: List[LevelShape], anchors: Tensor, objects: Objects) -> Tensor:
+    def assign(self, levels: list[LevelShape], anchors: Tensor, objects: Objects) -> Tensor:
         """The detector's own assignment of its anchors to objects, without sampling.
 
         Args:
@@ -132,14 +132,14 @@ class DetectorFamily:
         """As :meth:`assign`, but computed once for these objects and kept with them."""
         return self._owners(dense.levels, dense.anchors, objects)
 
-    def _owners(self, levels: List[LevelShape], anchors: Tensor, objects: Objects) -> Tensor:
+    def _owners(self, levels: list[LevelShape], anchors: Tensor, objects: Objects) -> Tensor:
         key = (self.assignment, *levels)
         if key not in objects.owners:
             objects.owners[key] = self.assign(levels, anchors, objects)
         return objects.owners[key]
 
     @property
-    def labeller(self) -> Optional[Tuple[nn.Module, Callable]]:
+    def labeller(self) -> tuple[nn.Module, Callable] | None:
         """What labels anchors for the detector's loss: the part of it, and the method as its class
         defines it. None where :meth:`labels` would not say the same.
         """
@@ -151,7 +151,7 @@ class DetectorFamily:
 
     @contextmanager
     def sharing_owners(
-        self, features: Callable[[], Dict[int, Tensor]], objects: Objects
+        self, features: Callable[[], dict[int, Tensor]], objects: Objects
     ) -> Iterator[None]:
         """While open, the detector's own loss labels anchors by the assignment that all others use.
 
@@ -169,7 +169,7 @@ class DetectorFamily:
             return
 
         @torch.no_grad()
-        def label(anchors: List[Boxes], gt_instances: List[Instances]) -> Labels:
+        def label(anchors: list[Boxes], gt_instances: list[Instances]) -> Labels:
             if [len(x) for x in gt_instances] != objects.counts:
                 return method(module, anchors, gt_instances)
             anchors = Boxes.cat(anchors).tensor
@@ -186,7 +186,7 @@ class DetectorFamily:
         finally:
             delattr(module, name)
 
-    def predict(self, towers: Dict[str, List[Tensor]]):
+    def predict(self, towers: dict[str, list[Tensor]]):
         """The dense head's predictions, as `head` returns them, from the output of its `towers`."""
         raise NotImplementedError
 
@@ -203,7 +203,7 @@ class DetectorFamily:
             )
 
     def unreduced_losses(
-        self, features: Dict[int, Tensor], predictions, objects: Objects
+        self, features: dict[int, Tensor], predictions, objects: Objects
     ) -> UnreducedLosses:
         """The detector's losses on a batch, unreduced, with the detector in eval mode.
 

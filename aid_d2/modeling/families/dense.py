@@ -1,7 +1,6 @@
 """Dense predictions against ground truth, without reduction: shared by the detector families."""
 
 from functools import partial
-from typing import Dict, List
 
 import torch
 from fvcore.nn import sigmoid_focal_loss, smooth_l1_loss
@@ -23,12 +22,12 @@ _IOU_LOSSES = {
 }
 
 
-def flatten_levels(maps: List[Tensor], values: int) -> Tensor:
+def flatten_levels(maps: list[Tensor], values: int) -> Tensor:
     """Per-level maps (N, A x values, H, W) as one float32 (N, R, values), in anchor order."""
     return torch.cat([permute_to_N_HWA_K(x, values) for x in maps], dim=1).float()
 
 
-def level_shapes(maps: List[Tensor], strides: List[int], values: int) -> List[LevelShape]:
+def level_shapes(maps: list[Tensor], strides: list[int], values: int) -> list[LevelShape]:
     """Shapes of per-level maps (N, A x values, H, W)."""
     return [
         LevelShape(stride, *x.shape[-2:], x.shape[1] // values) for x, stride in zip(maps, strides)
@@ -36,7 +35,7 @@ def level_shapes(maps: List[Tensor], strides: List[int], values: int) -> List[Le
 
 
 def dense_output(
-    anchor_generator, transform, features: Dict[int, Tensor], predictions, classes: int, values: int
+    anchor_generator, transform, features: dict[int, Tensor], predictions, classes: int, values: int
 ) -> DenseOutput:
     """A head's predictions, flattened over levels.
 
@@ -71,7 +70,7 @@ def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     return labels[..., None] == torch.arange(num_classes, device=labels.device)
 
 
-def background_loss(cls: Tensor, owner: Tensor, levels: List[LevelShape]) -> Tensor:
+def background_loss(cls: Tensor, owner: Tensor, levels: list[LevelShape]) -> Tensor:
     """Classification loss of the background, per mean number of positive anchors of the level.
 
     The mean over the batch is the level's negative loss / number of positives; an image and level

@@ -1,7 +1,6 @@
 """Faster R-CNN (Ren et al., NeurIPS 2015) on a feature pyramid."""
 
 from functools import cached_property
-from typing import Dict, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +83,7 @@ class FasterRCNNFamily(DetectorFamily):
             self.model.proposal_generator._subsample_labels(of_image)
         return list(labels), list(owned(objects.boxes, owner, anchors))
 
-    def score(self, features: Dict[int, Tensor], boxes: List[Tensor]) -> Tuple[Tensor, Tensor]:
+    def score(self, features: dict[int, Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The box head on given boxes, in the precision of the maps.
 
         Args:
@@ -106,7 +105,7 @@ class FasterRCNNFamily(DetectorFamily):
         return logits.float(), deltas.float()
 
     @property
-    def box_head_lacks(self) -> Optional[str]:
+    def box_head_lacks(self) -> str | None:
         """What keeps :meth:`score` from being a softmax over the classes; None if nothing does."""
         heads = self.model.roi_heads
         # A cascade is a StandardROIHeads too, with a list of box heads.
