@@ -175,10 +175,10 @@ def location_loss(losses: UnreducedLosses) -> list[Tensor]:
         per level (N, H, W)
     """
     maps = []
-    for level, cls, box, owner in zip(
-        losses.levels, *map(losses.split, (losses.cls, losses.box, losses.owner))
+    for level, cls, box, matched_idxs in zip(
+        losses.levels, *map(losses.split, (losses.cls, losses.box, losses.matched_idxs))
     ):
-        positive = owner >= 0
+        positive = matched_idxs >= 0
         count = positive.sum(-1)
         mean = ((cls + box) * positive).sum(-1) / count.clamp(min=1)
         loss = torch.where(count > 0, mean, cls.sum(-1))
@@ -239,10 +239,10 @@ def smallest_object(objects: Objects, level: LevelShape, among: Tensor | None = 
 def _level_sums(losses: UnreducedLosses) -> tuple[Tensor, Tensor]:
     """(N, L) sum of the anchors' losses, and number of positive anchors."""
     values = losses.split(losses.dense)
-    owners = losses.split(losses.owner)
+    matched_idxs = losses.split(losses.matched_idxs)
     return (
         torch.stack([x.flatten(1).sum(1) for x in values], dim=1),
-        torch.stack([(x >= 0).flatten(1).sum(1) for x in owners], dim=1),
+        torch.stack([(x >= 0).flatten(1).sum(1) for x in matched_idxs], dim=1),
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detectron2.structures import Instances
 
-# Values of `UnreducedLosses.owner` for anchors that are positive for no object.
+# Values of `UnreducedLosses.matched_idxs` for anchors that are positive for no object.
 BACKGROUND, IGNORED = -1, -2
 
 
@@ -23,7 +23,7 @@ class Objects:
         counts: number of objects in each of the N images.
         ignored: per image the boxes (I, 4) of its ignore regions, where nothing is known.
         image_sizes: (height, width) of each image, without padding.
-        owners: assignments of anchors to these objects, (N, R) each, by the rule they are made by;
+        assignments: of anchors to these objects, (N, R) each, by the rule they are made by;
             not to be written to, since they are shared.
     """
 
@@ -32,7 +32,7 @@ class Objects:
     counts: list[int]
     ignored: list[Tensor]
     image_sizes: list[tuple[int, int]] = field(default_factory=list)
-    owners: dict[Hashable, Tensor] = field(default_factory=dict, init=False, repr=False)
+    assignments: dict[Hashable, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def from_instances(cls, instances: list[Instances], device: torch.device) -> "Objects":
@@ -90,7 +90,7 @@ class UnreducedLosses:
             height, width, anchor.
         cls: (N, R) classification loss of an anchor, summed over classes; 0 where ignored.
         box: (N, R) box loss of a positive anchor; 0 elsewhere.
-        owner: (N, R) int64, the object an anchor is positive for, BACKGROUND or IGNORED.
+        matched_idxs: (N, R) int64, the object an anchor is positive for, BACKGROUND or IGNORED.
         factor: (N, R) what the detector's own loss multiplies cls + box of the anchor by: 1, the
             probability that its sampler draws it, or, where that loss has other terms, their ratio.
         image_normalizer: (N,) divisor of the sum over an image in the detector's own loss.
@@ -103,7 +103,7 @@ class UnreducedLosses:
     levels: list[LevelShape]
     cls: Tensor
     box: Tensor
-    owner: Tensor
+    matched_idxs: Tensor
     factor: Tensor
     image_normalizer: Tensor
     batch_normalizer: Tensor
@@ -119,7 +119,7 @@ class UnreducedLosses:
         """Sum (N, R) values over the positive anchors of each object, (M,)."""
         num_objects = len(self.objects.boxes)
         # Anchors without an object fall into one bin more, which keeps all shapes fixed.
-        bins = torch.where(self.owner >= 0, self.owner, num_objects).flatten()
+        bins = torch.where(self.matched_idxs >= 0, self.matched_idxs, num_objects).flatten()
         return anchors.new_zeros(num_objects + 1).index_add(0, bins, anchors.flatten())[:-1]
 
     @property

@@ -45,21 +45,21 @@ def random_losses(counts=(3, 0, 2), seed=0, roi=False, orphan=False):
     objects = random_objects(counts, seed)
     shape = (len(counts), sum(SIZES))
     kind = torch.rand(shape, generator=generator)
-    owner = torch.full(shape, BACKGROUND)
-    owner[kind > 0.9] = IGNORED
+    matched_idxs = torch.full(shape, BACKGROUND)
+    matched_idxs[kind > 0.9] = IGNORED
     start = 0
     for image, count in enumerate(counts):
         low = start + (1 if orphan and count else 0)
         if start + count > low:
             drawn = torch.randint(low, start + count, (shape[1],), generator=generator)
-            owner[image] = torch.where(kind[image] < 0.2, drawn, owner[image])
+            matched_idxs[image] = torch.where(kind[image] < 0.2, drawn, matched_idxs[image])
         start += count
-    positive = owner >= 0
+    positive = matched_idxs >= 0
     return UnreducedLosses(
         levels=LEVELS,
-        cls=torch.rand(shape, generator=generator) * (owner != IGNORED),
+        cls=torch.rand(shape, generator=generator) * (matched_idxs != IGNORED),
         box=torch.rand(shape, generator=generator) * positive,
-        owner=owner,
+        matched_idxs=matched_idxs,
         factor=torch.rand(shape, generator=generator),
         image_normalizer=1 + torch.rand(len(counts), generator=generator) * 9,
         batch_normalizer=torch.tensor(17.0),
@@ -187,7 +187,7 @@ def brute_force_sums(losses):
             for r in range(anchors.start, anchors.stop):
                 value = losses.cls[image, r].item() + losses.box[image, r].item()
                 sums[image, level] += losses.factor[image, r].item() * value
-                positives[image, level] += losses.owner[image, r].item() >= 0
+                positives[image, level] += losses.matched_idxs[image, r].item() >= 0
     return sums, positives
 
 
@@ -224,7 +224,7 @@ def brute_force_object_loss(losses, index):
         losses.cls[image, r].item() + losses.box[image, r].item()
         for image in range(len(losses.cls))
         for r in range(sum(SIZES))
-        if losses.owner[image, r].item() == index
+        if losses.matched_idxs[image, r].item() == index
     ]
     first_stage = np.mean(values) if values else 0.0
     return first_stage + (losses.roi[index].item() if losses.roi is not None else 0.0), bool(values)
@@ -258,7 +258,7 @@ def test_location_loss_against_loops(roi, counts):
     for image in range(len(counts)):
         for level, row, column, anchors in cells():
             here = range(anchors.start, anchors.stop)
-            positive = [r for r in here if losses.owner[image, r] >= 0]
+            positive = [r for r in here if losses.matched_idxs[image, r] >= 0]
             if positive:
                 both = losses.cls + losses.box
                 expected = np.mean([both[image, r].item() for r in positive])
@@ -316,8 +316,12 @@ def test_instance_maps_against_a_painter(roi, orphan):
     for index, level in enumerate(LEVELS):
         on_top = brute_force_smallest(losses.objects, level, known)
         for image, row, column in np.ndindex(*on_top.shape):
-            owner = on_top[image, row, column]
-            loss = of_objects[owner][0] if owner >= 0 else losses.background[image, index].item()
+            matched_idxs = on_top[image, row, column]
+            loss = (
+                of_objects[matched_idxs][0]
+                if matched_idxs >= 0
+                else losses.background[image, index].item()
+            )
             weight = trust.maps[level.stride][image, 0, row, column].item()
             assert weight == pytest.approx(math.exp(-0.7 * loss), rel=1e-5)
 
@@ -385,12 +389,14 @@ def test_a_broken_object_leaves_the_others_alone():
 def test_an_image_has_the_weights_it_has_alone():
     """All but `level` judge each image by itself; its background only by its own loss."""
     losses = random_losses(counts=(3, 0, 2), roi=True)
-    owner = torch.where(losses.owner[2:] >= 0, losses.owner[2:] - 3, losses.owner[2:])
+    matched_idxs = torch.where(
+        losses.matched_idxs[2:] >= 0, losses.matched_idxs[2:] - 3, losses.matched_idxs[2:]
+    )
     alone = replace(
         losses,
         cls=losses.cls[2:],
         box=losses.box[2:],
-        owner=owner,
+        matched_idxs=matched_idxs,
         factor=losses.factor[2:],
         image_normalizer=losses.image_normalizer[2:],
         background=losses.background[2:],

@@ -120,8 +120,8 @@ class ADL(Distiller):
             divergence = weighted_cross_entropy(s, t, constants.ALPHA)
         loss = adaptive_loss(divergence, binary_entropy(t), constants.BETA, constants.GAMMA).sum(-1)
 
-        owner = self.student.owners(dense, objects)
-        counted = counted_anchors(owner, dense.anchors, objects)
+        matched_idxs = self.student.matched_idxs(dense, objects)
+        counted = counted_anchors(matched_idxs, dense.anchors, objects)
         normalizer = (counted * (t.sigmoid() ** constants.THETA).sum(-1)).sum().clamp(min=1)
         weight = trust.per_anchor(dense.levels) * counted
         return {"cls": self.weight * (weight * loss).sum() / normalizer}

@@ -7,24 +7,24 @@ from ..distributed import mean_over_gpus
 from ..losses import IGNORED, Objects
 
 
-def counted_anchors(owner: Tensor, anchors: Tensor, objects: Objects) -> Tensor:
+def counted_anchors(matched_idxs: Tensor, anchors: Tensor, objects: Objects) -> Tensor:
     """(N, R) bool: neither ignored by the detector's own assignment nor centred in the padding.
 
     Args:
-        owner: (N, R) as in :class:`UnreducedLosses`.
+        matched_idxs: (N, R) as in :class:`UnreducedLosses`.
         anchors: (R, 4) x1 y1 x2 y2, pixels.
         objects: ground truth of the N images.
     """
-    return (owner != IGNORED) & centred_in_image(anchors, objects.image_sizes)
+    return (matched_idxs != IGNORED) & centred_in_image(anchors, objects.image_sizes)
 
 
-def count_positive(owner: Tensor) -> Tensor:
+def count_positive(matched_idxs: Tensor) -> Tensor:
     """N_pos (): positive anchors of a GPU's images, the mean over GPUs, at least 1.
 
     Args:
-        owner: (N, R) as in :class:`UnreducedLosses`.
+        matched_idxs: (N, R) as in :class:`UnreducedLosses`.
     """
-    return mean_over_gpus((owner >= 0).sum().float()).clamp(min=1)
+    return mean_over_gpus((matched_idxs >= 0).sum().float()).clamp(min=1)
 
 
 def centred_in_image(anchors: Tensor, image_sizes: list[tuple[int, int]]) -> Tensor:

@@ -63,10 +63,10 @@ class BCKD(Distiller):
 
     def forward(self, student, teacher, trust):
         mine, theirs = student.dense, teacher.dense
-        owner = self.student.owners(mine, student.objects)
-        num_positive = count_positive(owner)
+        matched_idxs = self.student.matched_idxs(mine, student.objects)
+        num_positive = count_positive(matched_idxs)
         weight = trust.per_anchor(mine.levels)
-        weight = weight * counted_anchors(owner, mine.anchors, student.objects)
+        weight = weight * counted_anchors(matched_idxs, mine.anchors, student.objects)
         cls = soft_quality_loss(mine.logits, theirs.logits)
         box = localization_loss(mine.boxes, theirs.boxes, mine.logits, theirs.logits)
         return {

@@ -93,14 +93,14 @@ class CrossKD(Distiller):
     def forward(self, student, teacher, trust):
         crossed = {branch: self._cross(branch, student, teacher) for branch in self.adapters}
         predicted = self.teacher.dense(teacher.features, self.teacher.predict(crossed))
-        owner = self.student.owners(student.dense, student.objects)
+        matched_idxs = self.student.matched_idxs(student.dense, student.objects)
         cls, box = mimic_losses(
             predicted,
             teacher.dense,
             self.teacher.detector.__name__,
-            owner,
+            matched_idxs,
             trust.per_anchor(teacher.dense.levels),
-            counted_anchors(owner, teacher.dense.anchors, student.objects),
+            counted_anchors(matched_idxs, teacher.dense.anchors, student.objects),
         )
         return {"cls": self.constants.CLS_WEIGHT * cls, "box": self.constants.BOX_WEIGHT * box}
 

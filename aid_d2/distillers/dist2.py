@@ -119,14 +119,14 @@ class Dist2(Distiller):
             return detection_loss(losses, trust)
         predicted = self.teacher.dense(features, predictions)
         detector = self.teacher.detector.__name__
-        owner = self.teacher.owners(predicted, student.objects)
+        matched_idxs = self.teacher.matched_idxs(predicted, student.objects)
         cls, box = mimic_losses(
             predicted,
             self._target(teacher),
             detector,
-            owner,
+            matched_idxs,
             trust.per_anchor(predicted.levels),
-            counted_anchors(owner, predicted.anchors, student.objects),
+            counted_anchors(matched_idxs, predicted.anchors, student.objects),
         )
         return cls + MIMIC_BOX_WEIGHTS[detector] * box
 

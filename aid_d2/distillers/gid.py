@@ -292,7 +292,7 @@ class GID(Distiller):
         instances = [x[index] for x, index in zip(boxes, selected)]
         if node.SELECTION == "paper":
             return instances
-        positive = self.family.owners(student.dense, objects) >= 0
+        positive = self.family.matched_idxs(student.dense, objects) >= 0
         kinds = map(
             instance_kinds,
             instances,
@@ -310,4 +310,4 @@ class GID(Distiller):
             classes=torch.zeros(len(instances), dtype=torch.int64, device=instances.device),
             counts=[len(x) for x in boxes],
         )
-        return self.family.owners(student.dense, as_objects) >= 0
+        return self.family.matched_idxs(student.dense, as_objects) >= 0

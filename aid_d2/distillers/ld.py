@@ -64,7 +64,7 @@ class LD(Distiller):
             dense.regression, teacher.dense.regression, self.bins, self.constants.TEMPERATURE
         )
         # To compute it for all anchors and select by weight needs no wait for the device.
-        positive = self.student.owners(dense, student.objects) >= 0
+        positive = self.student.matched_idxs(dense, student.objects) >= 0
         weight = positive * dense.logits.detach().sigmoid().amax(-1)
         total = (trust.per_anchor(dense.levels) * weight * loss).sum()
         return {"box": self.constants.WEIGHT * total}

@@ -80,7 +80,7 @@ def mimic_losses(
     predicted: DenseOutput,
     target: DenseOutput,
     detector: str,
-    owner: Tensor,
+    matched_idxs: Tensor,
     weight: Tensor,
     counted: Tensor,
 ) -> tuple[Tensor, Tensor]:
@@ -98,14 +98,14 @@ def mimic_losses(
         predicted: what is optimised.
         target: the teacher's predictions on the same anchors.
         detector: meta-architecture that predicts.
-        owner: (N, R) as in :class:`UnreducedLosses`, by which N_pos is counted.
+        matched_idxs: (N, R) as in :class:`UnreducedLosses`, by which N_pos is counted.
         weight: W (N, R).
         counted: (N, R) bool, the anchors that take part in the sums.
 
     Returns:
         L_cls () and L_box (), without their factors.
     """
-    num_positive = count_positive(owner)
+    num_positive = count_positive(matched_idxs)
     confidence = counted * target.logits.sigmoid().amax(-1)
     cls = counted * soft_quality_loss(predicted.logits, target.logits)
     if detector == "GFL":

@@ -56,5 +56,5 @@ def atss_match(
 
     claim = torch.full_like(iou, -1.0)
     claim.scatter_(1, nearest, torch.where(positive, candidate_iou, -1.0))
-    best, owner = claim.max(0)
-    return torch.where(best >= 0, owner, -1)
+    best, matched_idxs = claim.max(0)
+    return torch.where(best >= 0, matched_idxs, -1)

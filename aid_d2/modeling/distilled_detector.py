@@ -193,7 +193,7 @@ class DistilledDetector(nn.Module):
             return family.features(calls[self.student.backbone][-1].output)
 
         with record_calls([*own, *self._taps(family)]) as calls:
-            with family.sharing_owners(features, objects):
+            with family.sharing_matches(features, objects):
                 losses = self.student(batched_inputs)
         predictions = calls[family.head][-1].output if family.head is not None else None
         return Observation(features(), predictions, calls, objects=objects), losses

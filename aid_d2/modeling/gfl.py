@@ -203,10 +203,12 @@ class GFL(DenseDetector):
         labels, matched = [], []
         for objects in gt_instances:
             classes, boxes = objects.gt_classes, objects.gt_boxes.tensor
-            owner = atss_match(every_anchor, sizes, boxes, self.atss_candidates)
-            # The owner of background is -1, which is the row added at the end.
-            labels.append(torch.cat([classes, classes.new_full((1,), self.num_classes)])[owner])
-            matched.append(torch.cat([boxes, boxes.new_zeros(1, 4)])[owner])
+            matched_idxs = atss_match(every_anchor, sizes, boxes, self.atss_candidates)
+            # The matched_idxs of background is -1, which is the row added at the end.
+            labels.append(
+                torch.cat([classes, classes.new_full((1,), self.num_classes)])[matched_idxs]
+            )
+            matched.append(torch.cat([boxes, boxes.new_zeros(1, 4)])[matched_idxs])
         return labels, matched
 
     def anchor_losses(

@@ -130,15 +130,15 @@ def dense(logits):
     return DenseOutput(LEVELS, anchors, logits, logits.new_zeros(*logits.shape[:2], 4), None)
 
 
-def random_owner(seed=7):
+def random_matched_idxs(seed=7):
     """Objects, background and ignored anchors, a third each."""
     choice = torch.randint(3, (2, NUM_ANCHORS), generator=torch.Generator().manual_seed(seed))
     return torch.tensor([0, BACKGROUND, IGNORED])[choice]
 
 
-def make(owner, preset="PAPER", **changes):
+def make(matched_idxs, preset="PAPER", **changes):
     """The changes are to the preset's constants."""
-    family = SimpleNamespace(owners=lambda dense, objects: owner)
+    family = SimpleNamespace(matched_idxs=lambda dense, objects: matched_idxs)
     constants = ADL.config().get(preset)
     for key, value in changes.items():
         constants[key] = value
@@ -163,13 +163,13 @@ def random_pair(shift=0.0):
     return observe((2 * s).requires_grad_()), observe(2 * t)
 
 
-def reference(student, teacher, trust, owner, form, beta, gamma, alpha, theta, temperature):
+def reference(student, teacher, trust, matched_idxs, form, beta, gamma, alpha, theta, temperature):
     total = divisor = 0.0
     weights = trust.per_anchor(LEVELS)
     centres = (student.dense.anchors[:, :2] + student.dense.anchors[:, 2:]) / 2
     for n, (height, width) in enumerate(IMAGE_SIZES):
         for r, (x, y) in enumerate(centres.tolist()):
-            if owner[n, r] == IGNORED or x >= width or y >= height:
+            if matched_idxs[n, r] == IGNORED or x >= width or y >= height:
                 continue
             for k in range(K):
                 s = student.dense.logits[n, r, k].item() / temperature
@@ -197,17 +197,17 @@ def reference(student, teacher, trust, owner, form, beta, gamma, alpha, theta, t
     ids=["published", "released", "changed"],
 )
 def test_loss_against_loops(preset, changes, expected, shift):
-    owner, trust = random_owner(), random_trust(maps(SIZES, 1))
+    matched_idxs, trust = random_matched_idxs(), random_trust(maps(SIZES, 1))
     student, teacher = random_pair(shift)
-    losses = make(owner, preset, **changes)(student, teacher, trust)
+    losses = make(matched_idxs, preset, **changes)(student, teacher, trust)
     assert set(losses) == {"cls"}
-    value = reference(student, teacher, trust, owner, *expected)
+    value = reference(student, teacher, trust, matched_idxs, *expected)
     assert losses["cls"].item() == pytest.approx(value, rel=1e-10)
 
 
 @pytest.mark.parametrize("form", PRESETS)
 def test_constant_trust_scales_the_loss_and_one_changes_no_bit(form):
-    owner, method = random_owner(), make(random_owner(), PRESETS[form])
+    matched_idxs, method = random_matched_idxs(), make(random_matched_idxs(), PRESETS[form])
     student, teacher = random_pair()
     loss = {
         w: method(student, teacher, constant_trust(maps(SIZES, 1), w))["cls"] for w in (1.0, 0.3)
@@ -216,7 +216,7 @@ def test_constant_trust_scales_the_loss_and_one_changes_no_bit(form):
 
     s, t = student.dense.logits, teacher.dense.logits
     values = adl(s, t, form, method.constants.BETA, method.constants.GAMMA).sum(-1)
-    counted = (owner != IGNORED) & centred_in_image(student.dense.anchors, IMAGE_SIZES)
+    counted = (matched_idxs != IGNORED) & centred_in_image(student.dense.anchors, IMAGE_SIZES)
     divisor = (counted * (t.sigmoid() ** 1.8).sum(-1)).sum().clamp(min=1)
     assert torch.equal(loss[1.0], (counted * values).sum() / divisor)
 
@@ -224,16 +224,16 @@ def test_constant_trust_scales_the_loss_and_one_changes_no_bit(form):
 def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
     logits = rand(2, NUM_ANCHORS, K)
     student, teacher = observe(logits.clone().requires_grad_()), observe(logits)
-    loss = make(random_owner())(student, teacher, random_trust(maps(SIZES, 1)))["cls"]
+    loss = make(random_matched_idxs())(student, teacher, random_trust(maps(SIZES, 1)))["cls"]
     loss.backward()
     assert loss.item() == 0
     assert student.dense.logits.grad.abs().max() < 1e-12
 
 
 def test_without_anchors_to_compare_the_loss_is_a_zero_with_a_graph():
-    owner = torch.full((2, NUM_ANCHORS), IGNORED)
+    matched_idxs = torch.full((2, NUM_ANCHORS), IGNORED)
     student, teacher = random_pair()
-    loss = make(owner)(student, teacher, random_trust(maps(SIZES, 1)))["cls"]
+    loss = make(matched_idxs)(student, teacher, random_trust(maps(SIZES, 1)))["cls"]
     loss.backward()
     assert loss.item() == 0
     assert (student.dense.logits.grad == 0).all()
@@ -253,9 +253,9 @@ def test_published_constants():
 )
 def test_values_out_of_range_are_named(key, value):
     with pytest.raises(ValueError, match=f"DISTILL.ADL.PAPER.{key} is .*{value}"):
-        make(random_owner(), **{key: value})
+        make(random_matched_idxs(), **{key: value})
     with pytest.raises(ValueError, match="DISTILL.ADL.PRESET is 'AUTHORS'"):
-        make(random_owner(), preset="AUTHORS")
+        make(random_matched_idxs(), preset="AUTHORS")
 
 
 @pytest.mark.parametrize("detector", ["RetinaNet", "FCOS", "GFL", "FasterRCNN"])

@@ -29,12 +29,12 @@ def test_padding_begins_where_the_image_ends():
 
 
 def test_anchors_ignored_or_in_the_padding_do_not_count():
-    owner = torch.tensor([[0, IGNORED, BACKGROUND, 0], [BACKGROUND, 1, BACKGROUND, IGNORED]])
+    matched_idxs = torch.tensor([[0, IGNORED, BACKGROUND, 0], [BACKGROUND, 1, BACKGROUND, IGNORED]])
     expected = [[True, False, True, True], [True, False, False, False]]
-    assert counted_anchors(owner, ANCHORS, objects(IMAGE_SIZES)).tolist() == expected
+    assert counted_anchors(matched_idxs, ANCHORS, objects(IMAGE_SIZES)).tolist() == expected
 
 
 def test_positive_anchors_are_counted_over_the_batch_and_are_at_least_one():
-    owner = torch.tensor([[3, BACKGROUND, 0], [IGNORED, BACKGROUND, 5]])
-    assert count_positive(owner) == 3
+    matched_idxs = torch.tensor([[3, BACKGROUND, 0], [IGNORED, BACKGROUND, 5]])
+    assert count_positive(matched_idxs) == 3
     assert count_positive(torch.full((2, 3), BACKGROUND)) == 1

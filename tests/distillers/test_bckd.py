@@ -35,9 +35,9 @@ def observation(seed, classes=3):
     return Observation({}, dense=dense_output(seed, classes), objects=objects)
 
 
-def make(owner=OWNER, **changes):
+def make(matched_idxs=OWNER, **changes):
     method = build(BCKD, setting([8]), **changes)
-    method.student.owners = lambda dense, objects: owner
+    method.student.matched_idxs = lambda dense, objects: matched_idxs
     return method
 
 
@@ -50,11 +50,11 @@ def trust_map(seed=5):
 def test_losses_against_the_formulas(classes, ignored):
     student, teacher = observation(1, classes), observation(11, classes)
     weight = trust_map()
-    owner = OWNER.where(OWNER != BACKGROUND, IGNORED) if ignored else OWNER
-    losses = make(owner)(student, teacher, Trust({8: weight}))
+    matched_idxs = OWNER.where(OWNER != BACKGROUND, IGNORED) if ignored else OWNER
+    losses = make(matched_idxs)(student, teacher, Trust({8: weight}))
     expected = {"cls": 0.0, "box": 0.0}
     for image, anchor in np.ndindex(2, 8):
-        if owner[image, anchor] == IGNORED:
+        if matched_idxs[image, anchor] == IGNORED:
             continue
         w = weight[image, 0].flatten()[anchor // 2].item()
         z, t = (x.dense.logits[image, anchor].tolist() for x in (student, teacher))

@@ -186,15 +186,15 @@ def test_losses_against_the_steps_by_hand(detector_of, name, position):
     method = build(student, teacher, position)
     observations = [observe(method, x, maps(16, seed)) for x, seed in ((student, 1), (teacher, 2))]
     losses = method(*observations, trust_maps())
-    owner = student.owners(observations[0].dense, batch_objects())
-    assert (owner >= 0).sum() > 1
+    matched_idxs = student.matched_idxs(observations[0].dense, batch_objects())
+    assert (matched_idxs >= 0).sum() > 1
     expected = mimic_losses(
         by_hand(name, student, teacher, observations, position),
         observations[1].dense,
         name,
-        owner,
+        matched_idxs,
         trust_maps().per_anchor(observations[1].dense.levels),
-        counted_anchors(owner, observations[1].dense.anchors, batch_objects()),
+        counted_anchors(matched_idxs, observations[1].dense.anchors, batch_objects()),
     )
     _, cls_weight, box_weight = PUBLISHED[name]
     assert losses["cls"].item() == pytest.approx(cls_weight * expected[0].item(), rel=1e-4)

@@ -84,7 +84,7 @@ def synthetic_losses(roi, seed=1):
         levels=[LevelShape(8, 2, 3, 2)],
         cls=values[0],
         box=values[1],
-        owner=torch.full((2, 12), -1),
+        matched_idxs=torch.full((2, 12), -1),
         factor=values[2],
         image_normalizer=torch.ones(2),
         batch_normalizer=torch.tensor(5.0),
@@ -131,8 +131,8 @@ def own_loss(name, family, features, instances):
         if name != "GFL":
             # Where the running mean settles.
             dense = family.dense(features, predictions)
-            owner = family.owners(dense, Objects.from_instances(instances, CPU))
-            model.loss_normalizer = max(int((owner >= 0).sum()), 1)
+            matched_idxs = family.matched_idxs(dense, Objects.from_instances(instances, CPU))
+            model.loss_normalizer = max(int((matched_idxs >= 0).sum()), 1)
         images = ImageList(torch.zeros(len(instances), 3, 64, 96), [(64, 96)] * len(instances))
         return sum(model.forward_training(images, maps, predictions, instances).values())
 
@@ -236,16 +236,16 @@ def test_di_with_the_teacher_as_target(detector_of, name):
     predicted, target = (
         teacher.dense(x.features, teacher.head(list(x.features.values()))) for x in (seen, theirs)
     )
-    owner = teacher.owners(predicted, seen.objects)
+    matched_idxs = teacher.matched_idxs(predicted, seen.objects)
     cls, box = mimic_losses(
         predicted,
         target,
         teacher.detector.__name__,
-        owner,
+        matched_idxs,
         trust.per_anchor(target.levels),
-        counted_anchors(owner, target.anchors, seen.objects),
+        counted_anchors(matched_idxs, target.anchors, seen.objects),
     )
-    assert (owner >= 0).any()
+    assert (matched_idxs >= 0).any()
     assert loss.item() == pytest.approx((cls + BOX_WEIGHTS[name] * box).item(), rel=1e-5)
 
     theirs.predictions = teacher.head(list(theirs.features.values()))

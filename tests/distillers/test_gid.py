@@ -351,7 +351,9 @@ def observations(channels=(4, 4), counts=(2, 0)):
 
 def make(channels=(4, 4), **changes):
     of_toy = setting(SIZES, channels)
-    of_toy.student.owners = lambda dense, objects: match_by_iou(MATCHER, dense.anchors, objects)
+    of_toy.student.matched_idxs = lambda dense, objects: match_by_iou(
+        MATCHER, dense.anchors, objects
+    )
     return build(GID, of_toy, **changes)
 
 
@@ -524,7 +526,7 @@ def test_selection_of_kinds(selection):
     student, teacher = observations()
     method = make(SELECTION=selection)
     instances = method._instances(student, teacher)
-    owner = match_by_iou(MATCHER, student.dense.anchors, student.objects)
+    matched_idxs = match_by_iou(MATCHER, student.dense.anchors, student.objects)
     assert len(instances[0]) > 0
     for n, (boxes, anchors) in enumerate(numpy_instances(student, teacher)):
         objects = student.objects.boxes.split(student.objects.counts)[n].numpy()
@@ -535,7 +537,7 @@ def test_selection_of_kinds(selection):
                 width, height = np.minimum(box[2:], gt[2:]) - np.maximum(box[:2], gt[:2])
                 inter = max(width, 0) * max(height, 0)
                 share = max(share, inter / np.prod(box[2:] - box[:2]))
-            positive = owner[n, anchor] >= 0
+            positive = matched_idxs[n, anchor] >= 0
             kind = {
                 "positive": positive,
                 "semi_positive": not positive and share > 0.7,

@@ -73,14 +73,14 @@ def test_gradient():
 # --- the method
 
 
-def random_owner(seed=7):
+def random_matched_idxs(seed=7):
     choice = torch.randint(3, (2, NUM_ANCHORS), generator=torch.Generator().manual_seed(seed))
     return torch.tensor([0, BACKGROUND, IGNORED])[choice]
 
 
-def make(owner, **changes):
+def make(matched_idxs, **changes):
     model = SimpleNamespace(reg_max=BINS - 1)
-    family = SimpleNamespace(model=model, owners=lambda dense, objects: owner)
+    family = SimpleNamespace(model=model, matched_idxs=lambda dense, objects: matched_idxs)
     return build(LD, Setting([], family, family), **changes)
 
 
@@ -98,13 +98,13 @@ def random_pair():
     return student, teacher
 
 
-def reference(student, teacher, trust, owner, weight, temperature):
+def reference(student, teacher, trust, matched_idxs, weight, temperature):
     total = 0.0
     trusted = trust.per_anchor(LEVELS)
     s, t = (x.dense.regression.detach().numpy() for x in (student, teacher))
     for n in range(2):
         for r in range(NUM_ANCHORS):
-            if owner[n, r] < 0:
+            if matched_idxs[n, r] < 0:
                 continue
             score = 1 / (1 + math.exp(-student.dense.logits[n, r].max().item()))
             side = reference_side(s[n, r], t[n, r], BINS, temperature)
@@ -118,39 +118,39 @@ def reference(student, teacher, trust, owner, weight, temperature):
     ids=["published", "changed"],
 )
 def test_loss_against_loops(changes, expected):
-    owner, trust = random_owner(), random_trust(maps(SIZES, 1))
+    matched_idxs, trust = random_matched_idxs(), random_trust(maps(SIZES, 1))
     student, teacher = random_pair()
-    losses = make(owner, **changes)(student, teacher, trust)
+    losses = make(matched_idxs, **changes)(student, teacher, trust)
     assert set(losses) == {"box"}
-    value = reference(student, teacher, trust, owner, *expected)
+    value = reference(student, teacher, trust, matched_idxs, *expected)
     assert losses["box"].item() == pytest.approx(value, rel=1e-10)
 
 
 def test_gradient_reaches_the_positive_anchors_distributions_alone():
-    owner = random_owner()
+    matched_idxs = random_matched_idxs()
     student, teacher = random_pair()
-    make(owner)(student, teacher, random_trust(maps(SIZES, 1)))["box"].backward()
+    make(matched_idxs)(student, teacher, random_trust(maps(SIZES, 1)))["box"].backward()
     assert student.dense.logits.grad is None
-    assert torch.equal(student.dense.regression.grad.abs().sum(-1) > 0, owner >= 0)
+    assert torch.equal(student.dense.regression.grad.abs().sum(-1) > 0, matched_idxs >= 0)
 
 
 def test_constant_trust_scales_the_loss_and_one_changes_no_bit():
-    owner = random_owner()
+    matched_idxs = random_matched_idxs()
     student, teacher = random_pair()
-    method = make(owner)
+    method = make(matched_idxs)
     full, weighted = (
         method(student, teacher, constant_trust(maps(SIZES, 1), w))["box"] for w in (1.0, 0.3)
     )
     assert weighted.item() == pytest.approx(0.3 * full.item(), rel=1e-12)
 
     values = side_divergence(student.dense.regression, teacher.dense.regression, BINS, 10.0)
-    score = (owner >= 0) * student.dense.logits.detach().sigmoid().amax(-1)
+    score = (matched_idxs >= 0) * student.dense.logits.detach().sigmoid().amax(-1)
     assert torch.equal(full, 0.25 * (score * values).sum())
 
 
 def test_a_student_equal_to_its_teacher_has_no_loss():
     student, teacher = observe(1), observe(1)
-    loss = make(random_owner())(student, teacher, random_trust(maps(SIZES, 1)))["box"]
+    loss = make(random_matched_idxs())(student, teacher, random_trust(maps(SIZES, 1)))["box"]
     loss.backward()
     assert loss.item() == 0
     assert student.dense.regression.grad.abs().max() < 1e-12
@@ -158,8 +158,8 @@ def test_a_student_equal_to_its_teacher_has_no_loss():
 
 def test_without_positive_anchors_the_loss_is_a_zero_with_a_graph():
     student, teacher = random_pair()
-    owner = torch.full((2, NUM_ANCHORS), BACKGROUND)
-    loss = make(owner)(student, teacher, random_trust(maps(SIZES, 1)))["box"]
+    matched_idxs = torch.full((2, NUM_ANCHORS), BACKGROUND)
+    loss = make(matched_idxs)(student, teacher, random_trust(maps(SIZES, 1)))["box"]
     loss.backward()
     assert loss.item() == 0
     assert (student.dense.regression.grad == 0).all()

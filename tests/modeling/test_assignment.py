@@ -28,15 +28,15 @@ def step(model, batch):
     return losses
 
 
-def spied(monkeypatch, owner, name):
+def spied(monkeypatch, matched_idxs, name):
     """The arguments of each call of a function from now on."""
-    seen, original = [], getattr(owner, name)
+    seen, original = [], getattr(matched_idxs, name)
 
     def spy(*args):
         seen.append(args)
         return original(*args)
 
-    monkeypatch.setattr(owner, name, spy)
+    monkeypatch.setattr(matched_idxs, name, spy)
     return seen
 
 
@@ -214,10 +214,10 @@ def test_other_objects_are_assigned_anew(small_cfg, build_seeded, make_batch, mo
         features = family.features(model.backbone(images))
         dense = family.dense(features, family.head(list(features.values())))
     seen = spied(monkeypatch, RetinaNetFamily, "assign")
-    owners = []
+    matches = []
     for boxes in ([[0.0, 0, 30, 30]], [[40.0, 10, 90, 60]]):
         objects = Objects(torch.tensor(boxes), torch.tensor([0]), [1], [torch.zeros(0, 4)])
-        owners += [family.owners(dense, objects), family.owners(dense, objects)]
+        matches += [family.matched_idxs(dense, objects), family.matched_idxs(dense, objects)]
     assert len(seen) == 2
-    assert torch.equal(owners[0], owners[1]) and torch.equal(owners[2], owners[3])
-    assert not torch.equal(owners[0], owners[2])
+    assert torch.equal(matches[0], matches[1]) and torch.equal(matches[2], matches[3])
+    assert not torch.equal(matches[0], matches[2])

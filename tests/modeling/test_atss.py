@@ -31,7 +31,7 @@ def iou(a, b):
 def reference(anchors, sizes, boxes, candidates=9):
     """The algorithm of the paper, one object and one anchor at a time."""
     anchors, boxes = anchors.double().tolist(), boxes.double().tolist()
-    owner, best = [-1] * len(anchors), [-1.0] * len(anchors)
+    matched_idxs, best = [-1] * len(anchors), [-1.0] * len(anchors)
     for g, box in enumerate(boxes):
         centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
         chosen, start = [], 0
@@ -51,8 +51,8 @@ def reference(anchors, sizes, boxes, candidates=9):
             x, y = (anchors[r][0] + anchors[r][2]) / 2, (anchors[r][1] + anchors[r][3]) / 2
             inside = min(x - box[0], y - box[1], box[2] - x, box[3] - y) > 0.01
             if value >= threshold and inside and value > best[r]:
-                owner[r], best[r] = g, value
-    return owner
+                matched_idxs[r], best[r] = g, value
+    return matched_idxs
 
 
 def random_boxes(generator, count, height, width):
@@ -68,9 +68,9 @@ def test_equals_plain_loops_on_random_objects(seed, candidates):
     height, width = ((96, 160), (64, 64), (200, 72))[seed % 3]
     anchors, sizes = make_anchors(height, width)
     boxes = random_boxes(generator, 1 + 3 * seed, height, width)
-    owner = atss_match(anchors, sizes, boxes, candidates)
-    assert owner.tolist() == reference(anchors, sizes, boxes, candidates)
-    assert (owner >= 0).any()
+    matched_idxs = atss_match(anchors, sizes, boxes, candidates)
+    assert matched_idxs.tolist() == reference(anchors, sizes, boxes, candidates)
+    assert (matched_idxs >= 0).any()
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,8 @@ def test_one_candidate_is_its_own_threshold():
 
 def test_image_without_objects_is_background():
     anchors, sizes = make_anchors(64, 64)
-    owner = atss_match(anchors, sizes, torch.zeros(0, 4))
-    assert owner.shape == (len(anchors),) and (owner == -1).all()
+    matched_idxs = atss_match(anchors, sizes, torch.zeros(0, 4))
+    assert matched_idxs.shape == (len(anchors),) and (matched_idxs == -1).all()
 
 
 def test_of_identical_objects_the_first_takes_all():
@@ -124,7 +124,7 @@ def test_contested_anchor_goes_to_the_higher_iou():
     alone = [atss_match(anchors, sizes, boxes[i : i + 1]) == 0 for i in range(2)]
     contested = (alone[0] & alone[1]).nonzero().flatten().tolist()
     assert contested
-    owner = atss_match(anchors, sizes, boxes)
+    matched_idxs = atss_match(anchors, sizes, boxes)
     for r in contested:
         ious = [iou(anchors[r].tolist(), box) for box in boxes.tolist()]
-        assert owner[r] == int(np.argmax(ious))
+        assert matched_idxs[r] == int(np.argmax(ious))

@@ -99,7 +99,7 @@ REGRESSION = [
 def test_retinanet_levels_add_up_to_its_loss(teacher_of, make_batch, changes, counts):
     teacher, batch = teacher_of("RetinaNet", changes), make_batch(counts)
     _, losses = observe(teacher, batch)
-    num_positive = int((losses.owner >= 0).sum())
+    num_positive = int((losses.matched_idxs >= 0).sum())
     expected = retinanet_losses(teacher.model, batch, num_positive)
     cls, box = (x.sum() / losses.batch_normalizer for x in (losses.cls, losses.box))
     torch.testing.assert_close(cls, expected["loss_cls"], rtol=1e-4, atol=1e-6)
@@ -113,23 +113,23 @@ def test_retinanet_images_add_up_to_the_loss_on_each(teacher_of, make_batch):
     teacher, batch = teacher_of("RetinaNet"), make_batch((3, 0, 2))
     _, losses = observe(teacher, batch)
     for index, image in enumerate(batch):
-        num_positive = int((losses.owner[index] >= 0).sum())
+        num_positive = int((losses.matched_idxs[index] >= 0).sum())
         expected = sum(retinanet_losses(teacher.model, [image], num_positive).values())
         torch.testing.assert_close(image_loss(losses).sum(1)[index], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_retinanet_owners_are_its_own_labels(teacher_of, make_batch):
+def test_retinanet_matches_are_its_own_labels(teacher_of, make_batch):
     teacher, batch = teacher_of("RetinaNet"), make_batch((4, 0, 3))
     observation, losses = observe(teacher, batch)
     anchors = teacher.model.anchor_generator(list(observation.features.values()))
     labels, boxes = teacher.model.label_anchors(anchors, [x["instances"] for x in batch])
     objects = objects_of(batch)
     for image in range(3):
-        owner, positive = losses.owner[image], losses.owner[image] >= 0
-        assert torch.equal(owner == BACKGROUND, labels[image] == teacher.model.num_classes)
-        assert torch.equal(owner == IGNORED, labels[image] == -1)
-        assert torch.equal(objects.classes[owner[positive]], labels[image][positive])
-        assert torch.equal(objects.boxes[owner[positive]], boxes[image][positive])
+        matched_idxs, positive = losses.matched_idxs[image], losses.matched_idxs[image] >= 0
+        assert torch.equal(matched_idxs == BACKGROUND, labels[image] == teacher.model.num_classes)
+        assert torch.equal(matched_idxs == IGNORED, labels[image] == -1)
+        assert torch.equal(objects.classes[matched_idxs[positive]], labels[image][positive])
+        assert torch.equal(objects.boxes[matched_idxs[positive]], boxes[image][positive])
 
 
 def test_retinanet_anchors_lie_in_the_documented_order(teacher_of, make_batch):
@@ -196,13 +196,13 @@ def test_rpn_levels_add_up_to_the_mean_of_its_sampled_loss(teacher_of, make_batc
 @pytest.mark.parametrize("num_positive,num_negative", [(3, 90), (40, 90), (40, 5), (0, 90), (3, 4)])
 def test_sampling_frequency_is_that_of_detectron2(num_positive, num_negative):
     torch.manual_seed(0)
-    owner = torch.tensor([[5] * num_positive + [BACKGROUND] * num_negative + [IGNORED] * 6])
-    labels = torch.where(owner[0] >= 0, 1, torch.where(owner[0] == BACKGROUND, 0, -1))
-    counts = torch.zeros(owner.shape[1])
+    matched_idxs = torch.tensor([[5] * num_positive + [BACKGROUND] * num_negative + [IGNORED] * 6])
+    labels = torch.where(matched_idxs[0] >= 0, 1, torch.where(matched_idxs[0] == BACKGROUND, 0, -1))
+    counts = torch.zeros(matched_idxs.shape[1])
     for _ in range(400):
         for index in subsample_labels(labels, 21, 0.5, 0):
             counts[index] += 1
-    expected = sampling_frequency(owner, 21, 0.5)[0]
+    expected = sampling_frequency(matched_idxs, 21, 0.5)[0]
     # Five standard deviations of a binomial distribution, at most.
     assert (counts / 400 - expected).abs().max() <= 0.125
     for kind in (labels == 1, labels == 0):
@@ -259,11 +259,11 @@ def test_hardest_background_against_sorting():
     generator = torch.Generator().manual_seed(0)
     levels = [LevelShape(8, 5, 6, 3), LevelShape(16, 2, 3, 1)]
     cls = torch.rand(2, 96, generator=generator)
-    owner = torch.randint(IGNORED, 2, (2, 96), generator=generator)
-    actual = hardest_background(cls, owner, levels, 10)
+    matched_idxs = torch.randint(IGNORED, 2, (2, 96), generator=generator)
+    actual = hardest_background(cls, matched_idxs, levels, 10)
     for image in range(2):
         for level, part in enumerate((slice(0, 90), slice(90, 96))):
-            negative = cls[image, part][owner[image, part] == BACKGROUND].double()
+            negative = cls[image, part][matched_idxs[image, part] == BACKGROUND].double()
             expected = sum(sorted(negative.tolist(), reverse=True)[:10]) / 10
             assert actual[image, level].item() == pytest.approx(expected, rel=1e-5)
 
@@ -323,15 +323,15 @@ def test_retinanet_is_not_trusted_on_an_object_that_it_misclassifies(teacher_of)
     teacher, batch = teacher_of("RetinaNet"), two_objects()
     observation, losses = observe(teacher, batch)
     logits, deltas = ([x.clone() for x in maps] for maps in observation.predictions)
-    for per_level, owner in zip(logits, losses.split(losses.owner)):
+    for per_level, matched_idxs in zip(logits, losses.split(losses.matched_idxs)):
         per_level.fill_(-8.0)
         by_class = per_level.view(1, -1, 3, *per_level.shape[-2:])
-        by_class[:, :, 0][(owner >= 0).permute(0, 3, 1, 2)] = 8.0
+        by_class[:, :, 0][(matched_idxs >= 0).permute(0, 3, 1, 2)] = 8.0
     for x in deltas:
         x.zero_()
     losses = teacher.losses(replace(observation, predictions=[logits, deltas]), objects_of(batch))
     assert losses.known_objects.all()
-    cls = [losses.cls[losses.owner == index].mean() for index in range(2)]
+    cls = [losses.cls[losses.matched_idxs == index].mean() for index in range(2)]
     assert cls[0] < 1e-3 and cls[1] > 5
     assert trust_at_objects(losses, alpha=2.0)[1][1] < 1e-3
 
@@ -346,7 +346,7 @@ def test_a_false_alarm_lowers_the_trust_in_the_background_of_its_image_and_level
     teacher, batch = teacher_of(family), make_batch((2, 2))
     observation, before = observe(teacher, batch)
     level, image = 0, 1
-    negative = before.split(before.owner)[level][image] == BACKGROUND
+    negative = before.split(before.matched_idxs)[level][image] == BACKGROUND
     row, column, anchor = negative.nonzero()[0].tolist()
     logits = [x.clone() for x in observation.predictions[0]]
     channels = logits[level].shape[1] // negative.shape[-1]
@@ -370,9 +370,11 @@ def test_retinanet_background_is_the_negative_loss_per_positive_anchor(teacher_o
     teacher = teacher_of("RetinaNet")
     batch = make_batch((3,)) * 2
     _, losses = observe(teacher, batch)
-    for level, (cls, owner) in enumerate(zip(losses.split(losses.cls), losses.split(losses.owner))):
-        num_positive = max((owner >= 0).sum().item(), 2)
-        expected = cls[owner == BACKGROUND].double().sum().item() / num_positive
+    for level, (cls, matched_idxs) in enumerate(
+        zip(losses.split(losses.cls), losses.split(losses.matched_idxs))
+    ):
+        num_positive = max((matched_idxs >= 0).sum().item(), 2)
+        expected = cls[matched_idxs == BACKGROUND].double().sum().item() / num_positive
         for image in range(2):
             assert losses.background[image, level].item() == pytest.approx(expected, rel=1e-4)
 
@@ -400,14 +402,14 @@ def test_ignore_regions_say_nothing(teacher_of, make_batch, family):
         y2.clamp(max=40) - y1.clamp(min=0)
     ).clamp(min=0)
     inside = overlap / ((x2 - x1) * (y2 - y1)) > 0.5
-    silenced = inside & (plain.owner[1] == BACKGROUND)
+    silenced = inside & (plain.matched_idxs[1] == BACKGROUND)
     assert silenced.any()
-    assert (masked.owner[1][silenced] == IGNORED).all()
+    assert (masked.matched_idxs[1][silenced] == IGNORED).all()
     assert (masked.cls[1][silenced] == 0).all()
-    assert torch.equal(masked.owner[1][~silenced], plain.owner[1][~silenced])
+    assert torch.equal(masked.matched_idxs[1][~silenced], plain.matched_idxs[1][~silenced])
     assert torch.equal(masked.cls[1][~silenced], plain.cls[1][~silenced])
     assert torch.equal(masked.box, plain.box)
-    assert torch.equal(masked.owner[0], plain.owner[0])
+    assert torch.equal(masked.matched_idxs[0], plain.matched_idxs[0])
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (0, 2)], ids=str)
@@ -443,7 +445,7 @@ def test_dense_cls_losses_against_formulas(teacher_of, make_batch):
     teacher, batch = teacher_of("FasterRCNN"), make_batch((2, 0))
     observation, losses = observe(teacher, batch)
     logits = torch.cat([x.permute(0, 2, 3, 1).flatten(1) for x in observation.predictions[0]], 1)
-    positive, known = losses.owner >= 0, losses.owner != IGNORED
+    positive, known = losses.matched_idxs >= 0, losses.matched_idxs != IGNORED
     expected = torch.where(positive, F.softplus(-logits.double()), F.softplus(logits.double()))
     np.testing.assert_allclose(losses.cls, expected * known, rtol=1e-4, atol=1e-6)
 
@@ -458,11 +460,11 @@ def test_dense_cls_losses_against_formulas(teacher_of, make_batch):
     )
     classes = objects_of(batch).classes
     target = torch.zeros_like(logits)
-    for image, anchor in (losses.owner >= 0).nonzero().tolist():
-        target[image, anchor, classes[losses.owner[image, anchor]]] = 1
+    for image, anchor in (losses.matched_idxs >= 0).nonzero().tolist():
+        target[image, anchor, classes[losses.matched_idxs[image, anchor]]] = 1
     p = logits.sigmoid()
     focal = -target * 0.25 * (1 - p) ** 2 * p.log() - (1 - target) * 0.75 * p**2 * (1 - p).log()
-    expected = focal.sum(-1) * (losses.owner != IGNORED)
+    expected = focal.sum(-1) * (losses.matched_idxs != IGNORED)
     np.testing.assert_allclose(losses.cls, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -471,12 +473,12 @@ def test_positive_anchors_overlap_their_object(teacher_of, make_batch):
     for family, threshold in (("RetinaNet", 0.5), ("FasterRCNN", 0.7)):
         teacher, batch = teacher_of(family), make_batch((3, 2))
         observation, losses = observe(teacher, batch)
-        owner = teacher.model if family == "RetinaNet" else teacher.model.proposal_generator
-        anchors = Boxes.cat(owner.anchor_generator(list(observation.features.values())))
+        matched_idxs = teacher.model if family == "RetinaNet" else teacher.model.proposal_generator
+        anchors = Boxes.cat(matched_idxs.anchor_generator(list(observation.features.values())))
         objects = objects_of(batch)
         iou = pairwise_iou(Boxes(objects.boxes), anchors)
-        for image, anchor in (losses.owner >= 0).nonzero().tolist():
-            index = losses.owner[image, anchor]
+        for image, anchor in (losses.matched_idxs >= 0).nonzero().tolist():
+            index = losses.matched_idxs[image, anchor]
             assert objects.image_index[index] == image
             best = iou[objects.image_index == image].max(1).values
             assert iou[index, anchor] >= min(threshold, best.min()) - 1e-6
@@ -500,9 +502,9 @@ def test_anchors_are_matched_as_detectron2_does(low_quality, count):
     boxes[count - 1 : count] += 100
     matcher = Matcher([0.3, 0.6], [0, -1, 1], allow_low_quality_matches=low_quality)
     objects = Objects(boxes, torch.zeros(count, dtype=torch.int64), [count], [torch.zeros(0, 4)])
-    (owner,) = match_by_iou(matcher, anchors, objects)
+    (matched_idxs,) = match_by_iou(matcher, anchors, objects)
     index, label = matcher(pairwise_iou(Boxes(boxes), Boxes(anchors)))
-    assert torch.equal(owner >= 0, label == 1)
-    assert torch.equal(owner == BACKGROUND, label == 0)
-    assert torch.equal(owner == IGNORED, label == -1)
-    assert torch.equal(owner[owner >= 0], index[label == 1])
+    assert torch.equal(matched_idxs >= 0, label == 1)
+    assert torch.equal(matched_idxs == BACKGROUND, label == 0)
+    assert torch.equal(matched_idxs == IGNORED, label == -1)
+    assert torch.equal(matched_idxs[matched_idxs >= 0], index[label == 1])

@@ -164,13 +164,13 @@ def test_family_takes_the_detectors_assignment_and_ignores_regions(model):
     losses = unreduced_losses(model, predictions, [Instances.cat([objects, region])])
     anchors = model.anchor_generator(list(maps_like(predictions).values()))
     labels, matched = model.label_anchors(anchors, [objects])
-    positive = losses.owner[0] >= 0
+    positive = losses.matched_idxs[0] >= 0
     assert torch.equal(positive, labels[0] == 1)
     matched = getattr(matched[0], "tensor", matched[0])
-    assert torch.equal(objects.gt_boxes.tensor[losses.owner[0][positive]], matched[positive])
-    ignored = losses.owner == IGNORED
-    assert ignored.any() and (losses.owner == BACKGROUND).any()
-    assert (losses.cls[ignored] == 0).all() and (losses.box[~(losses.owner >= 0)] == 0).all()
+    assert torch.equal(objects.gt_boxes.tensor[losses.matched_idxs[0][positive]], matched[positive])
+    ignored = losses.matched_idxs == IGNORED
+    assert ignored.any() and (losses.matched_idxs == BACKGROUND).any()
+    assert (losses.cls[ignored] == 0).all() and (losses.box[~(losses.matched_idxs >= 0)] == 0).all()
 
 
 def test_an_object_the_teacher_misses_is_not_trusted(model):

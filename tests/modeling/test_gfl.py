@@ -104,11 +104,11 @@ def reference_losses(predictions, objects):
             for x in range(maps.shape[3])
         ]
         sizes = [x.shape[2] * x.shape[3] for x in logits]
-        owner = iter(atss_match(torch.tensor(anchors).float(), sizes, boxes).tolist())
+        matched_idxs = iter(atss_match(torch.tensor(anchors).float(), sizes, boxes).tolist())
         for stride, cls, box in zip(STRIDES, logits, distributions):
             for y in range(cls.shape[2]):
                 for x in range(cls.shape[3]):
-                    g = next(owner)
+                    g = next(matched_idxs)
                     scores = [sigmoid(v) for v in cls[n, :, y, x]]
                     target = [0.0] * K
                     if g >= 0:
@@ -474,12 +474,12 @@ def test_family_takes_the_detectors_assignment_and_ignores_regions(model):
     losses = unreduced_losses(model, predictions, [truth])
     anchors = model.anchor_generator(list(maps_like(predictions).values()))
     labels, _ = model.label_anchors(anchors, [truth[:1]])
-    assert torch.equal(losses.owner[0] == 0, labels[0] == 1)
-    ignored = losses.owner == IGNORED
+    assert torch.equal(losses.matched_idxs[0] == 0, labels[0] == 1)
+    ignored = losses.matched_idxs == IGNORED
     finest = torch.zeros(12, 12, dtype=torch.bool)
     finest[1:4, 8:12] = True  # y 8, 16, 24; x 64, 72, 80, 88
     assert torch.equal(losses.split(ignored)[0][0, ..., 0], finest)
-    assert (losses.owner == BACKGROUND).any()
+    assert (losses.matched_idxs == BACKGROUND).any()
     assert (losses.cls[ignored] == 0).all() and (losses.cls[~ignored] > 0).all()
     assert losses.background.shape == (1, 5)
 
@@ -514,7 +514,7 @@ def test_an_object_the_teacher_misses_is_not_trusted(model):
         maps = compute_trust(losses, alpha=1.0, granularity="instance").maps
         trust[name] = maps[8][0, 0, 6, 6].item()
         # What GFL's own loss would have said of the object: its mean over the positive anchors.
-        positive = losses.owner >= 0
+        positive = losses.matched_idxs >= 0
         own_loss = (losses.factor * (losses.cls + losses.box))[positive].mean()
         own[name] = torch.exp(-own_loss).item()
     # Found: 1.0 by hard labels, 0.87 by GFL's own loss. Missed: 0.0003 and 0.93.
@@ -589,7 +589,7 @@ def test_object_losses_are_those_of_hard_labels(model):
     anchors = Boxes.cat(model.anchor_generator(list(maps_like(predictions).values()))).tensor
     for g, (gt, label) in enumerate(zip(truth[0].gt_boxes.tensor.tolist(), (0, 2))):
         values = []
-        for r in (losses.owner[0] == g).nonzero().flatten().tolist():
+        for r in (losses.matched_idxs[0] == g).nonzero().flatten().tolist():
             value = 0.0
             for k, x in enumerate(cls[r].tolist()):
                 y = float(k == label)

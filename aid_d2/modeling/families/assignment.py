@@ -28,15 +28,15 @@ def assign(match: Callable[[Tensor], Tensor], anchors: Tensor, objects: Objects)
     Returns:
         (N, R) int64: the object, BACKGROUND or IGNORED.
     """
-    owners, start = [], 0
+    per_image, start = [], 0
     for boxes, regions in zip(objects.boxes.split(objects.counts), objects.ignored):
         index = match(boxes)
-        owner = torch.where(index >= 0, index + start, index)
+        matched_idxs = torch.where(index >= 0, index + start, index)
         if len(regions):
-            owner[(owner == BACKGROUND) & inside_regions(anchors, regions)] = IGNORED
-        owners.append(owner)
+            matched_idxs[(matched_idxs == BACKGROUND) & inside_regions(anchors, regions)] = IGNORED
+        per_image.append(matched_idxs)
         start += len(boxes)
-    return torch.stack(owners)
+    return torch.stack(per_image)
 
 
 def match_by_iou(matcher: Matcher, anchors: Tensor, objects: Objects) -> Tensor:
@@ -82,9 +82,11 @@ def iou_rule(generator: nn.Module, matcher: Matcher) -> Hashable:
     return thresholds, labels, matcher.allow_low_quality_matches, anchor_rule(generator)
 
 
-def owned(values: Tensor, owner: Tensor, default: Tensor) -> Tensor:
-    """Gather values (M, ...) by owner (N, R); `default` where the owner is no object."""
-    positive = owner >= 0
+def gather_matched(values: Tensor, matched_idxs: Tensor, default: Tensor) -> Tensor:
+    """Gather values (M, ...) by matched_idxs (N, R); `default` where the matched_idxs is no object."""
+    positive = matched_idxs >= 0
     padded = torch.cat([values, values.new_zeros(1, *values.shape[1:])])
-    gathered = padded[torch.where(positive, owner, len(values))]
-    return torch.where(positive.view(*owner.shape, *[1] * (values.dim() - 1)), gathered, default)
+    gathered = padded[torch.where(positive, matched_idxs, len(values))]
+    return torch.where(
+        positive.view(*matched_idxs.shape, *[1] * (values.dim() - 1)), gathered, default
+    )

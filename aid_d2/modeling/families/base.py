@@ -12,7 +12,7 @@ from detectron2.utils.registry import Registry
 from ...losses import IGNORED, LevelShape, Objects, UnreducedLosses
 from ..dense_output import DenseOutput
 from ..levels import Level
-from .assignment import Labels, owned
+from .assignment import Labels, gather_matched
 from .dense import dense_output
 
 FAMILY_REGISTRY = Registry("DETECTOR_FAMILY")
@@ -128,15 +128,15 @@ class DetectorFamily:
         """
         raise NotImplementedError
 
-    def owners(self, dense: DenseOutput, objects: Objects) -> Tensor:
+    def matched_idxs(self, dense: DenseOutput, objects: Objects) -> Tensor:
         """As :meth:`assign`, but computed once for these objects and kept with them."""
-        return self._owners(dense.levels, dense.anchors, objects)
+        return self._matched_idxs(dense.levels, dense.anchors, objects)
 
-    def _owners(self, levels: list[LevelShape], anchors: Tensor, objects: Objects) -> Tensor:
+    def _matched_idxs(self, levels: list[LevelShape], anchors: Tensor, objects: Objects) -> Tensor:
         key = (self.assignment, *levels)
-        if key not in objects.owners:
-            objects.owners[key] = self.assign(levels, anchors, objects)
-        return objects.owners[key]
+        if key not in objects.assignments:
+            objects.assignments[key] = self.assign(levels, anchors, objects)
+        return objects.assignments[key]
 
     @property
     def labeller(self) -> tuple[nn.Module, Callable] | None:
@@ -145,12 +145,12 @@ class DetectorFamily:
         """
         return None
 
-    def labels(self, owner: Tensor, anchors: Tensor, objects: Objects) -> Labels:
-        """What the labeller returns for images with these owners (N, R) of anchors (R, 4)."""
+    def labels(self, matched_idxs: Tensor, anchors: Tensor, objects: Objects) -> Labels:
+        """What the labeller returns for images with these matched_idxs (N, R) of anchors (R, 4)."""
         raise NotImplementedError
 
     @contextmanager
-    def sharing_owners(
+    def sharing_matches(
         self, features: Callable[[], dict[int, Tensor]], objects: Objects
     ) -> Iterator[None]:
         """While open, the detector's own loss labels anchors by the assignment that all others use.
@@ -178,7 +178,7 @@ class DetectorFamily:
                 LevelShape(stride, *x.shape[-2:], count)
                 for (stride, x), count in zip(features().items(), per_location)
             ]
-            return self.labels(self._owners(levels, anchors, objects), anchors, objects)
+            return self.labels(self._matched_idxs(levels, anchors, objects), anchors, objects)
 
         setattr(module, name, label)
         try:
@@ -252,14 +252,14 @@ class DenseFamily(DetectorFamily):
         # Those of Detectron2's RetinaNetHead.
         return {"cls": self.head.cls_subnet, "box": self.head.bbox_subnet}
 
-    def class_labels(self, owner: Tensor, objects: Objects) -> Tensor:
+    def class_labels(self, matched_idxs: Tensor, objects: Objects) -> Tensor:
         """(N, R) class of each anchor's object; K for background, -1 for ignored."""
-        no_class = torch.where(owner == IGNORED, -1, self.num_classes)
-        return owned(objects.classes, owner, no_class)
+        no_class = torch.where(matched_idxs == IGNORED, -1, self.num_classes)
+        return gather_matched(objects.classes, matched_idxs, no_class)
 
-    def labels(self, owner, anchors, objects):
-        boxes = owned(objects.boxes, owner, anchors)
-        return list(self.class_labels(owner, objects)), list(boxes)
+    def labels(self, matched_idxs, anchors, objects):
+        boxes = gather_matched(objects.boxes, matched_idxs, anchors)
+        return list(self.class_labels(matched_idxs, objects)), list(boxes)
 
     def dense(self, features, predictions):
         return dense_output(

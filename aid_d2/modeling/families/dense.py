@@ -13,7 +13,7 @@ from detectron2.structures import Boxes
 from ...iou import giou_loss
 from ...losses import BACKGROUND, IGNORED, LevelShape, Objects, UnreducedLosses, split_levels
 from ..dense_output import DenseOutput
-from .assignment import owned
+from .assignment import gather_matched
 
 _IOU_LOSSES = {
     "giou": giou_loss,
@@ -70,7 +70,7 @@ def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     return labels[..., None] == torch.arange(num_classes, device=labels.device)
 
 
-def background_loss(cls: Tensor, owner: Tensor, levels: list[LevelShape]) -> Tensor:
+def background_loss(cls: Tensor, matched_idxs: Tensor, levels: list[LevelShape]) -> Tensor:
     """Classification loss of the background, per mean number of positive anchors of the level.
 
     The mean over the batch is the level's negative loss / number of positives; an image and level
@@ -78,14 +78,14 @@ def background_loss(cls: Tensor, owner: Tensor, levels: list[LevelShape]) -> Ten
 
     Args:
         cls: (N, R) classification loss.
-        owner: (N, R) as in :class:`UnreducedLosses`.
+        matched_idxs: (N, R) as in :class:`UnreducedLosses`.
         levels: L levels.
 
     Returns:
         (N, L)
     """
-    background = split_levels(cls * (owner == BACKGROUND), levels)
-    positive = split_levels((owner >= 0).float(), levels)
+    background = split_levels(cls * (matched_idxs == BACKGROUND), levels)
+    positive = split_levels((matched_idxs >= 0).float(), levels)
     per_level = [
         b.flatten(1).sum(1) / (p.sum() / len(cls)).clamp(min=1)
         for b, p in zip(background, positive)
@@ -94,34 +94,37 @@ def background_loss(cls: Tensor, owner: Tensor, levels: list[LevelShape]) -> Ten
 
 
 def focal_losses(
-    detector: nn.Module, dense: DenseOutput, owner: Tensor, objects: Objects, box: Tensor
+    detector: nn.Module, dense: DenseOutput, matched_idxs: Tensor, objects: Objects, box: Tensor
 ) -> UnreducedLosses:
     """Losses of a detector with focal loss, which divides all of them by the positive anchors.
 
     Args:
         detector: with `num_classes`, `focal_loss_alpha` and `focal_loss_gamma`.
         dense: its predictions.
-        owner: (N, R) as in :class:`UnreducedLosses`.
+        matched_idxs: (N, R) as in :class:`UnreducedLosses`.
         objects: the ground truth.
         box: (N, R) box loss; counts where an anchor is positive.
     """
-    labels, positive = owned(objects.classes, owner, owner), owner >= 0
+    labels, positive = (
+        gather_matched(objects.classes, matched_idxs, matched_idxs),
+        matched_idxs >= 0,
+    )
     cls = sigmoid_focal_loss(
         dense.logits,
         one_hot(labels, detector.num_classes).float(),
         alpha=detector.focal_loss_alpha,
         gamma=detector.focal_loss_gamma,
-    ).sum(-1) * (owner != IGNORED)
+    ).sum(-1) * (matched_idxs != IGNORED)
     return UnreducedLosses(
         levels=dense.levels,
         cls=cls,
         box=positive * box,
-        owner=owner,
+        matched_idxs=matched_idxs,
         factor=torch.ones_like(cls),
         # The detector divides by a running mean of the positives, which no checkpoint keeps.
         image_normalizer=positive.sum(1).clamp(min=1),
         batch_normalizer=positive.sum().clamp(min=1),
-        background=background_loss(cls, owner, dense.levels),
+        background=background_loss(cls, matched_idxs, dense.levels),
         objects=objects,
     )
 

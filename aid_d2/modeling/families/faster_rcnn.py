@@ -12,7 +12,7 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
 from detectron2.structures import Boxes
 
 from ...losses import BACKGROUND, IGNORED, UnreducedLosses, split_levels
-from .assignment import iou_rule, is_known, match_by_iou, owned
+from .assignment import gather_matched, iou_rule, is_known, match_by_iou
 from .base import FAMILY_REGISTRY, DetectorFamily
 from .dense import box_regression_loss, dense_output
 
@@ -76,12 +76,12 @@ class FasterRCNNFamily(DetectorFamily):
             return None
         return rpn, _LABEL
 
-    def labels(self, owner, anchors, objects):
-        positive = (owner >= 0).to(torch.int8)
-        labels = torch.where(owner == IGNORED, -1, positive)
+    def labels(self, matched_idxs, anchors, objects):
+        positive = (matched_idxs >= 0).to(torch.int8)
+        labels = torch.where(matched_idxs == IGNORED, -1, positive)
         for of_image in labels:
             self.model.proposal_generator._subsample_labels(of_image)
-        return list(labels), list(owned(objects.boxes, owner, anchors))
+        return list(labels), list(gather_matched(objects.boxes, matched_idxs, anchors))
 
     def score(self, features: dict[int, Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The box head on given boxes, in the precision of the maps.
@@ -138,18 +138,18 @@ class FasterRCNNFamily(DetectorFamily):
         self.check_losses()
         rpn = self.model.proposal_generator
         dense = self.dense(features, predictions)
-        owner = self.owners(dense, objects)
-        positive = owner >= 0
+        matched_idxs = self.matched_idxs(dense, objects)
+        positive = matched_idxs >= 0
 
         cls = F.binary_cross_entropy_with_logits(
             dense.logits.squeeze(-1), positive.float(), reduction="none"
         )
-        cls = cls * (owner != IGNORED) * rpn.loss_weight.get("loss_rpn_cls", 1.0)
+        cls = cls * (matched_idxs != IGNORED) * rpn.loss_weight.get("loss_rpn_cls", 1.0)
         box = positive * box_regression_loss(
             rpn.box2box_transform,
             dense.anchors,
             dense.regression,
-            owned(objects.boxes, owner, dense.anchors),
+            gather_matched(objects.boxes, matched_idxs, dense.anchors),
             rpn.box_reg_loss_type,
             rpn.smooth_l1_beta,
         )
@@ -158,11 +158,15 @@ class FasterRCNNFamily(DetectorFamily):
             levels=dense.levels,
             cls=cls,
             box=box * rpn.loss_weight.get("loss_rpn_loc", 1.0),
-            owner=owner,
-            factor=sampling_frequency(owner, rpn.batch_size_per_image, rpn.positive_fraction),
+            matched_idxs=matched_idxs,
+            factor=sampling_frequency(
+                matched_idxs, rpn.batch_size_per_image, rpn.positive_fraction
+            ),
             image_normalizer=per_image,
             batch_normalizer=per_image.sum(),
-            background=hardest_background(cls, owner, dense.levels, rpn.batch_size_per_image),
+            background=hardest_background(
+                cls, matched_idxs, dense.levels, rpn.batch_size_per_image
+            ),
             objects=objects,
             roi=self._box_head_losses(features, objects),
         )
@@ -191,18 +195,18 @@ class FasterRCNNFamily(DetectorFamily):
         return cls * weight.get("loss_cls", 1.0) + box * weight.get("loss_box_reg", 1.0)
 
 
-def sampling_frequency(owner, batch_size: int, positive_fraction: float):
+def sampling_frequency(matched_idxs, batch_size: int, positive_fraction: float):
     """The probability that Detectron2's `subsample_labels` draws each anchor.
 
     Args:
-        owner: (N, R) as in :class:`UnreducedLosses`.
+        matched_idxs: (N, R) as in :class:`UnreducedLosses`.
         batch_size: anchors drawn in an image.
         positive_fraction: at most this share of them positive.
 
     Returns:
         (N, R); weighting by it gives the expected value of the sampled loss.
     """
-    positive, negative = owner >= 0, owner == BACKGROUND
+    positive, negative = matched_idxs >= 0, matched_idxs == BACKGROUND
     num_positive = positive.sum(1, keepdim=True)
     num_negative = negative.sum(1, keepdim=True)
     take_positive = num_positive.clamp(max=int(batch_size * positive_fraction))
@@ -212,19 +216,19 @@ def sampling_frequency(owner, batch_size: int, positive_fraction: float):
     return positive * of_positive + negative * of_negative
 
 
-def hardest_background(cls, owner, levels, count: int):
+def hardest_background(cls, matched_idxs, levels, count: int):
     """Mean loss of the `count` hardest negatives of each image and level.
 
     Args:
         cls: (N, R) loss of each anchor.
-        owner: (N, R) as in :class:`UnreducedLosses`.
+        matched_idxs: (N, R) as in :class:`UnreducedLosses`.
         levels: L levels.
         count: the divisor; a level with fewer anchors gives them all.
 
     Returns:
         (N, L)
     """
-    per_level = [x.flatten(1) for x in split_levels(cls * (owner == BACKGROUND), levels)]
+    per_level = [x.flatten(1) for x in split_levels(cls * (matched_idxs == BACKGROUND), levels)]
     return torch.stack(
         [x.topk(min(count, x.shape[1])).values.sum(1) / count for x in per_level], dim=1
     )

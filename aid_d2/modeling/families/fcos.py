@@ -7,7 +7,7 @@ from torch import Tensor
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes, Instances
 
-from .assignment import assign, owned
+from .assignment import assign, gather_matched
 from .base import FAMILY_REGISTRY, DenseFamily
 from .dense import box_regression_loss, focal_losses
 
@@ -37,8 +37,8 @@ class FCOSFamily(DenseFamily):
     def unreduced_losses(self, features, predictions, objects):
         model = self.model
         dense = self.dense(features, predictions)
-        anchors, owner = dense.anchors, self.owners(dense, objects)
-        targets = owned(objects.boxes, owner, anchors)
+        anchors, matched_idxs = dense.anchors, self.matched_idxs(dense, objects)
+        targets = gather_matched(objects.boxes, matched_idxs, anchors)
         giou = box_regression_loss(
             model.box2box_transform,
             anchors,
@@ -52,7 +52,7 @@ class FCOSFamily(DenseFamily):
             self._centerness(anchors, targets),
             reduction="none",
         )
-        return focal_losses(model, dense, owner, objects, giou + centerness)
+        return focal_losses(model, dense, matched_idxs, objects, giou + centerness)
 
     def _match(self, anchors, boxes: Tensor) -> Tensor:
         """(R,) index into boxes (m, 4), or -1, by the detector's own assignment.

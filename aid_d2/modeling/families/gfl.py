@@ -9,7 +9,7 @@ from ...losses import IGNORED, UnreducedLosses
 from ..atss import atss_match
 from ..gfl import GFL
 from ..gfl_losses import location_cells, quality_focal_loss
-from .assignment import anchor_rule, assign, owned
+from .assignment import anchor_rule, assign, gather_matched
 from .base import FAMILY_REGISTRY, DenseFamily
 from .dense import background_loss, one_hot
 
@@ -59,14 +59,14 @@ class GFLFamily(DenseFamily):
     def unreduced_losses(self, features, predictions, objects):
         model = self.model
         dense = self.dense(features, predictions)
-        owner = self.owners(dense, objects)
-        labels = self.class_labels(owner, objects)
+        matched_idxs = self.matched_idxs(dense, objects)
+        labels = self.class_labels(matched_idxs, objects)
         own = model.anchor_losses(
             dense.anchors,
             dense.logits,
             dense.regression,
             labels,
-            owned(objects.boxes, owner, dense.anchors),
+            gather_matched(objects.boxes, matched_idxs, dense.anchors),
         )
         positive = own.positive
         hard = quality_focal_loss(
@@ -74,7 +74,7 @@ class GFLFamily(DenseFamily):
             one_hot(labels, model.num_classes).float(),
             model.quality_focal_loss_beta,
         ).sum(-1)
-        cls = hard * (owner != IGNORED)
+        cls = hard * (matched_idxs != IGNORED)
         box = torch.zeros_like(cls).masked_scatter(positive, own.giou)
 
         weighted = own.weight * (
@@ -91,12 +91,12 @@ class GFLFamily(DenseFamily):
             levels=dense.levels,
             cls=cls,
             box=box,
-            owner=owner,
+            matched_idxs=matched_idxs,
             factor=_ratio(own_loss, cls + box),
             # Of an image alone sum q differs: the divisor that gives GFL's loss on it.
             image_normalizer=_ratio(own_loss.sum(1), of_image),
             batch_normalizer=batch_count,
-            background=background_loss(cls, owner, dense.levels),
+            background=background_loss(cls, matched_idxs, dense.levels),
             objects=objects,
         )
 

@@ -4,7 +4,7 @@ from functools import cached_property
 
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 
-from .assignment import iou_rule, is_known, match_by_iou, owned
+from .assignment import gather_matched, iou_rule, is_known, match_by_iou
 from .base import FAMILY_REGISTRY, DenseFamily
 from .dense import box_regression_loss, focal_losses
 
@@ -40,13 +40,13 @@ class RetinaNetFamily(DenseFamily):
     def unreduced_losses(self, features, predictions, objects):
         model = self.model
         dense = self.dense(features, predictions)
-        owner = self.owners(dense, objects)
+        matched_idxs = self.matched_idxs(dense, objects)
         box = box_regression_loss(
             model.box2box_transform,
             dense.anchors,
             dense.regression,
-            owned(objects.boxes, owner, dense.anchors),
+            gather_matched(objects.boxes, matched_idxs, dense.anchors),
             model.box_reg_loss_type,
             model.smooth_l1_beta,
         )
-        return focal_losses(model, dense, owner, objects, box)
+        return focal_losses(model, dense, matched_idxs, objects, box)
