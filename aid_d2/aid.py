@@ -11,7 +11,7 @@ teacher is wrong, its knowledge counts less. What an instance is, the *granulari
 ``location``  one weight per location of the pyramid
 ============  ====================================================================================
 
-Each fills the same :class:`Trust`, one map per level with values in (0, 1] (rescaled ones have the
+Each fills the same :class:`DistillWeights`, one map per level with values in (0, 1] (rescaled ones have the
 mean 1 instead). Everything here is a pure function on tensors; a detector family supplies the
 :class:`UnreducedLosses`.
 
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from .losses import LevelShape, Objects, UnreducedLosses
-from .trust import Trust
+from .weights import DistillWeights
 
 GRANULARITIES = ("level", "image", "instance", "location")
 NORMALIZERS = ("native", "per_level")
@@ -38,7 +38,7 @@ _MAX_EXPONENT = 80.0
 _WORD = 63
 
 
-def trust_weight(loss: Tensor, alpha: float) -> Tensor:
+def loss_to_weight(loss: Tensor, alpha: float) -> Tensor:
     """AID's weight ``exp(-alpha * D)`` (AID eq. 1), positive and finite whatever the loss.
 
     Args:
@@ -53,14 +53,14 @@ def trust_weight(loss: Tensor, alpha: float) -> Tensor:
     return torch.exp(-(alpha * loss).clamp(max=_MAX_EXPONENT))
 
 
-def compute_trust(
+def aid_weights(
     losses: UnreducedLosses,
     alpha: float,
     granularity: str,
     normalizer: str = "native",
     rescale: bool = False,
     student: UnreducedLosses | None = None,
-) -> Trust:
+) -> DistillWeights:
     """AID's weight maps for all levels of the teacher.
 
     Args:
@@ -82,7 +82,7 @@ def compute_trust(
         excess = loss(losses)
         if student is not None:
             excess = excess - loss(student)
-        return trust_weight(excess, alpha)
+        return loss_to_weight(excess, alpha)
 
     if granularity == "level":
         weights = weigh(lambda x: level_loss(x, normalizer))
@@ -100,7 +100,7 @@ def compute_trust(
         raise ValueError(f"Unknown granularity {granularity!r}: choose one of {GRANULARITIES}.")
     if rescale:
         maps = rescaled(maps, [x >= 0 for x in _smallest_known(losses)])
-    return Trust({level.stride: x[:, None] for level, x in zip(losses.levels, maps)})
+    return DistillWeights({level.stride: x[:, None] for level, x in zip(losses.levels, maps)})
 
 
 def rescaled(maps: list[Tensor], inside: list[Tensor]) -> list[Tensor]:
@@ -127,7 +127,7 @@ def level_loss(losses: UnreducedLosses, normalizer: str = "native") -> Tensor:
     """A detector's loss on each level, over the whole batch.
 
     With `native` normalisation the levels add up to the detector's own dense loss, so that a level
-    without objects has a small loss and nearly full trust. With `per_level` each level is divided
+    without objects has a small loss and nearly full weight. With `per_level` each level is divided
     by its own number of positive anchors. The mean loss of a second stage is added to each level.
 
     Returns:

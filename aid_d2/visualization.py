@@ -1,4 +1,4 @@
-"""Pictures of detections, and of how far AID trusts the teacher on each object."""
+"""Pictures of detections, and of how far AID weights the teacher on each object."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.utils.visualizer import Visualizer
 
-from .aid import object_loss, trust_weight
+from .aid import loss_to_weight, object_loss
 from .losses import Objects
 from .modeling import Teacher
 
@@ -24,7 +24,7 @@ def labeled_input(cfg: CfgNode, dataset_dict: dict) -> dict:
     return mapper(dataset_dict)
 
 
-def object_trust(
+def object_weights(
     teacher: Teacher, batched_inputs: list[dict], input_format: str, alpha: float
 ) -> list[Tensor]:
     """AID's `instance` weight of each ground-truth object.
@@ -43,7 +43,7 @@ def object_trust(
     observation = teacher.observe(batched_inputs, input_format, with_predictions=True)
     losses = teacher.losses(observation, objects)
     loss, known = object_loss(losses), losses.known_objects
-    weights = trust_weight(loss, alpha).masked_fill(~known, float("nan"))
+    weights = loss_to_weight(loss, alpha).masked_fill(~known, float("nan"))
     return list(weights.split(objects.counts))
 
 

@@ -9,16 +9,16 @@ import torch
 
 from aid_d2.aid import (
     GRANULARITIES,
-    compute_trust,
+    aid_weights,
     image_loss,
     level_loss,
     location_loss,
+    loss_to_weight,
     object_loss,
     smallest_object,
-    trust_weight,
 )
 from aid_d2.losses import BACKGROUND, IGNORED, LevelShape, Objects, UnreducedLosses
-from aid_d2.trust import Trust
+from aid_d2.weights import DistillWeights
 from detectron2.structures import Boxes, Instances
 
 LEVELS = [LevelShape(8, 6, 8, 3), LevelShape(16, 3, 4, 2), LevelShape(32, 2, 2, 1)]
@@ -103,39 +103,39 @@ def brute_force_smallest(objects, level, among=None):
     return result
 
 
-# --- trust_weight
+# --- loss_to_weight
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0, 3.0])
 def test_weight_is_exp_of_minus_alpha_times_loss(alpha):
     loss = torch.linspace(0, 20, 50)
     expected = np.exp(-alpha * loss.double().numpy())
-    np.testing.assert_allclose(trust_weight(loss, alpha).numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(loss_to_weight(loss, alpha).numpy(), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("alpha", [0.1, 1.0, 50.0])
 def test_weight_is_detached_positive_monotone_and_one_at_no_loss(alpha):
     loss = torch.cat([torch.zeros(1), torch.logspace(-3, 30, 200)]).requires_grad_()
-    weight = trust_weight(loss, alpha)
+    weight = loss_to_weight(loss, alpha)
     assert not weight.requires_grad and weight.dtype == torch.float32
     assert weight[0] == 1
     assert (weight > 0).all() and (weight <= 1).all()
     assert (weight.diff() <= 0).all()
-    assert weight[1] > trust_weight(torch.tensor(1.0), alpha) > weight[-1]
+    assert weight[1] > loss_to_weight(torch.tensor(1.0), alpha) > weight[-1]
 
 
 @pytest.mark.parametrize("alpha", [0.1, 5.0])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_unknown_loss_means_the_least_trust(alpha, dtype):
+def test_unknown_loss_means_the_least_weight(alpha, dtype):
     loss = torch.tensor([float("nan"), float("inf"), 1.0], dtype=dtype)
-    weight = trust_weight(loss, alpha)
+    weight = loss_to_weight(loss, alpha)
     assert weight.isfinite().all() and (weight > 0).all()
     assert weight[0] == weight[1] < 1e-30 < weight[2]
 
 
-def test_alpha_zero_is_full_trust_whatever_the_loss():
+def test_alpha_zero_is_full_weight_whatever_the_loss():
     loss = torch.tensor([0.0, 3.0, 1e38, float("inf"), float("nan")])
-    assert trust_weight(loss, 0.0).tolist() == [1.0] * 5
+    assert loss_to_weight(loss, 0.0).tolist() == [1.0] * 5
 
 
 # --- smallest_object
@@ -270,21 +270,21 @@ def test_location_loss_against_loops(roi, counts):
             assert maps[level][image, row, column].item() == pytest.approx(expected, rel=1e-5)
 
 
-# --- compute_trust
+# --- aid_weights
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("counts", [(3, 0, 2), (0, 0), (1,)], ids=str)
 @pytest.mark.parametrize("roi", [False, True])
-def test_trust_has_a_map_per_stride_between_0_and_1(granularity, counts, roi):
-    trust = compute_trust(random_losses(counts, roi=roi), 0.5, granularity)
-    assert list(trust.maps) == [8, 16, 32]
+def test_weight_has_a_map_per_stride_between_0_and_1(granularity, counts, roi):
+    weights = aid_weights(random_losses(counts, roi=roi), 0.5, granularity)
+    assert list(weights.maps) == [8, 16, 32]
     for level in LEVELS:
-        weights = trust.maps[level.stride]
-        assert weights.shape == (len(counts), 1, level.height, level.width)
-        assert not weights.requires_grad
-        assert (weights > 0).all() and (weights <= 1).all()
-        assert (weights < 1).any()
+        values = weights.maps[level.stride]
+        assert values.shape == (len(counts), 1, level.height, level.width)
+        assert not values.requires_grad
+        assert (values > 0).all() and (values <= 1).all()
+        assert (values < 1).any()
 
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
@@ -298,10 +298,10 @@ def test_level_and_image_maps_are_constant(granularity, normalizer):
     else:
         native = losses.image_normalizer.double().numpy()[:, None]
         loss = sums / (native if normalizer == "native" else np.maximum(positives, 1))
-    trust = compute_trust(losses, 0.3, granularity, normalizer)
+    weights = aid_weights(losses, 0.3, granularity, normalizer)
     for index, level in enumerate(LEVELS):
         expected = np.exp(-0.3 * loss[:, index])[:, None, None, None]
-        actual = trust.maps[level.stride].numpy()
+        actual = weights.maps[level.stride].numpy()
         np.testing.assert_allclose(actual, np.broadcast_to(expected, actual.shape), rtol=1e-5)
 
 
@@ -312,7 +312,7 @@ def test_instance_maps_against_a_painter(roi, orphan):
     losses = random_losses(roi=roi, orphan=orphan)
     of_objects = [brute_force_object_loss(losses, i) for i in range(5)]
     known = [i for i, (_, has_anchor) in enumerate(of_objects) if has_anchor or roi]
-    trust = compute_trust(losses, 0.7, "instance")
+    weights = aid_weights(losses, 0.7, "instance")
     for index, level in enumerate(LEVELS):
         on_top = brute_force_smallest(losses.objects, level, known)
         for image, row, column in np.ndindex(*on_top.shape):
@@ -322,35 +322,37 @@ def test_instance_maps_against_a_painter(roi, orphan):
                 if matched_idxs >= 0
                 else losses.background[image, index].item()
             )
-            weight = trust.maps[level.stride][image, 0, row, column].item()
+            weight = weights.maps[level.stride][image, 0, row, column].item()
             assert weight == pytest.approx(math.exp(-0.7 * loss), rel=1e-5)
 
 
 def test_location_maps_are_the_weights_of_the_location_losses():
     losses = random_losses(roi=True)
-    trust = compute_trust(losses, 0.7, "location")
+    weights = aid_weights(losses, 0.7, "location")
     for level, loss in zip(LEVELS, location_loss(losses)):
         np.testing.assert_allclose(
-            trust.maps[level.stride][:, 0].numpy(), np.exp(-0.7 * loss.double().numpy()), rtol=1e-5
+            weights.maps[level.stride][:, 0].numpy(),
+            np.exp(-0.7 * loss.double().numpy()),
+            rtol=1e-5,
         )
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("roi", [False, True])
-def test_relative_weights_are_ratios_of_plain_ones_up_to_full_trust(granularity, roi):
+def test_relative_weights_are_ratios_of_plain_ones_up_to_full_weight(granularity, roi):
     """exp(-a max(Dt - Ds, 0)) = min(exp(-a Dt) / exp(-a Ds), 1)"""
     losses, other = random_losses(roi=roi, orphan=True), random_losses(roi=roi, orphan=True, seed=4)
     student = replace(
         losses, cls=other.cls, box=other.box, background=other.background, roi=other.roi
     )
-    relative = compute_trust(losses, 0.7, granularity, student=student)
+    relative = aid_weights(losses, 0.7, granularity, student=student)
     below = full = 0
-    for stride, weights in relative.maps.items():
+    for stride, values in relative.maps.items():
         teachers, students = (
-            compute_trust(x, 0.7, granularity).maps[stride] for x in (losses, student)
+            aid_weights(x, 0.7, granularity).maps[stride] for x in (losses, student)
         )
-        torch.testing.assert_close(weights, (teachers / students).clamp(max=1))
-        below, full = below + (weights < 0.99).sum(), full + (weights == 1).sum()
+        torch.testing.assert_close(values, (teachers / students).clamp(max=1))
+        below, full = below + (values < 0.99).sum(), full + (values == 1).sum()
     assert below > 0 and full > 0
 
 
@@ -365,17 +367,17 @@ def test_a_broken_teacher_is_not_trusted(granularity, bad, alpha):
         roi=torch.full_like(losses.roi, bad),
         background=torch.full_like(losses.background, bad),
     )
-    for weights in compute_trust(broken, alpha, granularity).maps.values():
-        assert weights.isfinite().all() and (weights > 0).all()
-        assert (weights == 1).all() if alpha == 0 else (weights < 1e-30).all()
+    for values in aid_weights(broken, alpha, granularity).maps.values():
+        assert values.isfinite().all() and (values > 0).all()
+        assert (values == 1).all() if alpha == 0 else (values < 1e-30).all()
 
 
 def test_a_broken_object_leaves_the_others_alone():
     losses = random_losses(roi=True)
     roi = losses.roi.clone()
     roi[1] = float("nan")
-    before = compute_trust(losses, 1.0, "instance")
-    after = compute_trust(replace(losses, roi=roi), 1.0, "instance")
+    before = aid_weights(losses, 1.0, "instance")
+    after = aid_weights(replace(losses, roi=roi), 1.0, "instance")
     changed = 0
     for level in LEVELS:
         mine = torch.as_tensor(brute_force_smallest(losses.objects, level) == 1)
@@ -404,65 +406,68 @@ def test_an_image_has_the_weights_it_has_alone():
         roi=losses.roi[3:],
     )
     for granularity in ("image", "instance", "location"):
-        together = compute_trust(losses, 0.4, granularity)
-        for stride, weights in compute_trust(alone, 0.4, granularity).maps.items():
-            torch.testing.assert_close(weights[0], together.maps[stride][2])
+        together = aid_weights(losses, 0.4, granularity)
+        for stride, values in aid_weights(alone, 0.4, granularity).maps.items():
+            torch.testing.assert_close(values[0], together.maps[stride][2])
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("counts", [(3, 0, 2), (0, 0)], ids=str)
 def test_rescaled_weights_have_mean_one_on_objects_and_on_background(granularity, counts):
     losses = random_losses(counts)
-    plain = compute_trust(losses, 2.0, granularity)
-    scaled = compute_trust(losses, 2.0, granularity, rescale=True)
-    weights, ratios = {True: [], False: []}, {True: [], False: []}
+    plain = aid_weights(losses, 2.0, granularity)
+    scaled = aid_weights(losses, 2.0, granularity, rescale=True)
+    values, ratios = {True: [], False: []}, {True: [], False: []}
     for level in LEVELS:
         inside = smallest_object(losses.objects, level) >= 0
         one, other = (x.maps[level.stride][:, 0] for x in (plain, scaled))
         for kind in (True, False):
-            weights[kind] += other[inside == kind].tolist()
+            values[kind] += other[inside == kind].tolist()
             ratios[kind] += (other / one)[inside == kind].tolist()
     for kind in (True, False):
-        if weights[kind]:
-            assert math.fsum(weights[kind]) / len(weights[kind]) == pytest.approx(1, rel=1e-5)
+        if values[kind]:
+            assert math.fsum(values[kind]) / len(values[kind]) == pytest.approx(1, rel=1e-5)
             # Among themselves they keep their proportions.
             assert np.ptp(ratios[kind]) < 1e-5 * ratios[kind][0]
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_rescaling_full_trust_changes_nothing(granularity):
-    trust = compute_trust(random_losses(), 0.0, granularity, rescale=True)
-    assert all((x == 1).all() for x in trust.maps.values())
+def test_rescaling_full_weight_changes_nothing(granularity):
+    weights = aid_weights(random_losses(), 0.0, granularity, rescale=True)
+    assert all((x == 1).all() for x in weights.maps.values())
 
 
 def test_unknown_granularity_names_the_choices():
     with pytest.raises(ValueError, match="'pixel'.*instance"):
-        compute_trust(random_losses(), 0.1, "pixel")
+        aid_weights(random_losses(), 0.1, "pixel")
 
 
-# --- Trust
+# --- DistillWeights
 
 
-def test_full_trust_is_one_everywhere():
+def test_full_weight_is_one_everywhere():
     features = {8: torch.rand(2, 5, 6, 8), 16: torch.rand(2, 5, 3, 4)}
-    trust = Trust.full(features)
-    assert {s: tuple(x.shape) for s, x in trust.maps.items()} == {8: (2, 1, 6, 8), 16: (2, 1, 3, 4)}
-    assert all((x == 1).all() for x in trust.maps.values())
+    weights = DistillWeights.full(features)
+    assert {s: tuple(x.shape) for s, x in weights.maps.items()} == {
+        8: (2, 1, 6, 8),
+        16: (2, 1, 3, 4),
+    }
+    assert all((x == 1).all() for x in weights.maps.values())
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.1, 0.123456789, 1e-35])
 def test_pooling_keeps_a_constant_map_exactly(weight):
     attention = torch.rand(3, 1, 7, 9, generator=torch.Generator().manual_seed(0)) ** 8
-    pooled = Trust({8: torch.full((3, 1, 7, 9), weight)}).pooled(8, attention)
+    pooled = DistillWeights({8: torch.full((3, 1, 7, 9), weight)}).pooled(8, attention)
     assert pooled.tolist() == [[torch.tensor(weight).item()]] * 3
 
 
 def test_pooling_is_the_attention_weighted_mean():
     generator = torch.Generator().manual_seed(1)
-    weights, attention = torch.rand(2, 3, 1, 7, 9, generator=generator, dtype=torch.float64)
-    w, a = weights.numpy().reshape(3, -1), attention.numpy().reshape(3, -1)
+    values, attention = torch.rand(2, 3, 1, 7, 9, generator=generator, dtype=torch.float64)
+    w, a = values.numpy().reshape(3, -1), attention.numpy().reshape(3, -1)
     expected = (w * a).sum(1) / a.sum(1)
-    pooled = Trust({8: weights}).pooled(8, attention)
+    pooled = DistillWeights({8: values}).pooled(8, attention)
     assert pooled.shape == (3, 1)
     np.testing.assert_allclose(pooled[:, 0].numpy(), expected, rtol=1e-12)
 

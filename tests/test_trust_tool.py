@@ -11,7 +11,7 @@ import torch
 
 from aid_d2.data import register_coco_json
 from aid_d2.modeling import Teacher
-from aid_d2.visualization import labeled_input, object_trust
+from aid_d2.visualization import labeled_input, object_weights
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 
@@ -57,7 +57,7 @@ def test_all_objects_are_ranked_by_aids_weight(tool, teacher, monkeypatch, tmp_p
     expected = []
     for record in DatasetCatalog.get("trust_rectangles"):
         example = labeled_input(cfg, record)
-        (weights,) = object_trust(Teacher(model, "BGR"), [example], "BGR", 0.5)
+        (weights,) = object_weights(Teacher(model, "BGR"), [example], "BGR", 0.5)
         for annotation, weight in zip(record["annotations"], weights.tolist()):
             x, y, w, h = annotation["bbox"]
             box = (x, y, min(x + w, 96), min(y + h, 64))

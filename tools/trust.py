@@ -31,11 +31,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from aid_d2.aid import trust_weight
+from aid_d2.aid import loss_to_weight
 from aid_d2.data.coco_json import read_coco_json
 from aid_d2.modeling import Teacher
 from aid_d2.modeling.teacher import teacher_config_of_tool
-from aid_d2.visualization import draw_boxes, labeled_input, object_trust
+from aid_d2.visualization import draw_boxes, labeled_input, object_weights
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
@@ -113,7 +113,7 @@ def read_truth(path: Path, records: list[dict]) -> dict:
 def look(cfg: CfgNode, teacher: Teacher, record: dict, classes: list[str], args) -> list[Instance]:
     """The objects of one image and the teacher's false alarms on it."""
     example = labeled_input(cfg, record)
-    (weights,) = object_trust(teacher, [example], cfg.INPUT.FORMAT, args.alpha)
+    (weights,) = object_weights(teacher, [example], cfg.INPUT.FORMAT, args.alpha)
     truth = example["instances"]
     boxes = truth.gt_boxes.tensor * (record["width"] / example["image"].shape[-1])
     found = [
@@ -125,7 +125,7 @@ def look(cfg: CfgNode, teacher: Teacher, record: dict, classes: list[str], args)
     with torch.no_grad():
         detections = teacher.model([example])[0]["instances"].to("cpu")
     alarms = detections[false_alarms(detections, boxes, args.score, args.iou)]
-    doubts = trust_weight(-torch.log1p(-alarms.scores), args.alpha)
+    doubts = loss_to_weight(-torch.log1p(-alarms.scores), args.alpha)
     return found + [
         Instance(FALSE_ALARM, weight, classes[category], record["file_name"], *box)
         for weight, category, box in zip(

@@ -111,7 +111,7 @@ class ADL(Distiller):
         self.weight, self.constants = node.WEIGHT, constants
         self.student = setting.student
 
-    def forward(self, student, teacher, trust):
+    def forward(self, student, teacher, weights):
         constants, dense, objects = self.constants, student.dense, student.objects
         s, t = (x.dense.logits / constants.TEMPERATURE for x in (student, teacher))
         if constants.FORM == "kl":
@@ -123,5 +123,5 @@ class ADL(Distiller):
         matched_idxs = self.student.matched_idxs(dense, objects)
         counted = counted_anchors(matched_idxs, dense.anchors, objects)
         normalizer = (counted * (t.sigmoid() ** constants.THETA).sum(-1)).sum().clamp(min=1)
-        weight = trust.per_anchor(dense.levels) * counted
+        weight = weights.per_anchor(dense.levels) * counted
         return {"cls": self.weight * (weight * loss).sum() / normalizer}

@@ -99,10 +99,10 @@ class AttentionGuided(Distiller):
             )
             self.spatial_adapters[key] = identity_conv(1, 1, 3)
 
-    def forward(self, student, teacher, trust):
+    def forward(self, student, teacher, weights):
         losses = {"feature": [], "channel": [], "spatial": []}
         for stride, s in student.features.items():
-            t, weight, key = teacher.features[stride], trust.maps[stride], str(stride)
+            t, weight, key = teacher.features[stride], weights.maps[stride], str(stride)
             spatial, channel = self._masks(t, s)
             area = batch = 1.0
             if self.normalize:
@@ -113,7 +113,7 @@ class AttentionGuided(Distiller):
                 self.feature_adapters[key](s), t, channel.sqrt(), weight * spatial.sqrt()
             )
             pooled = weighted_distance(
-                self.channel_adapters[key](vector), t.mean((2, 3)), trust.pooled(stride, spatial)
+                self.channel_adapters[key](vector), t.mean((2, 3)), weights.pooled(stride, spatial)
             )
             mean = weighted_distance(
                 self.spatial_adapters[key](plane), t.mean(1, keepdim=True), weight

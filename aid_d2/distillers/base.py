@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 
-from ..trust import Trust
+from ..weights import DistillWeights
 
 if TYPE_CHECKING:
     from ..modeling.families import DetectorFamily
@@ -88,13 +88,13 @@ class Distiller(nn.Module):
         super().__init__()
 
     def forward(
-        self, student: Observation, teacher: Observation, trust: Trust
+        self, student: Observation, teacher: Observation, weights: DistillWeights
     ) -> dict[str, Tensor]:
         """
         Args:
             student: what the student saw. The maps of all three have equal sizes, in float32.
             teacher: what the teacher saw, without gradient.
-            trust: AID's weights. A method multiplies each term of its loss by the weight that
+            weights: AID's weights. A method multiplies each term of its loss by the weight that
                 belongs there, so that a constant weight w gives w times the loss.
 
         Returns:

@@ -61,11 +61,11 @@ class BCKD(Distiller):
         self.node = node
         self.student = setting.student
 
-    def forward(self, student, teacher, trust):
+    def forward(self, student, teacher, weights):
         mine, theirs = student.dense, teacher.dense
         matched_idxs = self.student.matched_idxs(mine, student.objects)
         num_positive = count_positive(matched_idxs)
-        weight = trust.per_anchor(mine.levels)
+        weight = weights.per_anchor(mine.levels)
         weight = weight * counted_anchors(matched_idxs, mine.anchors, student.objects)
         cls = soft_quality_loss(mine.logits, theirs.logits)
         box = localization_loss(mine.boxes, theirs.boxes, mine.logits, theirs.logits)

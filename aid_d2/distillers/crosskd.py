@@ -90,7 +90,7 @@ class CrossKD(Distiller):
     def taps(self, family):
         return [tower[self._cut(tower)] for tower in family.towers.values()]
 
-    def forward(self, student, teacher, trust):
+    def forward(self, student, teacher, weights):
         crossed = {branch: self._cross(branch, student, teacher) for branch in self.adapters}
         predicted = self.teacher.dense(teacher.features, self.teacher.predict(crossed))
         matched_idxs = self.student.matched_idxs(student.dense, student.objects)
@@ -99,7 +99,7 @@ class CrossKD(Distiller):
             teacher.dense,
             self.teacher.detector.__name__,
             matched_idxs,
-            trust.per_anchor(teacher.dense.levels),
+            weights.per_anchor(teacher.dense.levels),
             counted_anchors(matched_idxs, teacher.dense.anchors, student.objects),
         )
         return {"cls": self.constants.CLS_WEIGHT * cls, "box": self.constants.BOX_WEIGHT * box}

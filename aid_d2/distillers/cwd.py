@@ -54,12 +54,12 @@ class CWD(Distiller):
         self.temperature = node.TEMPERATURE
         self.adapters = channel_adapters(setting.pairs)
 
-    def forward(self, student, teacher, trust):
+    def forward(self, student, teacher, weights):
         total = sum(
             channel_divergence(
                 teacher.features[stride],
                 self.adapters[str(stride)](s),
-                trust.maps[stride],
+                weights.maps[stride],
                 self.temperature,
             )
             for stride, s in student.features.items()

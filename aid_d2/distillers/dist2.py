@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from detectron2.config import CfgNode as CN
 
 from ..losses import UnreducedLosses
-from ..trust import Trust
+from ..weights import DistillWeights
 from .adapters import channel_adapters, identity_conv
 from .anchors import counted_anchors
 from .base import DISTILLER_REGISTRY, Distiller
@@ -21,17 +21,17 @@ ALL = "All2All"
 TARGETS = ("ground_truth", "teacher")
 
 
-def detection_loss(losses: UnreducedLosses, trust: Trust) -> Tensor:
+def detection_loss(losses: UnreducedLosses, weights: DistillWeights) -> Tensor:
     """The loss of the detector whose unreduced losses these are, with its own normalisers.
 
     ``sum W (L_cls + L_box) / N`` over the anchors, and of a two-stage detector ``sum W L_roi / M``
     over the M objects.
     """
-    total = (trust.per_anchor(losses.levels) * losses.dense).sum() / losses.batch_normalizer
+    total = (weights.per_anchor(losses.levels) * losses.dense).sum() / losses.batch_normalizer
     if losses.roi is None:
         return total
     objects = losses.objects
-    weight = trust.per_box(objects.boxes.split(objects.counts))
+    weight = weights.per_box(objects.boxes.split(objects.counts))
     return total + (weight * losses.roi).sum() / max(len(losses.roi), 1)
 
 
@@ -98,25 +98,25 @@ class Dist2(Distiller):
             return [family.model.backbone.bottom_up]
         return []
 
-    def forward(self, student, teacher, trust):
+    def forward(self, student, teacher, weights):
         losses = {}
         if self.node.DI_WEIGHT != 0:
-            losses["di"] = self.node.DI_WEIGHT * self._imitate_detection(student, teacher, trust)
+            losses["di"] = self.node.DI_WEIGHT * self._imitate_detection(student, teacher, weights)
         if self.strategies:
             parts = [
                 part
                 for strategy in self.strategies
-                for part in self._imitate_features(strategy, student, teacher, trust)
+                for part in self._imitate_features(strategy, student, teacher, weights)
             ]
             losses["fi"] = self.node.FI_WEIGHT * sum(parts)
         return losses
 
-    def _imitate_detection(self, student, teacher, trust) -> Tensor:
+    def _imitate_detection(self, student, teacher, weights) -> Tensor:
         features = {s: self.adapters[str(s)](x) for s, x in student.features.items()}
         predictions = self.teacher.head(list(features.values()))
         if self.node.DI_TARGET == "ground_truth":
             losses = self.teacher.unreduced_losses(features, predictions, student.objects)
-            return detection_loss(losses, trust)
+            return detection_loss(losses, weights)
         predicted = self.teacher.dense(features, predictions)
         detector = self.teacher.detector.__name__
         matched_idxs = self.teacher.matched_idxs(predicted, student.objects)
@@ -125,7 +125,7 @@ class Dist2(Distiller):
             self._target(teacher),
             detector,
             matched_idxs,
-            trust.per_anchor(predicted.levels),
+            weights.per_anchor(predicted.levels),
             counted_anchors(matched_idxs, predicted.anchors, student.objects),
         )
         return cls + MIMIC_BOX_WEIGHTS[detector] * box
@@ -138,12 +138,12 @@ class Dist2(Distiller):
             predictions = self.teacher.head(list(teacher.features.values()))
         return self.teacher.dense(teacher.features, predictions)
 
-    def _imitate_features(self, strategy, student, teacher, trust) -> list[Tensor]:
+    def _imitate_features(self, strategy, student, teacher, weights) -> list[Tensor]:
         source = _maps(strategy[0], self.student, student)
         target = _maps(strategy[-1], self.teacher, teacher)
         losses = []
         for stride, transform in self.transforms[strategy].items():
-            weight = trust.maps[int(stride)]
+            weight = weights.maps[int(stride)]
             # Maps of the backbone still have the padding of each detector.
             height, width = weight.shape[-2:]
             s, t = (x[int(stride)][..., :height, :width] for x in (source, target))

@@ -132,12 +132,12 @@ class DKD(Distiller):
         heads = family.model.roi_heads
         return [heads.box_pooler, heads.box_predictor]
 
-    def forward(self, student, teacher, trust):
+    def forward(self, student, teacher, weights):
         heads = self.student.model.roi_heads
         boxes = [x.tensor for x in student.calls[heads.box_pooler][-1].inputs[1]]
         with torch.no_grad():
             theirs, _ = self.teacher.score(teacher.features, boxes)
-            weight = trust.per_box(boxes)
+            weight = weights.per_box(boxes)
             target = proposal_classes(
                 boxes, student.objects, heads.proposal_matcher, self.student.num_classes
             )

@@ -85,14 +85,14 @@ class FGFI(Distiller):
         self.student = setting.student
         self.adapters = level_adapters(setting.pairs, 3)
 
-    def forward(self, student, teacher, trust):
+    def forward(self, student, teacher, weights):
         masks = self._masks(student.features, student.objects)
         total = sum(
             imitation_loss(
                 teacher.features[stride],
                 self.adapters[str(stride)](s),
                 masks[stride],
-                trust.maps[stride],
+                weights.maps[stride],
             )
             for stride, s in student.features.items()
         )

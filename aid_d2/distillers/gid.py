@@ -12,7 +12,7 @@ from torchvision.ops import nms
 from detectron2.config import CfgNode as CN
 from detectron2.structures import Boxes, pairwise_ioa
 
-from ..trust import pool_boxes
+from ..weights import pool_boxes
 from .adapters import identity_conv
 from .base import DISTILLER_REGISTRY, Distiller
 
@@ -255,16 +255,16 @@ class GID(Distiller):
         self.family = setting.student
         self.adapter = identity_conv(*channels.pop(), kernel_size=3)
 
-    def forward(self, student, teacher, trust):
+    def forward(self, student, teacher, weights):
         boxes = self._instances(student, teacher)
         adapted = {stride: self.adapter(x) for stride, x in student.features.items()}
         s, t = (
             pool_boxes(maps, boxes, _POOLED_SIZE, _SAMPLING_RATIO)
             for maps in (adapted, teacher.features)
         )
-        of_box = trust.per_box(boxes)
+        of_box = weights.per_box(boxes)
         masked = self._mask(student, boxes).nonzero(as_tuple=True)
-        of_anchor = trust.per_anchor(student.dense.levels)[masked]
+        of_anchor = weights.per_anchor(student.dense.levels)[masked]
         logits = (x.dense.logits[masked] for x in (student, teacher))
         deltas = (box_deltas(x.dense, *masked) for x in (student, teacher))
         losses = {

@@ -44,9 +44,9 @@ class Hint(Distiller):
         self.weight = node.WEIGHT
         self.adapters = level_adapters(setting.pairs, 1)
 
-    def forward(self, student, teacher, trust):
+    def forward(self, student, teacher, weights):
         total = sum(
-            hint_loss(teacher.features[stride], self.adapters[str(stride)](s), trust.maps[stride])
+            hint_loss(teacher.features[stride], self.adapters[str(stride)](s), weights.maps[stride])
             for stride, s in student.features.items()
         )
         return {"feature": self.weight * total}

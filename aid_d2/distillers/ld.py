@@ -58,7 +58,7 @@ class LD(Distiller):
         self.bins = setting.student.model.reg_max + 1
         self.student = setting.student
 
-    def forward(self, student, teacher, trust):
+    def forward(self, student, teacher, weights):
         dense = student.dense
         loss = side_divergence(
             dense.regression, teacher.dense.regression, self.bins, self.constants.TEMPERATURE
@@ -66,5 +66,5 @@ class LD(Distiller):
         # To compute it for all anchors and select by weight needs no wait for the device.
         positive = self.student.matched_idxs(dense, student.objects) >= 0
         weight = positive * dense.logits.detach().sigmoid().amax(-1)
-        total = (trust.per_anchor(dense.levels) * weight * loss).sum()
+        total = (weights.per_anchor(dense.levels) * weight * loss).sum()
         return {"box": self.constants.WEIGHT * total}

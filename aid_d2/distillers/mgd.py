@@ -59,7 +59,7 @@ class MGD(Distiller):
         # Processes that start from different seeds mask different locations.
         self.seed = torch.initial_seed() % 2**62
 
-    def forward(self, student, teacher, trust):
+    def forward(self, student, teacher, weights):
         device = next(iter(student.features.values())).device
         # By the iteration: a step that is run again has the same masks.
         seed = self.seed + get_event_storage().iter
@@ -69,7 +69,9 @@ class MGD(Distiller):
             key = str(stride)
             mask = random_mask((len(s), 1, *s.shape[-2:]), self.constants.RATIO, generator)
             generated = self.generators[key](mask * self.adapters[key](s))
-            total = total + generation_loss(teacher.features[stride], generated, trust.maps[stride])
+            total = total + generation_loss(
+                teacher.features[stride], generated, weights.maps[stride]
+            )
         return {"generation": self.constants.WEIGHT * total}
 
 

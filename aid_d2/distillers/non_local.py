@@ -140,13 +140,13 @@ class NonLocal(Distiller):
         if node.DETACH_TEACHER:
             self.teacher_blocks.requires_grad_(False)
 
-    def forward(self, student, teacher, trust):
+    def forward(self, student, teacher, weights):
         total = 0.0
         for stride, s in student.features.items():
             key = str(stride)
             mine = self.adapters[key](self.student_blocks[key](s))
             theirs = self.teacher_blocks[key](teacher.features[stride])
-            loss = weighted_distance(mine, theirs, trust.maps[stride])
+            loss = weighted_distance(mine, theirs, weights.maps[stride])
             if self.normalize:
                 loss = loss / math.sqrt(reference_ratio(s, stride))
             total = total + loss

@@ -68,13 +68,13 @@ class Pairwise(Distiller):
         super().__init__(node, setting)
         self.weight = node.WEIGHT
 
-    def forward(self, student, teacher, trust):
+    def forward(self, student, teacher, weights):
         total = 0.0
         for stride, s in student.features.items():
             window: tuple[int, int] = tuple(min(2, size) for size in s.shape[-2:])
             total = total + pairwise_loss(
                 F.max_pool2d(teacher.features[stride], window),
                 F.max_pool2d(s, window),
-                F.avg_pool2d(trust.maps[stride], window),
+                F.avg_pool2d(weights.maps[stride], window),
             )
         return {"similarity": self.weight * total}

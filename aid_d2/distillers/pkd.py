@@ -64,10 +64,10 @@ class PKD(Distiller):
         self.weight = setting.constants(node).WEIGHT
         self.adapters = channel_adapters(setting.pairs)
 
-    def forward(self, student, teacher, trust):
+    def forward(self, student, teacher, weights):
         total = sum(
             correlation_loss(
-                teacher.features[stride], self.adapters[str(stride)](s), trust.maps[stride]
+                teacher.features[stride], self.adapters[str(stride)](s), weights.maps[stride]
             )
             for stride, s in student.features.items()
         )

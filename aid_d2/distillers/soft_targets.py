@@ -86,7 +86,7 @@ def mimic_losses(
 ) -> tuple[Tensor, Tensor]:
     """CrossKD's losses of predictions that are to equal the teacher's (Wang et al., CVPR 2024).
 
-    With p and q the scores, c = max_k q of an anchor and W its trust:
+    With p and q the scores, c = max_k q of an anchor and W its weights:
 
         L_cls = sum W sum_k |p - q| BCE(p, q) / N_pos,   L_box = sum W c d(b, b_t) / N_box
 

@@ -15,11 +15,11 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
-from ..aid import compute_trust
+from ..aid import aid_weights
 from ..data import PSEUDO_LABELED
 from ..distillers import Distiller, Setting, build_distillers
 from ..losses import Objects, UnreducedLosses
-from ..trust import Trust
+from ..weights import DistillWeights
 from .checks import check_compatible, check_keys, check_taps
 from .families import DetectorFamily, family_of
 from .inherit import inherit
@@ -64,7 +64,7 @@ class DistilledDetector(nn.Module):
         teacher: Teacher | None = None,
         distillers: dict[str, Distiller] | None = None,
         pairs: list[LevelPair] = (),
-        weigh: Callable[..., Trust] | None = None,
+        weigh: Callable[..., DistillWeights] | None = None,
         relative: bool = False,
         weight: float = 1.0,
         warmup_iters: int = 0,
@@ -114,7 +114,7 @@ class DistilledDetector(nn.Module):
         weigh = None
         if cfg.DISTILL.AID.ENABLED:
             weigh = partial(
-                compute_trust,
+                aid_weights,
                 alpha=cfg.DISTILL.AID.ALPHA,
                 granularity=cfg.DISTILL.AID.GRANULARITY,
                 normalizer=cfg.DISTILL.AID.NORMALIZER,
@@ -160,9 +160,9 @@ class DistilledDetector(nn.Module):
             )
         teacher.objects = objects
         with torch.autocast(self.device.type, enabled=False):
-            with record_function("aid_d2.trust"):
-                trust = self._trust(student, teacher, batched_inputs)
-            losses.update(self._distill(student, teacher, trust))
+            with record_function("aid_d2.weights"):
+                weights = self._weight(student, teacher, batched_inputs)
+            losses.update(self._distill(student, teacher, weights))
         return losses
 
     @cached_property
@@ -198,19 +198,19 @@ class DistilledDetector(nn.Module):
         predictions = calls[family.head][-1].output if family.head is not None else None
         return Observation(features(), predictions, calls, objects=objects), losses
 
-    def _trust(
+    def _weight(
         self, student: Observation, teacher: Observation, batched_inputs: list[dict]
-    ) -> Trust:
+    ) -> DistillWeights:
         if self.weigh is None:
-            return Trust.full(teacher.features)
+            return DistillWeights.full(teacher.features)
         losses = self.teacher.losses(teacher, teacher.objects)
-        trust = self.weigh(losses, student=self._own_losses(student) if self.relative else None)
+        weights = self.weigh(losses, student=self._own_losses(student) if self.relative else None)
         # A teacher's loss on its own labels cannot show where it is wrong.
         pseudo_labeled = [i for i, x in enumerate(batched_inputs) if x.get(PSEUDO_LABELED)]
         if pseudo_labeled:
-            trust = trust.with_full(pseudo_labeled)
-        self._log(losses, trust)
-        return trust
+            weights = weights.with_full(pseudo_labeled)
+        self._log(losses, weights)
+        return weights
 
     @torch.no_grad()
     def _own_losses(self, student: Observation) -> UnreducedLosses:
@@ -221,9 +221,9 @@ class DistilledDetector(nn.Module):
             )
 
     def _distill(
-        self, student: Observation, teacher: Observation, trust: Trust
+        self, student: Observation, teacher: Observation, weights: DistillWeights
     ) -> dict[str, Tensor]:
-        student, teacher, trust = align(self.pairs, student, teacher, trust)
+        student, teacher, weights = align(self.pairs, student, teacher, weights)
         if self._needs_predictions:
             student.dense = self._family.dense(student.features, student.predictions)
             teacher.dense = self.teacher.family.dense(teacher.features, teacher.predictions)
@@ -234,24 +234,28 @@ class DistilledDetector(nn.Module):
         for name, distiller in self.distiller.items():
             precision = self.teacher.autocast(distiller.bears_bfloat16)
             with record_function(f"aid_d2.{name}"), precision:
-                parts = self._run(distiller, student, teacher, trust)
+                parts = self._run(distiller, student, teacher, weights)
             losses.update({f"loss_{name}_{part}": factor * loss for part, loss in parts.items()})
         return losses
 
     def _run(
-        self, distiller: Distiller, student: Observation, teacher: Observation, trust: Trust
+        self,
+        distiller: Distiller,
+        student: Observation,
+        teacher: Observation,
+        weights: DistillWeights,
     ) -> dict[str, Tensor]:
         if not self.recompute:
-            return distiller(student, teacher, trust)
+            return distiller(student, teacher, weights)
 
         def run(*features: Tensor) -> dict[str, Tensor]:
             # The second run has to decode again what the first one keeps there.
-            return distiller(_without_caches(student), _without_caches(teacher), trust)
+            return distiller(_without_caches(student), _without_caches(teacher), weights)
 
         # By its arguments `checkpoint` knows the devices whose random numbers it restores.
         return checkpoint(run, *student.features.values(), use_reentrant=False)
 
-    def _log(self, losses: UnreducedLosses, trust: Trust) -> None:
+    def _log(self, losses: UnreducedLosses, weights: DistillWeights) -> None:
         storage = get_event_storage()
         # Other processes have no writer, which would empty their storage.
         if (storage.iter + 1) % _LOG_PERIOD or not comm.is_main_process():
@@ -259,11 +263,11 @@ class DistilledDetector(nn.Module):
         scalars = {"teacher/loss_dense": losses.dense.sum() / losses.batch_normalizer}
         if losses.roi is not None:
             scalars["teacher/loss_roi"] = losses.mean_roi
-        for stride, weights in trust.maps.items():
-            scalars[f"aid/weight_stride{stride}"] = weights.mean()
+        for stride, x in weights.maps.items():
+            scalars[f"aid/weight_stride{stride}"] = x.mean()
         # A median over the last 20 of these would be one over 400 iterations.
         storage.put_scalars(**scalars, smoothing_hint=False)
-        storage.put_histogram("aid/weight", torch.cat([x.flatten() for x in trust.maps.values()]))
+        storage.put_histogram("aid/weight", torch.cat([x.flatten() for x in weights.maps.values()]))
 
     def _apply(self, fn, *args, **kwargs):
         # The teacher follows the student to its device.

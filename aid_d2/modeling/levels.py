@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..trust import Trust
+from ..weights import DistillWeights
 
 if TYPE_CHECKING:
     from .families import DetectorFamily
@@ -75,20 +75,20 @@ def pair_levels(student: DetectorFamily, teacher: DetectorFamily) -> list[LevelP
 
 
 def align(
-    pairs: list[LevelPair], student: Observation, teacher: Observation, trust: Trust
-) -> tuple[Observation, Observation, Trust]:
-    """Cut the paired maps of both detectors, and the trust, to the cells that both have.
+    pairs: list[LevelPair], student: Observation, teacher: Observation, weights: DistillWeights
+) -> tuple[Observation, Observation, DistillWeights]:
+    """Cut the paired maps of both detectors, and the weights, to the cells that both have.
 
     Both pyramids start at the same corner of the image and have the same stride, so that their
     sizes differ by padding alone.
 
     Returns:
-        student, teacher and trust with maps at the paired strides only, in float32 and all in one
+        student, teacher and weights with maps at the paired strides only, in float32 and all in one
         order in memory, channels last.
     """
     cut = [{}, {}, {}]
     for pair in pairs:
-        maps = [x[pair.stride] for x in (student.features, teacher.features, trust.maps)]
+        maps = [x[pair.stride] for x in (student.features, teacher.features, weights.maps)]
         height, width = (min(x.shape[dim] for x in maps) for dim in (-2, -1))
         for result, x in zip(cut, maps):
             result[pair.stride] = x[..., :height, :width].to(
@@ -97,5 +97,5 @@ def align(
     return (
         replace(student, features=cut[0]),
         replace(teacher, features=cut[1]),
-        Trust(cut[2]),
+        DistillWeights(cut[2]),
     )

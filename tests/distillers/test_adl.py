@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from toy import build, constant_trust, maps, rand, random_trust
+from toy import build, constant_weights, maps, rand, random_weights
 
 from aid_d2.distillers import Setting
 from aid_d2.distillers.adl import (
@@ -163,9 +163,11 @@ def random_pair(shift=0.0):
     return observe((2 * s).requires_grad_()), observe(2 * t)
 
 
-def reference(student, teacher, trust, matched_idxs, form, beta, gamma, alpha, theta, temperature):
+def reference(
+    student, teacher, weights, matched_idxs, form, beta, gamma, alpha, theta, temperature
+):
     total = divisor = 0.0
-    weights = trust.per_anchor(LEVELS)
+    values = weights.per_anchor(LEVELS)
     centres = (student.dense.anchors[:, :2] + student.dense.anchors[:, 2:]) / 2
     for n, (height, width) in enumerate(IMAGE_SIZES):
         for r, (x, y) in enumerate(centres.tolist()):
@@ -177,7 +179,7 @@ def reference(student, teacher, trust, matched_idxs, form, beta, gamma, alpha, t
                 kl, ce, entropy = reference_parts(s, t, alpha)
                 d = kl if form == "kl" else ce
                 weight = (1 - math.exp(-(d + beta * entropy))) ** gamma
-                total += weights[n, r].item() * weight * d
+                total += values[n, r].item() * weight * d
                 divisor += (1 / (1 + math.exp(-t))) ** theta
     return total / max(divisor, 1.0)
 
@@ -197,20 +199,20 @@ def reference(student, teacher, trust, matched_idxs, form, beta, gamma, alpha, t
     ids=["published", "released", "changed"],
 )
 def test_loss_against_loops(preset, changes, expected, shift):
-    matched_idxs, trust = random_matched_idxs(), random_trust(maps(SIZES, 1))
+    matched_idxs, weights = random_matched_idxs(), random_weights(maps(SIZES, 1))
     student, teacher = random_pair(shift)
-    losses = make(matched_idxs, preset, **changes)(student, teacher, trust)
+    losses = make(matched_idxs, preset, **changes)(student, teacher, weights)
     assert set(losses) == {"cls"}
-    value = reference(student, teacher, trust, matched_idxs, *expected)
+    value = reference(student, teacher, weights, matched_idxs, *expected)
     assert losses["cls"].item() == pytest.approx(value, rel=1e-10)
 
 
 @pytest.mark.parametrize("form", PRESETS)
-def test_constant_trust_scales_the_loss_and_one_changes_no_bit(form):
+def test_constant_weight_scales_the_loss_and_one_changes_no_bit(form):
     matched_idxs, method = random_matched_idxs(), make(random_matched_idxs(), PRESETS[form])
     student, teacher = random_pair()
     loss = {
-        w: method(student, teacher, constant_trust(maps(SIZES, 1), w))["cls"] for w in (1.0, 0.3)
+        w: method(student, teacher, constant_weights(maps(SIZES, 1), w))["cls"] for w in (1.0, 0.3)
     }
     assert loss[0.3].item() == pytest.approx(0.3 * loss[1.0].item(), rel=1e-12)
 
@@ -224,7 +226,7 @@ def test_constant_trust_scales_the_loss_and_one_changes_no_bit(form):
 def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
     logits = rand(2, NUM_ANCHORS, K)
     student, teacher = observe(logits.clone().requires_grad_()), observe(logits)
-    loss = make(random_matched_idxs())(student, teacher, random_trust(maps(SIZES, 1)))["cls"]
+    loss = make(random_matched_idxs())(student, teacher, random_weights(maps(SIZES, 1)))["cls"]
     loss.backward()
     assert loss.item() == 0
     assert student.dense.logits.grad.abs().max() < 1e-12
@@ -233,7 +235,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
 def test_without_anchors_to_compare_the_loss_is_a_zero_with_a_graph():
     matched_idxs = torch.full((2, NUM_ANCHORS), IGNORED)
     student, teacher = random_pair()
-    loss = make(matched_idxs)(student, teacher, random_trust(maps(SIZES, 1)))["cls"]
+    loss = make(matched_idxs)(student, teacher, random_weights(maps(SIZES, 1)))["cls"]
     loss.backward()
     assert loss.item() == 0
     assert (student.dense.logits.grad == 0).all()

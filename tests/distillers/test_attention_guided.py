@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from toy import build, constant_trust, maps, random_trust, setting, shake
+from toy import build, constant_weights, maps, random_weights, setting, shake
 
 from aid_d2.distillers.attention_guided import (
     AttentionGuided,
@@ -11,7 +11,7 @@ from aid_d2.distillers.attention_guided import (
     spatial_attention,
 )
 from aid_d2.modeling import Observation
-from aid_d2.trust import Trust
+from aid_d2.weights import DistillWeights
 
 # Maps of 2 images of 800x1333, which are padded to 800x1344.
 REFERENCE_SIZES = {8: (100, 168), 16: (50, 84), 32: (25, 42), 64: (13, 21), 128: (7, 11)}
@@ -49,13 +49,13 @@ def numpy_conv3(x, weight, bias):
     )
 
 
-def reference(method, student, teacher, trust, two_stage):
+def reference(method, student, teacher, weights, two_stage):
     """The three losses; two_stage chooses the published constants."""
-    weights, temperature = PUBLISHED[two_stage][:3], PUBLISHED[two_stage][3]
+    values, temperature = PUBLISHED[two_stage][:3], PUBLISHED[two_stage][3]
     totals = np.zeros(3)
     for stride in student:
         s, t = student[stride].detach().numpy(), teacher[stride].numpy()
-        w, key = trust.maps[stride].numpy(), str(stride)
+        w, key = weights.maps[stride].numpy(), str(stride)
         p = {k: v.detach().numpy() for k, v in method.named_parameters() if f".{key}." in k}
         spatial = (numpy_spatial(t, temperature) + numpy_spatial(s, temperature)) / 2
         channel = numpy_channel(t, temperature)
@@ -77,7 +77,7 @@ def reference(method, student, teacher, trust, two_stage):
             p[f"spatial_adapters.{key}.bias"][0],
         )
         totals[2] += np.sqrt(np.sum((w[:, 0] * (t.mean(1) - f3)) ** 2))
-    return dict(zip(PARTS, totals * weights))
+    return dict(zip(PARTS, totals * values))
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
@@ -96,10 +96,10 @@ def test_attention_has_mean_one_and_follows_its_formula(temperature):
 def test_losses_against_numpy(two_stage, channels):
     sizes = {4: (9, 12), 8: (5, 6), 16: (3, 3), 32: (1, 2), 64: (1, 1)}
     student, teacher = maps(sizes, channels[0], seed=1), maps(sizes, channels[1], seed=2)
-    trust = random_trust(teacher)
+    weights = random_weights(teacher)
     method = shake(make(sizes, channels, two_stage))
-    losses = method(Observation(student), Observation(teacher), trust)
-    expected = reference(method, student, teacher, trust, two_stage)
+    losses = method(Observation(student), Observation(teacher), weights)
+    expected = reference(method, student, teacher, weights, two_stage)
     assert set(losses) == set(PARTS)
     for part in PARTS:
         assert losses[part].item() == pytest.approx(expected[part], rel=1e-10)
@@ -108,7 +108,7 @@ def test_losses_against_numpy(two_stage, channels):
 def test_gradient_at_the_student_takes_attention_as_constant():
     """Finite differences of the loss with the masks of the undisturbed student."""
     s, t = maps({8: (3, 4)}, 2, seed=1)[8], maps({8: (3, 4)}, 2, seed=2)[8]
-    weight = random_trust({8: t}).maps[8].numpy()
+    weight = random_weights({8: t}).maps[8].numpy()
     method = make([8], (2, 2))
     mask = np.sqrt(
         (numpy_spatial(t.numpy(), 0.1) + numpy_spatial(s.numpy(), 0.1))
@@ -121,8 +121,8 @@ def test_gradient_at_the_student_takes_attention_as_constant():
         return 5.6e-4 * np.sqrt(np.sum((weight * mask * (t.numpy() - x)) ** 2))
 
     s.requires_grad_()
-    trust = Trust({8: torch.as_tensor(weight)})
-    method(Observation({8: s}), Observation({8: t}), trust)["feature"].backward()
+    weights = DistillWeights({8: torch.as_tensor(weight)})
+    method(Observation({8: s}), Observation({8: t}), weights)["feature"].backward()
     step, x = 1e-5, s.detach().numpy()
     for index in np.ndindex(*x.shape):
         up, down = x.copy(), x.copy()
@@ -133,12 +133,12 @@ def test_gradient_at_the_student_takes_attention_as_constant():
 
 
 @pytest.mark.parametrize("weight", [0.3, 1e-3])
-def test_constant_trust_scales_each_loss(weight):
+def test_constant_weight_scales_each_loss(weight):
     sizes = {8: (5, 6), 16: (3, 3)}
     student, teacher = maps(sizes, 4, seed=1), maps(sizes, 4, seed=2)
     method = shake(make(sizes))
-    full = method(Observation(student), Observation(teacher), constant_trust(teacher, 1.0))
-    weighted = method(Observation(student), Observation(teacher), constant_trust(teacher, weight))
+    full = method(Observation(student), Observation(teacher), constant_weights(teacher, 1.0))
+    weighted = method(Observation(student), Observation(teacher), constant_weights(teacher, weight))
     for part in PARTS:
         assert weighted[part].item() == pytest.approx(weight * full[part].item(), rel=1e-12)
 
@@ -148,7 +148,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
     teacher = {s: x.float() for s, x in maps(sizes, 4).items()}
     student = {s: x.clone().requires_grad_() for s, x in teacher.items()}
     method = make(sizes).float()
-    losses = method(Observation(student), Observation(teacher), random_trust(teacher))
+    losses = method(Observation(student), Observation(teacher), random_weights(teacher))
     sum(losses.values()).backward()
     assert [loss.item() for loss in losses.values()] == [0.0] * 3
     for x in [*student.values(), *method.parameters()]:
@@ -162,9 +162,9 @@ def reference_maps(seed):
 def test_normalized_losses_equal_the_published_ones_at_two_images_of_800x1333():
     student, teacher = reference_maps(1), reference_maps(2)
     plain, normalized = (make(student, (2, 2), NORMALIZE=flag) for flag in (False, True))
-    trust = constant_trust(teacher, 1.0)
-    expected = plain(Observation(student), Observation(teacher), trust)
-    actual = normalized(Observation(student), Observation(teacher), trust)
+    weights = constant_weights(teacher, 1.0)
+    expected = plain(Observation(student), Observation(teacher), weights)
+    actual = normalized(Observation(student), Observation(teacher), weights)
     for part in PARTS:
         assert actual[part].item() == pytest.approx(expected[part].item(), rel=1e-12)
 
@@ -177,13 +177,13 @@ def repeated(features, times):
 def test_how_the_losses_grow_with_the_batch(normalize, factor):
     sizes = {8: (5, 6), 16: (3, 3)}
     student, teacher = maps(sizes, 4, seed=1), maps(sizes, 4, seed=2)
-    trust = random_trust(teacher)
+    weights = random_weights(teacher)
     method = shake(make(sizes, NORMALIZE=normalize))
-    once = method(Observation(student), Observation(teacher), trust)
+    once = method(Observation(student), Observation(teacher), weights)
     twice = method(
         Observation(repeated(student, 2)),
         Observation(repeated(teacher, 2)),
-        Trust(repeated(trust.maps, 2)),
+        DistillWeights(repeated(weights.maps, 2)),
     )
     for part in PARTS:
         assert twice[part].item() == pytest.approx(factor * once[part].item(), rel=1e-12)
@@ -195,7 +195,7 @@ def test_extreme_maps_give_finite_losses_and_gradients(scale):
     student = {s: (scale * x).float().requires_grad_() for s, x in maps(sizes, 4, seed=1).items()}
     teacher = {s: (-scale * x).float() for s, x in maps(sizes, 4, seed=2).items()}
     losses = make(sizes).float()(
-        Observation(student), Observation(teacher), constant_trust(teacher, 1e-35)
+        Observation(student), Observation(teacher), constant_weights(teacher, 1e-35)
     )
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
@@ -208,7 +208,7 @@ def test_every_adapter_has_a_gradient():
     losses = method(
         Observation(maps(sizes, 3, seed=1)),
         Observation(maps(sizes, 5, seed=2)),
-        random_trust(maps(sizes, 5)),
+        random_weights(maps(sizes, 5)),
     )
     sum(losses.values()).backward()
     for name, p in method.named_parameters():

@@ -10,7 +10,7 @@ from aid_d2.distillers.bckd import BCKD, localization_loss
 from aid_d2.losses import BACKGROUND, IGNORED, LevelShape, Objects
 from aid_d2.modeling import Observation
 from aid_d2.modeling.dense_output import DenseOutput
-from aid_d2.trust import Trust
+from aid_d2.weights import DistillWeights
 from detectron2.utils.events import EventStorage
 
 OWNER = torch.tensor([[0, BACKGROUND, 1, BACKGROUND] * 2, [BACKGROUND, 2, BACKGROUND, 2] * 2])
@@ -41,7 +41,7 @@ def make(matched_idxs=OWNER, **changes):
     return method
 
 
-def trust_map(seed=5):
+def weight_map(seed=5):
     return rand(2, 1, 2, 2, seed=seed).sigmoid()
 
 
@@ -49,9 +49,9 @@ def trust_map(seed=5):
 @pytest.mark.parametrize("classes", [1, 3])
 def test_losses_against_the_formulas(classes, ignored):
     student, teacher = observation(1, classes), observation(11, classes)
-    weight = trust_map()
+    weight = weight_map()
     matched_idxs = OWNER.where(OWNER != BACKGROUND, IGNORED) if ignored else OWNER
-    losses = make(matched_idxs)(student, teacher, Trust({8: weight}))
+    losses = make(matched_idxs)(student, teacher, DistillWeights({8: weight}))
     expected = {"cls": 0.0, "box": 0.0}
     for image, anchor in np.ndindex(2, 8):
         if matched_idxs[image, anchor] == IGNORED:
@@ -69,9 +69,9 @@ def test_published_weights():
     node = BCKD.config()
     assert (node.CLS_WEIGHT, node.BOX_WEIGHT) == (1.0, 4.0)
     doubled = make(CLS_WEIGHT=2.0, BOX_WEIGHT=2.0)(
-        observation(1), observation(11), Trust({8: trust_map()})
+        observation(1), observation(11), DistillWeights({8: weight_map()})
     )
-    losses = make()(observation(1), observation(11), Trust({8: trust_map()}))
+    losses = make()(observation(1), observation(11), DistillWeights({8: weight_map()}))
     assert doubled["cls"].item() == pytest.approx(2 * losses["cls"].item())
     assert doubled["box"].item() == pytest.approx(losses["box"].item() / 2)
 
@@ -84,9 +84,13 @@ def test_the_box_loss_leaves_the_scores_alone():
 
 
 @pytest.mark.parametrize("weight", [0.3, 1e-3])
-def test_constant_trust_scales_each_loss(weight):
+def test_constant_weight_scales_each_loss(weight):
     full, weighted = (
-        make()(observation(1), observation(11), Trust({8: w * torch.ones(2, 1, 2, 2).double()}))
+        make()(
+            observation(1),
+            observation(11),
+            DistillWeights({8: w * torch.ones(2, 1, 2, 2).double()}),
+        )
         for w in (1.0, weight)
     )
     for part in ("cls", "box"):
@@ -95,10 +99,10 @@ def test_constant_trust_scales_each_loss(weight):
 
 def test_equal_predictions_have_no_loss_and_without_objects_the_divisor_is_one():
     nothing = torch.full((2, 8), BACKGROUND)
-    trust = Trust({8: trust_map()})
-    equal = make(nothing)(observation(1), observation(1), trust)
+    weights = DistillWeights({8: weight_map()})
+    equal = make(nothing)(observation(1), observation(1), weights)
     assert [x.item() for x in equal.values()] == [0.0, 0.0]
-    some, none = (make(x)(observation(1), observation(11), trust) for x in (OWNER, nothing))
+    some, none = (make(x)(observation(1), observation(11), weights) for x in (OWNER, nothing))
     for part in some:
         assert none[part].item() == pytest.approx(8 * some[part].item(), rel=1e-12)
 
@@ -112,7 +116,7 @@ def test_extreme_predictions_have_finite_losses_and_gradients(scale):
     leaves = [student.dense.logits, student.dense.regression]
     for leaf in leaves:
         leaf.requires_grad_()
-    losses = make()(student, teacher, Trust({8: torch.ones(2, 1, 2, 2)}))
+    losses = make()(student, teacher, DistillWeights({8: torch.ones(2, 1, 2, 2)}))
     sum(losses.values()).backward()
     assert all(x.isfinite() for x in losses.values())
     assert all(x.grad.isfinite().all() for x in leaves)

@@ -15,7 +15,7 @@ from aid_d2.modeling import Observation
 from aid_d2.modeling.families import family_of
 from aid_d2.modeling.levels import pair_levels
 from aid_d2.modeling.observation import record_calls
-from aid_d2.trust import Trust
+from aid_d2.weights import DistillWeights
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -94,12 +94,14 @@ def build(student, teacher, position=2):
     return CrossKD(node, Setting(pair_levels(student, teacher), student, teacher))
 
 
-def trust_maps(sizes=SIZES):
-    return Trust({s: rand(2, 1, *size, seed=s).sigmoid().float() for s, size in sizes.items()})
+def weight_maps(sizes=SIZES):
+    return DistillWeights(
+        {s: rand(2, 1, *size, seed=s).sigmoid().float() for s, size in sizes.items()}
+    )
 
 
 def full(sizes=SIZES):
-    return Trust({s: torch.ones(2, 1, *size) for s, size in sizes.items()})
+    return DistillWeights({s: torch.ones(2, 1, *size) for s, size in sizes.items()})
 
 
 # --- the statistics
@@ -185,7 +187,7 @@ def test_losses_against_the_steps_by_hand(detector_of, name, position):
     student, teacher = detector_of(name, 0), detector_of(name, 50)
     method = build(student, teacher, position)
     observations = [observe(method, x, maps(16, seed)) for x, seed in ((student, 1), (teacher, 2))]
-    losses = method(*observations, trust_maps())
+    losses = method(*observations, weight_maps())
     matched_idxs = student.matched_idxs(observations[0].dense, batch_objects())
     assert (matched_idxs >= 0).sum() > 1
     expected = mimic_losses(
@@ -193,7 +195,7 @@ def test_losses_against_the_steps_by_hand(detector_of, name, position):
         observations[1].dense,
         name,
         matched_idxs,
-        trust_maps().per_anchor(observations[1].dense.levels),
+        weight_maps().per_anchor(observations[1].dense.levels),
         counted_anchors(matched_idxs, observations[1].dense.anchors, batch_objects()),
     )
     _, cls_weight, box_weight = PUBLISHED[name]
@@ -222,8 +224,8 @@ def test_a_student_equal_to_its_teacher_has_no_loss(detector_of, name, changes):
     method = build(student, teacher)
     for seed in (1, 9):
         mine, theirs = (observe(method, x, maps(16, seed)) for x in (student, teacher))
-        losses = method(mine, theirs, trust_maps())
-        other = method(observe(method, student, maps(16, 5)), theirs, trust_maps())
+        losses = method(mine, theirs, weight_maps())
+        other = method(observe(method, student, maps(16, 5)), theirs, weight_maps())
         for part in losses:
             assert losses[part] < 1e-5 * other[part]
 
@@ -237,7 +239,7 @@ def test_gradient_reaches_the_student_below_the_cut_alone(detector_of, name):
     observations = [
         observe(method, x, maps(width, 1)) for x, width in ((student, 16), (teacher, 24))
     ]
-    losses = method(*observations, trust_maps())
+    losses = method(*observations, weight_maps())
     sum(losses.values()).backward()
     for p in method.parameters():
         assert p.grad.isfinite().all() and p.grad.any()
@@ -254,12 +256,12 @@ def test_equal_towers_need_no_adapter(detector_of):
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_constant_trust_scales_each_loss(detector_of, name):
+def test_constant_weight_scales_each_loss(detector_of, name):
     student, teacher = detector_of(name, 0), detector_of(name, 50)
     method = build(student, teacher)
     observations = [observe(method, x, maps(16, 1)) for x in (student, teacher)]
     whole = method(*observations, full())
-    part = method(*observations, Trust({s: 0.3 * x for s, x in full().maps.items()}))
+    part = method(*observations, DistillWeights({s: 0.3 * x for s, x in full().maps.items()}))
     for key in whole:
         assert part[key].item() == pytest.approx(0.3 * whole[key].item(), rel=1e-5)
 
@@ -312,7 +314,7 @@ def test_extreme_maps_and_no_objects(detector_of, name, scale):
         observe(method, x, features, objects=batch_objects(0))
         for x, features in ((student, leaves), (teacher, maps(24, 2)))
     ]
-    losses = method(*observations, trust_maps())
+    losses = method(*observations, weight_maps())
     sum(losses.values()).backward()
     assert all(x.isfinite() for x in losses.values())
     assert all(x.grad.isfinite().all() for x in [*leaves.values(), *method.parameters()])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from toy import build, constant_trust, maps, rand, random_trust, setting, shake
+from toy import build, constant_weights, maps, rand, random_weights, setting, shake
 
 from aid_d2.distillers.cwd import CWD, channel_divergence
 from aid_d2.modeling import Observation
@@ -15,8 +15,8 @@ def make(channels=(4, 4), sizes=SIZES, **changes):
     return build(CWD, setting(sizes, channels), **changes)
 
 
-def run(method, student, teacher, trust):
-    return method(Observation(student), Observation(teacher), trust)["channel"]
+def run(method, student, teacher, weights):
+    return method(Observation(student), Observation(teacher), weights)["channel"]
 
 
 def distribution(values, temperature):
@@ -50,23 +50,23 @@ def numpy_conv1(x, conv):
 @pytest.mark.parametrize("channels", [(4, 4), (3, 5)], ids=str)
 def test_loss_against_numpy(channels, temperature, constant):
     student, teacher = maps(SIZES, channels[0], seed=1), maps(SIZES, channels[1], seed=2)
-    trust = constant_trust(teacher, 0.7) if constant else random_trust(teacher)
+    weights = constant_weights(teacher, 0.7) if constant else random_weights(teacher)
     method = shake(make(channels, TEMPERATURE=temperature))
     expected = 0.0
     for stride in SIZES:
         s, t = student[stride].numpy(), teacher[stride].numpy()
         if channels[0] != channels[1]:
             s = numpy_conv1(s, method.adapters[str(stride)])
-        expected += numpy_divergence(t, s, trust.maps[stride].numpy(), temperature)
+        expected += numpy_divergence(t, s, weights.maps[stride].numpy(), temperature)
     # The published weight is 5.
-    loss = run(method, student, teacher, trust)
+    loss = run(method, student, teacher, weights)
     assert loss.item() == pytest.approx(5 * expected, rel=1e-9)
 
 
 def test_published_temperature_is_one():
     student, teacher = maps(SIZES, 4, seed=1), maps(SIZES, 4, seed=2)
     losses = [
-        run(m, student, teacher, random_trust(teacher)) for m in (make(), make(TEMPERATURE=1.0))
+        run(m, student, teacher, random_weights(teacher)) for m in (make(), make(TEMPERATURE=1.0))
     ]
     assert torch.equal(*losses)
 
@@ -77,8 +77,8 @@ def test_gradient():
     assert torch.autograd.gradcheck(lambda x: channel_divergence(t, x, weight, 2.0), s)
 
 
-def test_the_teacher_is_the_minimum_for_every_trust():
-    """Also where the trust varies a student gains nothing by leaving its teacher."""
+def test_the_teacher_is_the_minimum_for_every_weight():
+    """Also where the weights varies a student gains nothing by leaving its teacher."""
     t, weight = rand(1, 3, 4, 5, seed=1), rand(1, 1, 4, 5, seed=2).sigmoid()
     at_teacher = t.clone().requires_grad_()
     loss = channel_divergence(t, at_teacher, weight, 1.0)
@@ -88,7 +88,7 @@ def test_the_teacher_is_the_minimum_for_every_trust():
         assert channel_divergence(t, t + 0.1 * rand(1, 3, 4, 5, seed=seed), weight, 1.0) > 0
 
 
-def test_full_trust_is_the_formula_bit_for_bit():
+def test_full_weight_is_the_formula_bit_for_bit():
     t, s = rand(2, 3, 5, 7, seed=1).float(), rand(2, 3, 5, 7, seed=2).float()
     log_p, log_q = t.flatten(2).log_softmax(2), s.flatten(2).log_softmax(2)
     terms = log_p.exp() * (log_p - log_q) - log_p.exp() + log_q.exp()
@@ -116,7 +116,7 @@ def test_adapters():
     sizes = {8: (5, 6), 16: (3, 3)}
     method = make((3, 5), sizes)
     student, teacher = maps(sizes, 3, seed=1), maps(sizes, 5, seed=2)
-    run(method, student, teacher, random_trust(teacher)).backward()
+    run(method, student, teacher, random_weights(teacher)).backward()
     # A softmax does not see a bias.
     assert all(a.weight.grad.abs().sum() > 0 for a in method.adapters.values())
     assert all(a.bias.grad is not None for a in method.adapters.values())

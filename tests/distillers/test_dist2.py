@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_crosskd import family_without_backbone
 from torch import nn
-from toy import build, maps, rand, random_trust
+from toy import build, maps, rand, random_weights
 
 from aid_d2.distillers import Setting
 from aid_d2.distillers.anchors import counted_anchors
@@ -17,7 +17,7 @@ from aid_d2.losses import LevelShape, Objects, UnreducedLosses
 from aid_d2.modeling import Observation
 from aid_d2.modeling.levels import LevelPair, pair_levels
 from aid_d2.modeling.observation import Call
-from aid_d2.trust import Trust
+from aid_d2.weights import DistillWeights
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.structures import Boxes, ImageList, Instances
@@ -69,7 +69,7 @@ def detection_imitation(student, teacher, **changes):
 
 
 def full(features, weight=1.0):
-    return Trust({s: torch.full_like(x[:, :1], weight) for s, x in features.items()})
+    return DistillWeights({s: torch.full_like(x[:, :1], weight) for s, x in features.items()})
 
 
 # --- detection imitation
@@ -98,27 +98,27 @@ def synthetic_losses(roi, seed=1):
 def test_detection_loss_against_its_formula(roi):
     losses = synthetic_losses(roi)
     weight = rand(2, 1, 2, 3, seed=4).sigmoid()
-    trust = Trust({8: weight})
+    weights = DistillWeights({8: weight})
     expected = 0.0
     for image, anchor in np.ndindex(2, 12):
         loss = (losses.cls + losses.box)[image, anchor].item()
         w = weight[image, 0].flatten()[anchor // 2].item()
         expected += w * losses.factor[image, anchor].item() * loss / 5
     if roi:
-        of_objects = trust.per_box(losses.objects.boxes.split([2, 1]))
+        of_objects = weights.per_box(losses.objects.boxes.split([2, 1]))
         assert len(set(of_objects.tolist())) == 3
         expected += sum((of_objects * losses.roi).tolist()) / 3
-    assert detection_loss(losses, trust).item() == pytest.approx(expected, rel=1e-10)
+    assert detection_loss(losses, weights).item() == pytest.approx(expected, rel=1e-10)
 
 
 @pytest.mark.parametrize("roi", [None, True])
-def test_full_trust_is_bit_equal_to_the_loss_without(roi):
+def test_full_weight_is_bit_equal_to_the_loss_without(roi):
     losses = synthetic_losses(roi)
     expected = (losses.factor * (losses.cls + losses.box)).sum() / losses.batch_normalizer
     if roi:
         expected = expected + losses.roi.sum() / 3
-    trust = Trust({8: torch.ones(2, 1, 2, 3, dtype=torch.float64)})
-    assert torch.equal(detection_loss(losses, trust), expected)
+    weights = DistillWeights({8: torch.ones(2, 1, 2, 3, dtype=torch.float64)})
+    assert torch.equal(detection_loss(losses, weights), expected)
 
 
 def own_loss(name, family, features, instances):
@@ -183,10 +183,12 @@ def test_gradient_of_di_against_finite_differences(detector_of, name):
     teacher = detector_of(name, 50)
     method = detection_imitation(detector_of(name, 0), teacher)
     seen, theirs = observe(teacher, 16, 1), observe(teacher, 16, 2)
-    trust = Trust({s: rand(*x[:, :1].shape).sigmoid().float() for s, x in seen.features.items()})
+    weights = DistillWeights(
+        {s: rand(*x[:, :1].shape).sigmoid().float() for s, x in seen.features.items()}
+    )
 
     def loss(features):
-        return method(Observation(features, objects=seen.objects), theirs, trust)["di"]
+        return method(Observation(features, objects=seen.objects), theirs, weights)["di"]
 
     leaves = {s: x.clone().requires_grad_() for s, x in seen.features.items()}
     gradient = dict(zip(leaves, gradients(loss(leaves), leaves)))
@@ -231,8 +233,8 @@ def test_di_with_the_teacher_as_target(detector_of, name):
     student, teacher = detector_of(name, 0), detector_of(name, 50)
     method = detection_imitation(student, teacher, DI_TARGET="teacher")
     seen, theirs = observe(student, 16, 1), observe(teacher, 16, 2)
-    trust = Trust({s: x.float() for s, x in random_trust(seen.features).maps.items()})
-    loss = method(seen, theirs, trust)["di"]
+    weights = DistillWeights({s: x.float() for s, x in random_weights(seen.features).maps.items()})
+    loss = method(seen, theirs, weights)["di"]
     predicted, target = (
         teacher.dense(x.features, teacher.head(list(x.features.values()))) for x in (seen, theirs)
     )
@@ -242,16 +244,16 @@ def test_di_with_the_teacher_as_target(detector_of, name):
         target,
         teacher.detector.__name__,
         matched_idxs,
-        trust.per_anchor(target.levels),
+        weights.per_anchor(target.levels),
         counted_anchors(matched_idxs, target.anchors, seen.objects),
     )
     assert (matched_idxs >= 0).any()
     assert loss.item() == pytest.approx((cls + BOX_WEIGHTS[name] * box).item(), rel=1e-5)
 
     theirs.predictions = teacher.head(list(theirs.features.values()))
-    assert torch.equal(method(seen, theirs, trust)["di"], loss)
+    assert torch.equal(method(seen, theirs, weights)["di"], loss)
     same = Observation(theirs.features, objects=seen.objects)
-    assert method(same, theirs, trust)["di"] < 1e-6 * loss
+    assert method(same, theirs, weights)["di"] < 1e-6 * loss
 
 
 @pytest.mark.parametrize("target", ["ground_truth", "teacher"])
@@ -265,7 +267,7 @@ def test_student_of_another_family(detector_of, target):
 
 @pytest.mark.parametrize("target", ["ground_truth", "teacher"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_constant_trust_scales_di(detector_of, name, target):
+def test_constant_weight_scales_di(detector_of, name, target):
     method = detection_imitation(detector_of(name, 0), detector_of(name, 50), DI_TARGET=target)
     seen, theirs = (observe(method.teacher, 16, seed) for seed in (1, 2))
     whole = method(seen, theirs, full(seen.features))["di"]
@@ -355,8 +357,10 @@ def test_fi_against_numpy(imitation, padding):
         p.data.copy_(rand(*p.shape, seed=i) / 2)
     student = toy_observation(setting.student, 4, 1, padding)
     teacher = toy_observation(setting.teacher, 6, 200, padding)
-    trust = Trust({s: x.float() for s, x in random_trust(student.features).maps.items()})
-    losses = method(student, teacher, trust)
+    weights = DistillWeights(
+        {s: x.float() for s, x in random_weights(student.features).maps.items()}
+    )
+    losses = method(student, teacher, weights)
     strategies = ("B2B", "N2N", "N2B", "B2N") if imitation == ("All2All",) else imitation
     expected = 0.0
     for strategy in strategies:
@@ -367,7 +371,7 @@ def test_fi_against_numpy(imitation, padding):
             s = map_of(strategy[0], student, stride, setting.student)
             t = map_of(strategy[2], teacher, stride, setting.teacher)
             s = np.einsum("oc,nchw->nohw", kernel[:, :, 0, 0], s) + bias[:, None, None]
-            expected += (trust.maps[stride].numpy() * (s - t) ** 2).mean()
+            expected += (weights.maps[stride].numpy() * (s - t) ** 2).mean()
     assert set(losses) == {"fi"}
     assert losses["fi"].item() == pytest.approx(1.5 * expected, rel=1e-5)
 
@@ -413,7 +417,7 @@ def test_backbones_in_half_precision(dtype):
 
 
 @pytest.mark.parametrize("weight", [0.3, 1e-3])
-def test_constant_trust_scales_fi(weight):
+def test_constant_weight_scales_fi(weight):
     setting = toy_setting()
     method = feature_imitation(setting, "All2All")
     student, teacher = (

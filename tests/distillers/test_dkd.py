@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toy import build, constant_trust, maps, rand, random_trust
+from toy import build, constant_weights, maps, rand, random_weights
 
 from aid_d2.distillers import Setting
 from aid_d2.distillers.dkd import DKD, decoupled_divergence, proposal_classes
@@ -183,13 +183,13 @@ def observe(method, proposals, logits):
     return Observation({}, calls=calls, objects=TRUTH)
 
 
-def run(trust, proposals=PROPOSALS, **changes):
+def run(weights, proposals=PROPOSALS, **changes):
     """Losses, the student's logits, the teacher's family."""
     count = sum(map(len, proposals))
     teacher = Family(3 * rand(count, CLASSES, seed=2))
     logits = (3 * rand(count, CLASSES, seed=1)).requires_grad_()
     method = make(teacher, **changes)
-    losses = method(observe(method, proposals, logits), Observation(maps(SIZES, 4, 3)), trust)
+    losses = method(observe(method, proposals, logits), Observation(maps(SIZES, 4, 3)), weights)
     return losses, logits, teacher
 
 
@@ -203,8 +203,8 @@ def run(trust, proposals=PROPOSALS, **changes):
 )
 def test_losses_against_loops(changes, expected):
     alpha, beta, temperature = expected
-    trust = random_trust(maps(SIZES, 4, 3))
-    losses, logits, teacher = run(trust, **changes)
+    weights = random_weights(maps(SIZES, 4, 3))
+    losses, logits, teacher = run(weights, **changes)
     assert all(map(torch.equal, teacher.asked, PROPOSALS))
     parts = np.array(
         [
@@ -212,16 +212,16 @@ def test_losses_against_loops(changes, expected):
             for x in zip(logits.tolist(), teacher.logits.tolist(), TARGETS)
         ]
     )
-    weights = trust.per_box(PROPOSALS).numpy()
-    target_part, other_part = (weights[:, None] * parts).mean(0)
+    values = weights.per_box(PROPOSALS).numpy()
+    target_part, other_part = (values[:, None] * parts).mean(0)
     assert set(losses) == {"target", "nontarget"}
     assert losses["target"].item() == pytest.approx(alpha * target_part, rel=1e-9)
     assert losses["nontarget"].item() == pytest.approx(beta * other_part, rel=1e-9)
 
 
-def test_constant_trust_scales_the_losses_and_one_changes_no_bit():
-    full, logits, teacher = run(constant_trust(maps(SIZES, 4, 3)))
-    weighted, *_ = run(constant_trust(maps(SIZES, 4, 3), 0.3))
+def test_constant_weight_scales_the_losses_and_one_changes_no_bit():
+    full, logits, teacher = run(constant_weights(maps(SIZES, 4, 3)))
+    weighted, *_ = run(constant_weights(maps(SIZES, 4, 3), 0.3))
     plain = decoupled_divergence(logits, teacher.logits, torch.tensor(TARGETS), 1.0)
     for part, values, factor in zip(("target", "nontarget"), plain, (1.0, 0.25)):
         assert weighted[part].item() == pytest.approx(0.3 * full[part].item(), rel=1e-12)
@@ -230,7 +230,7 @@ def test_constant_trust_scales_the_losses_and_one_changes_no_bit():
 
 def test_without_proposals_the_losses_are_zeros_with_a_graph():
     losses, logits, _ = run(
-        random_trust(maps(SIZES, 4, 3)), proposals=[torch.zeros(0, 4, dtype=torch.float64)] * 3
+        random_weights(maps(SIZES, 4, 3)), proposals=[torch.zeros(0, 4, dtype=torch.float64)] * 3
     )
     sum(losses.values()).backward()
     assert [x.item() for x in losses.values()] == [0.0, 0.0]

@@ -144,13 +144,13 @@ def test_methods_in_bfloat16_are_near_the_exact_ones(
     losses, gradients = [], []
     with EventStorage(0):
         model(make_batch())
-        student, teacher, trust = seen[0]
+        student, teacher, weights = seen[0]
         student.features = {s: x.detach().requires_grad_() for s, x in student.features.items()}
         shake(method)
         for fast in (False, True):
             method.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=fast):
-                losses.append(sum(method(student, teacher, trust).values()))
+                losses.append(sum(method(student, teacher, weights).values()))
             reaching = torch.autograd.grad(
                 losses[-1],
                 list(student.features.values()),

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from toy import build, constant_trust, maps, rand, random_trust, shake
+from toy import build, constant_weights, maps, rand, random_weights, shake
 
 from aid_d2.distillers import build_distillers
 from aid_d2.distillers.base import Setting
@@ -43,8 +43,10 @@ def make(channels=(4, 4), paired=STRIDES, offset=0.5, **changes):
     return build(FGFI, Setting(pairs, student, None), **changes)
 
 
-def run(method, student, teacher, trust, truth):
-    losses = method(Observation(student, objects=truth), Observation(teacher, objects=truth), trust)
+def run(method, student, teacher, weights, truth):
+    losses = method(
+        Observation(student, objects=truth), Observation(teacher, objects=truth), weights
+    )
     return losses["feature"]
 
 
@@ -100,18 +102,18 @@ def numpy_conv3(x, conv):
 @pytest.mark.parametrize("channels", [(4, 4), (3, 5)], ids=str)
 def test_loss_against_numpy(channels, paired, offset):
     student, teacher = toy_maps(channels, paired)
-    trust = random_trust(teacher)
+    weights = random_weights(teacher)
     method = shake(make(channels, paired, offset))
     masks = numpy_masks(paired, offset)
     total = count = 0.0
     for stride in paired:
         adapted = numpy_conv3(student[stride].numpy(), method.adapters[str(stride)])
-        squares = trust.maps[stride].numpy() * (teacher[stride].numpy() - adapted) ** 2
+        squares = weights.maps[stride].numpy() * (teacher[stride].numpy() - adapted) ** 2
         total += np.sum(masks[stride][:, None] * squares)
         count += masks[stride].sum()
     assert count > 0
     # The published weight is .01.
-    loss = run(method, student, teacher, trust, objects())
+    loss = run(method, student, teacher, weights, objects())
     assert loss.item() == pytest.approx(0.01 * total / (2 * count), rel=1e-10)
 
 
@@ -145,7 +147,7 @@ def test_without_objects_the_loss_is_a_zero_that_trains_nothing(truth):
     student, teacher = toy_maps()
     student = {s: x.requires_grad_() for s, x in student.items()}
     method = shake(make())
-    loss = run(method, student, teacher, constant_trust(teacher), truth)
+    loss = run(method, student, teacher, constant_weights(teacher), truth)
     loss.backward()
     assert loss.item() == 0
     assert all((x.grad == 0).all() for x in [*student.values(), *method.parameters()])
@@ -158,15 +160,15 @@ def test_gradient():
 
 
 @pytest.mark.parametrize("weight", [0.3, 1e-3])
-def test_constant_trust_scales_the_loss(weight):
+def test_constant_weight_scales_the_loss(weight):
     student, teacher = toy_maps()
     method = shake(make())
-    full = run(method, student, teacher, constant_trust(teacher), objects())
-    weighted = run(method, student, teacher, constant_trust(teacher, weight), objects())
+    full = run(method, student, teacher, constant_weights(teacher), objects())
+    weighted = run(method, student, teacher, constant_weights(teacher, weight), objects())
     assert weighted.item() == pytest.approx(weight * full.item(), rel=1e-12)
 
 
-def test_full_trust_is_the_formula_bit_for_bit():
+def test_full_weight_is_the_formula_bit_for_bit():
     t, s = rand(2, 3, 5, 7, seed=1).float(), rand(2, 3, 5, 7, seed=2).float()
     mask = rand(2, 1, 5, 7, seed=3) > 0
     expected = (mask * (t - s) ** 2).sum()
@@ -177,7 +179,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
     teacher = {s: x.float() for s, x in toy_maps()[1].items()}
     student = {s: x.clone().requires_grad_() for s, x in teacher.items()}
     method = make().float()
-    loss = run(method, student, teacher, random_trust(teacher), objects())
+    loss = run(method, student, teacher, random_weights(teacher), objects())
     loss.backward()
     assert loss.item() == 0
     assert all((x.grad == 0).all() for x in [*student.values(), *method.parameters()])
@@ -189,7 +191,7 @@ def test_extreme_maps_give_a_finite_loss_and_gradients(scale):
     student = {s: (scale * x).float().requires_grad_() for s, x in student.items()}
     teacher = {s: (-scale * x).float() for s, x in teacher.items()}
     method = make().float()
-    loss = run(method, student, teacher, constant_trust(teacher, 1e-35), objects())
+    loss = run(method, student, teacher, constant_weights(teacher, 1e-35), objects())
     loss.backward()
     assert loss.isfinite()
     assert all(x.grad.isfinite().all() for x in [*student.values(), *method.parameters()])

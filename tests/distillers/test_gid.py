@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy import build, constant_trust, maps, rand, random_trust, setting, shake
+from toy import build, constant_weights, maps, rand, random_weights, setting, shake
 
 from aid_d2.distillers.gid import (
     GID,
@@ -26,7 +26,7 @@ from aid_d2.modeling import Observation
 from aid_d2.modeling.dense_output import DenseOutput
 from aid_d2.modeling.families.assignment import match_by_iou
 from aid_d2.modeling.gfl_losses import BoxDistribution
-from aid_d2.trust import Trust, pool_boxes
+from aid_d2.weights import DistillWeights, pool_boxes
 from detectron2.modeling import build_model
 from detectron2.modeling.matcher import Matcher
 
@@ -391,8 +391,8 @@ def numpy_mask(boxes, anchors):
 @pytest.mark.parametrize("channels", [(4, 4), (3, 5)], ids=str)
 def test_losses_against_numpy(channels):
     student, teacher = observations(channels)
-    method, trust = shake(make(channels)), random_trust(student.features)
-    losses = method(student, teacher, trust)
+    method, weights = shake(make(channels)), random_weights(student.features)
+    losses = method(student, teacher, weights)
 
     boxes = [b for b, _ in numpy_instances(student, teacher)]
     assert all(len(b) > 3 for b in boxes)
@@ -402,10 +402,10 @@ def test_losses_against_numpy(channels):
         for s, x in student.features.items()
     }
     s, t = (pool_boxes(x, as_tensors, 10, 2).detach().numpy() for x in (adapted, teacher.features))
-    of_box = trust.per_box(as_tensors).numpy()
+    of_box = weights.per_box(as_tensors).numpy()
     mask = np.stack([numpy_mask(b, student.dense.anchors.numpy()) for b in boxes])
     assert 0 < mask.sum() < mask.size
-    of_anchor = trust.per_anchor(LEVELS).numpy()[mask]
+    of_anchor = weights.per_anchor(LEVELS).numpy()[mask]
     logits, deltas = (
         [getattr(x.dense, name).numpy()[mask] for x in (student, teacher)]
         for name in ("logits", "regression")
@@ -428,18 +428,18 @@ def test_published_constants():
 
 
 @pytest.mark.parametrize("weight", [0.3, 1e-3])
-def test_constant_trust_scales_each_loss(weight):
+def test_constant_weight_scales_each_loss(weight):
     student, teacher = observations()
     method = shake(make())
-    full = method(student, teacher, constant_trust(student.features))
-    weighted = method(student, teacher, constant_trust(student.features, weight))
+    full = method(student, teacher, constant_weights(student.features))
+    weighted = method(student, teacher, constant_weights(student.features, weight))
     for part in PARTS:
         assert full[part] > 0
         assert weighted[part].item() == pytest.approx(weight * full[part].item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_full_trust_is_the_method_without_trust(dtype):
+def test_full_weight_is_the_method_without_weight(dtype):
     """Against the losses with the weights 1.0 written out, bit by bit."""
     student, teacher = observations()
     student, teacher = (
@@ -456,28 +456,28 @@ def test_full_trust_is_the_method_without_trust(dtype):
         for x in (student, teacher)
     )
     method = shake(make()).to(dtype)
-    with_trust = method(student, teacher, Trust.full(student.features))
+    with_weights = method(student, teacher, DistillWeights.full(student.features))
     boxes = method._instances(student, teacher)
     adapted = {s: method.adapter(x) for s, x in student.features.items()}
     s, t = (pool_boxes(x, boxes, 10, 2) for x in (adapted, teacher.features))
-    assert torch.equal(with_trust["feature"], 5e-4 * (((t - s) ** 2).sum() / (len(s) * 100)))
+    assert torch.equal(with_weights["feature"], 5e-4 * (((t - s) ** 2).sum() / (len(s) * 100)))
     n = len(s)
     difference = torch.nn.functional.smooth_l1_loss(
         relative_distances(s.flatten(1)), relative_distances(t.flatten(1)), reduction="sum"
     )
-    assert torch.equal(with_trust["relation"], 40.0 * (difference / (n * n - n)))
+    assert torch.equal(with_weights["relation"], 40.0 * (difference / (n * n - n)))
     mask = method._mask(student, boxes)
     logits = [x.dense.logits[mask] for x in (student, teacher)]
     bce = torch.nn.functional.binary_cross_entropy_with_logits(
         logits[0], logits[1].sigmoid(), reduction="none"
     )
-    assert torch.equal(with_trust["cls"], 0.1 * (bce.sum(-1).sum() / mask.sum()))
+    assert torch.equal(with_weights["cls"], 0.1 * (bce.sum(-1).sum() / mask.sum()))
     deltas = [x.dense.regression[mask] for x in (student, teacher)]
     l1 = (deltas[0] - deltas[1]).abs().sum(-1).sum() / mask.sum()
-    assert torch.equal(with_trust["box"], l1)
+    assert torch.equal(with_weights["box"], l1)
 
 
-def test_relation_takes_the_smaller_trust_of_two_instances():
+def test_relation_takes_the_smaller_weight_of_two_instances():
     s, t, _ = inputs("relation", 3)
     only = relation_loss(s, t, torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64))
     difference = numpy_distances(s.numpy())[0, 1] - numpy_distances(t.numpy())[0, 1]
@@ -489,7 +489,7 @@ def test_a_student_equal_to_its_teacher():
     """No feature, relation or box loss, and no gradient; the cross-entropy has its entropy left."""
     _, teacher = observations()
     student, leaves = requiring_grad(teacher)
-    losses = make()(student, teacher, random_trust(student.features))
+    losses = make()(student, teacher, random_weights(student.features))
     sum(losses.values()).backward()
     for part in ("feature", "relation", "box"):
         assert losses[part].item() == pytest.approx(0, abs=1e-20)
@@ -501,7 +501,7 @@ def test_a_student_equal_to_its_teacher():
 def test_selection_lets_no_gradient_through_and_keeps_that_of_the_boxes():
     student, teacher = observations()
     student, leaves = requiring_grad(student)
-    losses = make()(student, teacher, random_trust(student.features))
+    losses = make()(student, teacher, random_weights(student.features))
     *features, logits, regression = leaves
     # Features and responses do not touch each other.
     for part in ("feature", "relation"):
@@ -571,7 +571,7 @@ def test_every_part_has_a_graph_whatever_is_selected(case):
     student, teacher, changes = EMPTY[case](*observations())
     student, leaves = requiring_grad(student)
     method = make(**changes)
-    losses = method(student, teacher, random_trust(student.features))
+    losses = method(student, teacher, random_weights(student.features))
     assert all(x.requires_grad and x.isfinite() for x in losses.values())
     for part, loss in losses.items():
         used = leaves[:2] if part in ("feature", "relation") else leaves[2:]
@@ -595,7 +595,7 @@ def test_extreme_maps_give_finite_losses_and_gradients(scale):
     student, leaves = requiring_grad(student)
     teacher.features = {s: (-scale * x).float() for s, x in teacher.features.items()}
     method = make().float()
-    losses = method(student, teacher, constant_trust(student.features, 1e-35))
+    losses = method(student, teacher, constant_weights(student.features, 1e-35))
     sum(losses.values()).backward()
     assert all(x.isfinite() for x in losses.values())
     assert all(x.grad.isfinite().all() for x in [*leaves, *method.parameters()])

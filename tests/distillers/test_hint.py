@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from toy import build, maps, rand, random_trust, setting, shake
+from toy import build, maps, rand, random_weights, setting, shake
 
 from aid_d2.distillers.hint import Hint, hint_loss
 from aid_d2.modeling import Observation
@@ -15,14 +15,14 @@ def make(channels=(4, 4), **changes):
     return build(Hint, setting(SIZES, channels), **changes)
 
 
-def run(method, student, teacher, trust):
-    return method(Observation(student), Observation(teacher), trust)["feature"]
+def run(method, student, teacher, weights):
+    return method(Observation(student), Observation(teacher), weights)["feature"]
 
 
 @pytest.mark.parametrize("channels", [(4, 4), (3, 5)], ids=str)
 def test_loss_against_numpy(channels):
     student, teacher = maps(SIZES, channels[0], seed=1), maps(SIZES, channels[1], seed=2)
-    trust = random_trust(teacher)
+    weights = random_weights(teacher)
     method = shake(make(channels))
     expected = 0.0
     for stride in SIZES:
@@ -31,15 +31,15 @@ def test_loss_against_numpy(channels):
         adapted = np.einsum("oc,nchw->nohw", weight, student[stride].numpy())
         adapted = adapted + bias[:, None, None]
         difference = teacher[stride].numpy() - adapted
-        expected += np.mean(trust.maps[stride].numpy() * difference**2)
+        expected += np.mean(weights.maps[stride].numpy() * difference**2)
     # The published weight is 1.
-    assert run(method, student, teacher, trust).item() == pytest.approx(expected, rel=1e-12)
+    assert run(method, student, teacher, weights).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_weight_scales_the_loss():
     student, teacher = maps(SIZES, 4, seed=1), maps(SIZES, 4, seed=2)
-    trust = random_trust(teacher)
-    once, thrice = (run(make(WEIGHT=w), student, teacher, trust) for w in (1.0, 3.0))
+    weights = random_weights(teacher)
+    once, thrice = (run(make(WEIGHT=w), student, teacher, weights) for w in (1.0, 3.0))
     assert thrice.item() == pytest.approx(3 * once.item(), rel=1e-12)
 
 
@@ -49,7 +49,7 @@ def test_gradient():
     assert torch.autograd.gradcheck(lambda x: hint_loss(t, x, weight), s)
 
 
-def test_full_trust_is_the_formula_bit_for_bit():
+def test_full_weight_is_the_formula_bit_for_bit():
     t, s = rand(2, 3, 5, 7, seed=1).float(), rand(2, 3, 5, 7, seed=2).float()
     assert torch.equal(hint_loss(t, s, torch.ones(2, 1, 5, 7)), ((t - s) ** 2).mean())
 
@@ -65,5 +65,5 @@ def test_half_precision(dtype):
 def test_every_adapter_has_a_gradient():
     method = make((3, 5))
     student, teacher = maps(SIZES, 3, seed=1), maps(SIZES, 5, seed=2)
-    run(method, student, teacher, random_trust(teacher)).backward()
+    run(method, student, teacher, random_weights(teacher)).backward()
     assert all(p.grad.abs().sum() > 0 for p in method.parameters())

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from toy import build, constant_trust, maps, rand, random_trust
+from toy import build, constant_weights, maps, rand, random_weights
 
 from aid_d2.distillers import Setting
 from aid_d2.distillers.ld import LD, side_divergence
@@ -98,9 +98,9 @@ def random_pair():
     return student, teacher
 
 
-def reference(student, teacher, trust, matched_idxs, weight, temperature):
+def reference(student, teacher, weights, matched_idxs, weight, temperature):
     total = 0.0
-    trusted = trust.per_anchor(LEVELS)
+    trusted = weights.per_anchor(LEVELS)
     s, t = (x.dense.regression.detach().numpy() for x in (student, teacher))
     for n in range(2):
         for r in range(NUM_ANCHORS):
@@ -118,28 +118,28 @@ def reference(student, teacher, trust, matched_idxs, weight, temperature):
     ids=["published", "changed"],
 )
 def test_loss_against_loops(changes, expected):
-    matched_idxs, trust = random_matched_idxs(), random_trust(maps(SIZES, 1))
+    matched_idxs, weights = random_matched_idxs(), random_weights(maps(SIZES, 1))
     student, teacher = random_pair()
-    losses = make(matched_idxs, **changes)(student, teacher, trust)
+    losses = make(matched_idxs, **changes)(student, teacher, weights)
     assert set(losses) == {"box"}
-    value = reference(student, teacher, trust, matched_idxs, *expected)
+    value = reference(student, teacher, weights, matched_idxs, *expected)
     assert losses["box"].item() == pytest.approx(value, rel=1e-10)
 
 
 def test_gradient_reaches_the_positive_anchors_distributions_alone():
     matched_idxs = random_matched_idxs()
     student, teacher = random_pair()
-    make(matched_idxs)(student, teacher, random_trust(maps(SIZES, 1)))["box"].backward()
+    make(matched_idxs)(student, teacher, random_weights(maps(SIZES, 1)))["box"].backward()
     assert student.dense.logits.grad is None
     assert torch.equal(student.dense.regression.grad.abs().sum(-1) > 0, matched_idxs >= 0)
 
 
-def test_constant_trust_scales_the_loss_and_one_changes_no_bit():
+def test_constant_weight_scales_the_loss_and_one_changes_no_bit():
     matched_idxs = random_matched_idxs()
     student, teacher = random_pair()
     method = make(matched_idxs)
     full, weighted = (
-        method(student, teacher, constant_trust(maps(SIZES, 1), w))["box"] for w in (1.0, 0.3)
+        method(student, teacher, constant_weights(maps(SIZES, 1), w))["box"] for w in (1.0, 0.3)
     )
     assert weighted.item() == pytest.approx(0.3 * full.item(), rel=1e-12)
 
@@ -150,7 +150,7 @@ def test_constant_trust_scales_the_loss_and_one_changes_no_bit():
 
 def test_a_student_equal_to_its_teacher_has_no_loss():
     student, teacher = observe(1), observe(1)
-    loss = make(random_matched_idxs())(student, teacher, random_trust(maps(SIZES, 1)))["box"]
+    loss = make(random_matched_idxs())(student, teacher, random_weights(maps(SIZES, 1)))["box"]
     loss.backward()
     assert loss.item() == 0
     assert student.dense.regression.grad.abs().max() < 1e-12
@@ -159,7 +159,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss():
 def test_without_positive_anchors_the_loss_is_a_zero_with_a_graph():
     student, teacher = random_pair()
     matched_idxs = torch.full((2, NUM_ANCHORS), BACKGROUND)
-    loss = make(matched_idxs)(student, teacher, random_trust(maps(SIZES, 1)))["box"]
+    loss = make(matched_idxs)(student, teacher, random_weights(maps(SIZES, 1)))["box"]
     loss.backward()
     assert loss.item() == 0
     assert (student.dense.regression.grad == 0).all()

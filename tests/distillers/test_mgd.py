@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from toy import build, constant_trust, maps, rand, random_trust, setting, shake
+from toy import build, constant_weights, maps, rand, random_weights, setting, shake
 
 from aid_d2.distillers.mgd import MGD, generation_loss, random_mask
 from aid_d2.modeling import Observation
@@ -26,8 +26,8 @@ def make(channels=(4, 4), detector="RetinaNet", sizes=SIZES):
     return build(MGD, setting(sizes, channels, detector))
 
 
-def run(method, student, teacher, trust):
-    return method(Observation(student), Observation(teacher), trust)["generation"]
+def run(method, student, teacher, weights):
+    return method(Observation(student), Observation(teacher), weights)["generation"]
 
 
 def numpy_conv(x, conv):
@@ -57,10 +57,10 @@ def seen_by_generators(method):
 @pytest.mark.parametrize("detector", PUBLISHED)
 def test_loss_against_numpy(detector, channels):
     student, teacher = maps(SIZES, channels[0], seed=1), maps(SIZES, channels[1], seed=2)
-    trust = random_trust(teacher)
+    weights = random_weights(teacher)
     method = shake(make(channels, detector))
     seen = seen_by_generators(method)
-    loss = run(method, student, teacher, trust)
+    loss = run(method, student, teacher, weights)
     expected = 0.0
     for stride in SIZES:
         key, s, t = str(stride), student[stride].numpy(), teacher[stride].numpy()
@@ -70,7 +70,7 @@ def test_loss_against_numpy(detector, channels):
         assert np.allclose(seen[stride].numpy(), kept * s, rtol=1e-12)
         first, _, second = method.generators[key]
         generated = numpy_conv(np.maximum(numpy_conv(kept * s, first), 0), second)
-        expected += np.sum(trust.maps[stride].numpy() * (t - generated) ** 2) / len(t)
+        expected += np.sum(weights.maps[stride].numpy() * (t - generated) ** 2) / len(t)
     assert loss.item() == pytest.approx(PUBLISHED[detector][0] * expected, rel=1e-10)
 
 
@@ -80,7 +80,7 @@ def test_share_of_blanked_locations(detector):
     method = make((1, 1), detector, sizes)
     seen = seen_by_generators(method)
     student = {8: torch.ones(2, 1, 100, 168, dtype=torch.float64)}
-    run(method, student, student, constant_trust(student))
+    run(method, student, student, constant_weights(student))
     # The mean of 33600 draws deviates by .003.
     blank = (seen[8] == 0).double().mean().item()
     assert blank == pytest.approx(PUBLISHED[detector][1], abs=0.015)
@@ -97,7 +97,7 @@ def masks_of(method, steps):
     seen, result = seen_by_generators(method), []
     for iteration in range(steps):
         with EventStorage(iteration):
-            run(method, student, student, constant_trust(student))
+            run(method, student, student, constant_weights(student))
         result.append(seen[8] != 0)
     return result
 
@@ -141,7 +141,7 @@ def test_gradient():
     assert torch.autograd.gradcheck(lambda x: generation_loss(t, x, weight), generated)
 
 
-def test_full_trust_is_the_formula_bit_for_bit():
+def test_full_weight_is_the_formula_bit_for_bit():
     t, g = rand(2, 3, 5, 7, seed=1).float(), rand(2, 3, 5, 7, seed=2).float()
     expected = ((t - g) ** 2).sum() / 2
     assert torch.equal(generation_loss(t, g, torch.ones(2, 1, 5, 7)), expected)
@@ -161,11 +161,11 @@ def test_every_parameter_has_a_gradient_even_if_all_is_blanked(channels):
     method.constants.RATIO = 1.0
     student, teacher = maps(SIZES, channels[0], seed=1), maps(SIZES, channels[1], seed=2)
     student = {s: x.requires_grad_() for s, x in student.items()}
-    run(method, student, teacher, constant_trust(teacher)).backward()
+    run(method, student, teacher, constant_weights(teacher)).backward()
     assert all(p.grad is not None for p in method.parameters())
     assert all((x.grad == 0).all() for x in student.values())
     method.constants.RATIO = 0.0
     method.zero_grad()
-    run(method, student, teacher, constant_trust(teacher)).backward()
+    run(method, student, teacher, constant_weights(teacher)).backward()
     for name, p in method.named_parameters():
         assert p.grad.abs().sum() > 0, name

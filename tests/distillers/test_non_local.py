@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toy import build, constant_trust, maps, rand, random_trust, setting, shake
+from toy import build, constant_weights, maps, rand, random_weights, setting, shake
 
 from aid_d2.distillers.non_local import NonLocal, NonLocalBlock, non_local
 from aid_d2.modeling import Observation
-from aid_d2.trust import Trust
+from aid_d2.weights import DistillWeights
 
 REFERENCE_SIZES = {4: (200, 336), 8: (100, 168), 16: (50, 84), 32: (25, 42), 64: (13, 21)}
 PUBLISHED = {False: 4.9e-4, True: 4e-5}
@@ -118,9 +118,9 @@ def test_block_starts_as_the_identity():
 def test_loss_against_numpy(two_stage, channels):
     sizes = {4: (9, 12), 8: (5, 6), 16: (3, 3), 32: (1, 2), 64: (1, 1)}
     student, teacher = maps(sizes, channels[0], seed=1), maps(sizes, channels[1], seed=2)
-    trust = random_trust(teacher)
+    weights = random_weights(teacher)
     method = shake(make(sizes, channels, two_stage))
-    losses = method(Observation(student), Observation(teacher), trust)
+    losses = method(Observation(student), Observation(teacher), weights)
     expected = 0.0
     # (inner channels, pooling), finest level first.
     published = [(64, 8), (64, 4), (128, 2), (128, 2), (128, 2)]
@@ -130,18 +130,18 @@ def test_loss_against_numpy(two_stage, channels):
         target = numpy_block(teacher[stride].numpy(), method.teacher_blocks[key], pool)
         mine = numpy_block(student[stride].numpy(), method.student_blocks[key], pool)
         difference = target - conv1(mine, method.adapters[key])
-        expected += np.sqrt(np.sum((trust.maps[stride].numpy() * difference) ** 2))
+        expected += np.sqrt(np.sum((weights.maps[stride].numpy() * difference) ** 2))
     assert set(losses) == {"relation"}
     assert losses["relation"].item() == pytest.approx(PUBLISHED[two_stage] * expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("weight", [0.3, 1e-3])
-def test_constant_trust_scales_the_loss(weight):
+def test_constant_weight_scales_the_loss(weight):
     sizes = {8: (5, 6), 16: (3, 3)}
     student, teacher = Observation(maps(sizes, 4, seed=1)), Observation(maps(sizes, 4, seed=2))
     method = shake(make(sizes))
-    full = method(student, teacher, constant_trust(teacher.features))["relation"]
-    weighted = method(student, teacher, constant_trust(teacher.features, weight))["relation"]
+    full = method(student, teacher, constant_weights(teacher.features))["relation"]
+    weighted = method(student, teacher, constant_weights(teacher.features, weight))["relation"]
     assert weighted.item() == pytest.approx(weight * full.item(), rel=1e-12)
 
 
@@ -150,7 +150,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
     teacher = {s: x.float() for s, x in maps(sizes, 4).items()}
     student = {s: x.clone().requires_grad_() for s, x in teacher.items()}
     method = make(sizes).float()
-    loss = method(Observation(student), Observation(teacher), random_trust(teacher))["relation"]
+    loss = method(Observation(student), Observation(teacher), random_weights(teacher))["relation"]
     loss.backward()
     assert loss.item() == 0
     for x in [*student.values(), *method.parameters()]:
@@ -161,7 +161,7 @@ def test_detached_teacher_keeps_its_block():
     sizes = {8: (5, 6)}
     method = make(sizes, DETACH_TEACHER=True)
     student, teacher = Observation(maps(sizes, 4, seed=1)), Observation(maps(sizes, 4, seed=2))
-    method(student, teacher, constant_trust(teacher.features))["relation"].backward()
+    method(student, teacher, constant_weights(teacher.features))["relation"].backward()
     assert all(p.grad is None for p in method.teacher_blocks.parameters())
     assert all(p.grad is not None for p in method.student_blocks.parameters())
     assert torch.equal(method.teacher_blocks["8"](teacher.features[8]), teacher.features[8])
@@ -171,7 +171,7 @@ def test_every_parameter_has_a_gradient_although_the_blocks_start_as_the_identit
     sizes = {8: (5, 6), 16: (1, 1)}
     method = make(sizes, (3, 5))
     student, teacher = Observation(maps(sizes, 3, seed=1)), Observation(maps(sizes, 5, seed=2))
-    method(student, teacher, constant_trust(teacher.features))["relation"].backward()
+    method(student, teacher, constant_weights(teacher.features))["relation"].backward()
     assert all(p.grad is not None for p in method.parameters())
     for blocks in (method.student_blocks, method.teacher_blocks):
         # From zero gamma and beta the block starts to learn through these.
@@ -182,10 +182,10 @@ def test_normalized_loss_equals_the_published_one_at_two_images_of_800x1333():
     channels = (2, 2)
     student = Observation(maps(REFERENCE_SIZES, 2, seed=1))
     teacher = Observation(maps(REFERENCE_SIZES, 2, seed=2))
-    trust = constant_trust(teacher.features)
+    weights = constant_weights(teacher.features)
     small = {"INNER_CHANNELS": (2,) * 5}
-    plain = make(REFERENCE_SIZES, channels, **small)(student, teacher, trust)
-    normalized = make(REFERENCE_SIZES, channels, NORMALIZE=True, **small)(student, teacher, trust)
+    plain = make(REFERENCE_SIZES, channels, **small)(student, teacher, weights)
+    normalized = make(REFERENCE_SIZES, channels, NORMALIZE=True, **small)(student, teacher, weights)
     assert normalized["relation"].item() == pytest.approx(plain["relation"].item(), rel=1e-12)
 
 
@@ -193,13 +193,13 @@ def test_normalized_loss_equals_the_published_one_at_two_images_of_800x1333():
 def test_how_the_loss_grows_with_the_batch(normalize, factor):
     sizes = {8: (5, 6), 16: (3, 3)}
     student, teacher = maps(sizes, 4, seed=1), maps(sizes, 4, seed=2)
-    trust = random_trust(teacher)
+    weights = random_weights(teacher)
     method = shake(make(sizes, NORMALIZE=normalize))
-    once = method(Observation(student), Observation(teacher), trust)["relation"]
+    once = method(Observation(student), Observation(teacher), weights)["relation"]
     repeated = [
-        {s: x.repeat(2, 1, 1, 1) for s, x in y.items()} for y in (student, teacher, trust.maps)
+        {s: x.repeat(2, 1, 1, 1) for s, x in y.items()} for y in (student, teacher, weights.maps)
     ]
-    twice = method(Observation(repeated[0]), Observation(repeated[1]), Trust(repeated[2]))
+    twice = method(Observation(repeated[0]), Observation(repeated[1]), DistillWeights(repeated[2]))
     assert twice["relation"].item() == pytest.approx(factor * once.item(), rel=1e-9)
 
 
@@ -211,7 +211,7 @@ def test_tiny_maps(images, size):
     method = shake(make(sizes))
     student = {128: rand(images, 4, *size, seed=1).requires_grad_()}
     teacher = maps(sizes, 4, images=images, seed=2)
-    loss = method(Observation(student), Observation(teacher), constant_trust(teacher))["relation"]
+    loss = method(Observation(student), Observation(teacher), constant_weights(teacher))["relation"]
     loss.backward()
     assert loss.isfinite() and loss > 0
     assert student[128].grad.isfinite().all()
@@ -223,7 +223,7 @@ def test_extreme_maps_give_a_finite_loss_and_gradients(scale):
     student = {8: (scale * rand(2, 4, 5, 6, seed=1)).float().requires_grad_()}
     teacher = {8: (-scale * rand(2, 4, 5, 6, seed=2)).float()}
     method = shake(make(sizes)).float()
-    loss = method(Observation(student), Observation(teacher), constant_trust(teacher))["relation"]
+    loss = method(Observation(student), Observation(teacher), constant_weights(teacher))["relation"]
     loss.backward()
     assert loss.isfinite() and student[8].grad.isfinite().all()
 

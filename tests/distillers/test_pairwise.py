@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from toy import build, maps, rand, random_trust, setting
+from toy import build, maps, rand, random_weights, setting
 
 from aid_d2.distillers.pairwise import Pairwise, pairwise_loss
 from aid_d2.modeling import Observation
@@ -15,8 +15,8 @@ def make(channels=(4, 4), **changes):
     return build(Pairwise, setting(SIZES, channels), **changes)
 
 
-def run(method, student, teacher, trust):
-    return method(Observation(student), Observation(teacher), trust)["similarity"]
+def run(method, student, teacher, weights):
+    return method(Observation(student), Observation(teacher), weights)["similarity"]
 
 
 def pool(x, reduce):
@@ -47,24 +47,24 @@ def all_pairs(teacher, student, weight):
 @pytest.mark.parametrize("channels", [(4, 4), (3, 5)], ids=str)
 def test_loss_against_all_pairs(channels):
     student, teacher = maps(SIZES, channels[0], seed=1), maps(SIZES, channels[1], seed=2)
-    trust = random_trust(teacher)
+    weights = random_weights(teacher)
     expected = sum(
         all_pairs(
             pool(teacher[s].numpy(), np.max),
             pool(student[s].numpy(), np.max),
-            pool(trust.maps[s].numpy(), np.mean),
+            pool(weights.maps[s].numpy(), np.mean),
         )
         for s in SIZES
     )
     # The published weight is .5.
-    loss = run(make(channels), student, teacher, trust)
+    loss = run(make(channels), student, teacher, weights)
     assert loss.item() == pytest.approx(0.5 * expected, rel=1e-10)
 
 
 def test_weight_scales_the_loss():
     student, teacher = maps(SIZES, 4, seed=1), maps(SIZES, 4, seed=2)
-    trust = random_trust(teacher)
-    published, doubled = (run(m, student, teacher, trust) for m in (make(), make(WEIGHT=1.0)))
+    weights = random_weights(teacher)
+    published, doubled = (run(m, student, teacher, weights) for m in (make(), make(WEIGHT=1.0)))
     assert doubled.item() == pytest.approx(2 * published.item(), rel=1e-12)
 
 
@@ -113,7 +113,7 @@ def test_no_matrix_of_locations_is_kept():
     assert sizes and max(sizes) <= s.numel()
 
 
-def test_full_trust_is_the_formula_bit_for_bit():
+def test_full_weight_is_the_formula_bit_for_bit():
     t, s = rand(2, 3, 5, 7, seed=1), rand(2, 3, 5, 7, seed=2)
     a, b = ((x / x.norm(dim=1, keepdim=True)).flatten(2) for x in (t, s))
     products = [(x @ y.mT).square().sum((1, 2)) for x, y in ((a, a), (b, b), (a, b))]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from toy import build, constant_trust, maps, rand, random_trust, setting, shake
+from toy import build, constant_weights, maps, rand, random_weights, setting, shake
 
 from aid_d2.distillers.pkd import PKD, correlation_loss, standardize
 from aid_d2.modeling import Observation
@@ -17,8 +17,8 @@ def make(channels=(4, 4), detector="RetinaNet", sizes=SIZES):
     return build(PKD, setting(sizes, channels, detector))
 
 
-def run(method, student, teacher, trust):
-    return method(Observation(student), Observation(teacher), trust)["feature"]
+def run(method, student, teacher, weights):
+    return method(Observation(student), Observation(teacher), weights)["feature"]
 
 
 def numpy_standardize(x):
@@ -40,7 +40,7 @@ def numpy_conv1(x, conv):
 @pytest.mark.parametrize("detector", PUBLISHED)
 def test_loss_against_numpy(detector, channels):
     student, teacher = maps(SIZES, channels[0], seed=1), maps(SIZES, channels[1], seed=2)
-    trust = random_trust(teacher)
+    weights = random_weights(teacher)
     method = shake(make(channels, detector))
     expected = 0.0
     for stride in SIZES:
@@ -48,8 +48,8 @@ def test_loss_against_numpy(detector, channels):
         if channels[0] != channels[1]:
             s = numpy_conv1(s, method.adapters[str(stride)])
         difference = numpy_standardize(t) - numpy_standardize(s)
-        expected += np.mean(trust.maps[stride].numpy() * difference**2) / 2
-    loss = run(method, student, teacher, trust)
+        expected += np.mean(weights.maps[stride].numpy() * difference**2) / 2
+    loss = run(method, student, teacher, weights)
     assert loss.item() == pytest.approx(PUBLISHED[detector] * expected, rel=1e-9)
 
 
@@ -66,7 +66,7 @@ def test_loss_is_one_minus_pearson():
 def test_mean_and_scale_of_the_student_do_not_matter():
     teacher = maps({8: (5, 6)}, 4)
     student = {8: 30 * teacher[8] - 7}
-    loss = run(make(sizes=[8]), student, teacher, constant_trust(teacher))
+    loss = run(make(sizes=[8]), student, teacher, constant_weights(teacher))
     assert loss.item() == pytest.approx(0, abs=1e-10)
 
 
@@ -76,7 +76,7 @@ def test_gradient_flows_through_the_statistics():
     assert torch.autograd.gradcheck(lambda x: correlation_loss(t, x, weight), s)
 
 
-def test_full_trust_is_the_formula_bit_for_bit():
+def test_full_weight_is_the_formula_bit_for_bit():
     t, s = rand(2, 3, 5, 7, seed=1).float(), rand(2, 3, 5, 7, seed=2).float()
     expected = ((standardize(t) - standardize(s)) ** 2).mean() / 2
     assert torch.equal(correlation_loss(t, s, torch.ones(2, 1, 5, 7)), expected)
@@ -102,7 +102,7 @@ def test_tiny_maps(images, size):
     sizes = {128: size}
     student = {128: rand(images, 4, *size, seed=1).float().requires_grad_()}
     teacher = {128: rand(images, 4, *size, seed=2).float()}
-    loss = run(make(sizes=sizes), student, teacher, constant_trust(teacher))
+    loss = run(make(sizes=sizes), student, teacher, constant_weights(teacher))
     loss.backward()
     assert loss.isfinite() and student[128].grad.isfinite().all()
     # A single value per channel has nothing to correlate.
@@ -123,7 +123,7 @@ def test_adapters():
     sizes = {8: (5, 6), 16: (3, 3)}
     method = make((3, 5), sizes=sizes)
     student, teacher = maps(sizes, 3, seed=1), maps(sizes, 5, seed=2)
-    run(method, student, teacher, random_trust(teacher)).backward()
+    run(method, student, teacher, random_weights(teacher)).backward()
     assert {name for name, _ in method.named_parameters()} == {
         f"adapters.{stride}.{kind}" for stride in sizes for kind in ("weight", "bias")
     }

@@ -6,7 +6,7 @@ import torch
 
 from aid_d2.distillers import Setting
 from aid_d2.modeling.levels import LevelPair
-from aid_d2.trust import Trust
+from aid_d2.weights import DistillWeights
 
 
 def rand(*shape, seed=0):
@@ -21,12 +21,16 @@ def maps(sizes, channels, images=2, seed=0):
     }
 
 
-def constant_trust(features, weight=1.0):
-    return Trust({stride: torch.full_like(x[:, :1], weight) for stride, x in features.items()})
+def constant_weights(features, weight=1.0):
+    return DistillWeights(
+        {stride: torch.full_like(x[:, :1], weight) for stride, x in features.items()}
+    )
 
 
-def random_trust(features, seed=9):
-    return Trust({s: rand(*x[:, :1].shape, seed=seed + s).sigmoid() for s, x in features.items()})
+def random_weights(features, seed=9):
+    return DistillWeights(
+        {s: rand(*x[:, :1].shape, seed=seed + s).sigmoid() for s, x in features.items()}
+    )
 
 
 def setting(strides, channels=(4, 4), detector="RetinaNet"):

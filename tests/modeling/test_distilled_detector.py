@@ -11,7 +11,7 @@ import pytest
 import torch
 from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 
-from aid_d2.aid import GRANULARITIES, compute_trust
+from aid_d2.aid import GRANULARITIES, aid_weights
 from aid_d2.distillers import Distiller
 from aid_d2.modeling import (
     DistilledDetector,
@@ -123,7 +123,7 @@ def test_aid_lowers_the_losses(build_seeded, distilled_cfg, make_batch, family, 
     model = build_seeded(distilled_cfg(family), 0)
 
     def losses(alpha):
-        model.weigh = partial(compute_trust, alpha=alpha, granularity=granularity)
+        model.weigh = partial(aid_weights, alpha=alpha, granularity=granularity)
         return step(model, make_batch((2, 1)))
 
     full, half, none = losses(0.0), losses(0.1), losses(1.0)
@@ -137,14 +137,14 @@ def test_relative_aid_trusts_a_teacher_that_is_no_worse_than_the_student(
     build_seeded, small_cfg, distilled_cfg, save_teacher, make_batch, family, granularity
 ):
     changes = {"DISTILL.AID.RELATIVE": True, "DISTILL.AID.GRANULARITY": granularity}
-    cfg, weights = small_cfg(family), []
+    cfg, values = small_cfg(family), []
     for teacher in (6, 5):
         files = save_teacher(cfg, build_seeded(cfg, seed=teacher))
         model = build_seeded(distilled_cfg(family, {**files, **changes}), seed=5)
-        model.weigh = spy(model.weigh, weights)
+        model.weigh = spy(model.weigh, values)
         step(model, make_batch((2, 0)))
-    assert any((x < 1).any() for x in weights[0].maps.values())
-    assert all((x == 1).all() for x in weights[1].maps.values())
+    assert any((x < 1).any() for x in values[0].maps.values())
+    assert all((x == 1).all() for x in values[1].maps.values())
 
 
 def test_relative_aid_needs_a_teacher_of_the_students_kind(build_seeded, distilled_cfg):
@@ -504,11 +504,11 @@ def test_maps_of_different_padding_are_cropped_to_the_common_cells(
     batch = make_batch(size=(96, 100))
     model.teacher.model.backbone._size_divisibility = 128
     step(model, batch)
-    student, teacher, trust = seen[0]
+    student, teacher, weights = seen[0]
     for stride, x in student.features.items():
         height, width = -(-96 // stride), -(-128 // stride)
         assert x.shape[-2:] == teacher.features[stride].shape[-2:] == (height, width)
-        assert trust.maps[stride].shape == (2, 1, height, width)
+        assert weights.maps[stride].shape == (2, 1, height, width)
         assert x.dtype == teacher.features[stride].dtype == torch.float32
     whole = model.teacher.observe(batch, "BGR", False).features
     assert whole[8].shape[-2:] == (16, 16)
@@ -752,15 +752,15 @@ def test_constructed_without_a_teacher_it_is_the_student(small_cfg, build_seeded
 
 
 def test_constructed_by_hand_it_distils(small_cfg, build_seeded, make_batch):
-    """A distiller of one's own needs no config: L1 of the finest maps, weighted by AID's trust."""
+    """A distiller of one's own needs no config: L1 of the finest maps, weighted by AID's weights."""
 
     class L1(Distiller):
         def __init__(self):
             torch.nn.Module.__init__(self)
 
-        def forward(self, student, teacher, trust):
+        def forward(self, student, teacher, weights):
             s, t = student.features[8], teacher.features[8]
-            return {"mean": (trust.maps[8] * (s - t)).abs().mean()}
+            return {"mean": (weights.maps[8] * (s - t)).abs().mean()}
 
     student, detector = (build_seeded(small_cfg("RetinaNet"), seed) for seed in (0, 1))
     teacher = Teacher(detector, "BGR")
@@ -769,7 +769,7 @@ def test_constructed_by_hand_it_distils(small_cfg, build_seeded, make_batch):
         teacher=teacher,
         distillers={"L1": L1()},
         pairs=pair_levels(family_of(student), teacher.family),
-        weigh=partial(compute_trust, alpha=0.0, granularity="instance"),
+        weigh=partial(aid_weights, alpha=0.0, granularity="instance"),
         weight=2.0,
     )
     batch = make_batch()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from aid_d2.aid import GRANULARITIES, compute_trust, image_loss, level_loss, smallest_object
+from aid_d2.aid import GRANULARITIES, aid_weights, image_loss, level_loss, smallest_object
 from aid_d2.losses import BACKGROUND, IGNORED, LevelShape, Objects
 from aid_d2.modeling import Teacher, family_of
 from aid_d2.modeling.families import FAMILY_REGISTRY
@@ -268,18 +268,18 @@ def test_hardest_background_against_sorting():
             assert actual[image, level].item() == pytest.approx(expected, rel=1e-5)
 
 
-def trust_at_objects(losses, alpha=1.0):
+def weights_at_objects(losses, alpha=1.0):
     """Lowest and highest weight in the cells of each object, over all levels."""
-    trust = compute_trust(losses, alpha, "instance")
+    weights = aid_weights(losses, alpha, "instance")
     result = []
     for index in range(len(losses.objects.boxes)):
-        weights = torch.cat(
+        values = torch.cat(
             [
-                trust.maps[level.stride][:, 0][smallest_object(losses.objects, level) == index]
+                weights.maps[level.stride][:, 0][smallest_object(losses.objects, level) == index]
                 for level in losses.levels
             ]
         )
-        result.append((weights.min().item(), weights.max().item()))
+        result.append((values.min().item(), values.max().item()))
     return result
 
 
@@ -308,14 +308,14 @@ def test_faster_rcnn_is_not_trusted_on_an_object_that_it_misclassifies(
     teacher_of, verdict, trusted
 ):
     _, losses = observe(rigged_box_head(teacher_of("FasterRCNN"), verdict), two_objects())
-    for (low, high), expected in zip(trust_at_objects(losses), trusted):
+    for (low, high), expected in zip(weights_at_objects(losses), trusted):
         assert low > 0.1 if expected else high < 1e-3
 
 
 def test_faster_rcnn_is_not_trusted_on_an_object_that_it_misses(teacher_of):
     _, losses = observe(rigged_box_head(teacher_of("FasterRCNN"), 3), two_objects())
     assert losses.roi.tolist() == pytest.approx([10.0, 10.0], rel=1e-3)
-    assert all(high < 1e-3 for _, high in trust_at_objects(losses))
+    assert all(high < 1e-3 for _, high in weights_at_objects(losses))
 
 
 def test_retinanet_is_not_trusted_on_an_object_that_it_misclassifies(teacher_of):
@@ -333,14 +333,14 @@ def test_retinanet_is_not_trusted_on_an_object_that_it_misclassifies(teacher_of)
     assert losses.known_objects.all()
     cls = [losses.cls[losses.matched_idxs == index].mean() for index in range(2)]
     assert cls[0] < 1e-3 and cls[1] > 5
-    assert trust_at_objects(losses, alpha=2.0)[1][1] < 1e-3
+    assert weights_at_objects(losses, alpha=2.0)[1][1] < 1e-3
 
 
 # --- both
 
 
 @pytest.mark.parametrize("family", ["RetinaNet", "FasterRCNN"])
-def test_a_false_alarm_lowers_the_trust_in_the_background_of_its_image_and_level(
+def test_a_false_alarm_lowers_the_weight_in_the_background_of_its_image_and_level(
     teacher_of, make_batch, family
 ):
     teacher, batch = teacher_of(family), make_batch((2, 2))
@@ -357,7 +357,7 @@ def test_a_false_alarm_lowers_the_trust_in_the_background_of_its_image_and_level
     higher = after.background > before.background + 1e-3
     assert higher.nonzero().tolist() == [[image, level]]
     outside = smallest_object(before.objects, before.levels[level])[image] < 0
-    old, new = (compute_trust(x, 0.5, "instance").maps for x in (before, after))
+    old, new = (aid_weights(x, 0.5, "instance").maps for x in (before, after))
     stride = before.levels[level].stride
     assert (new[stride][image, 0][outside] < old[stride][image, 0][outside]).all()
     assert torch.equal(new[stride][image, 0][~outside], old[stride][image, 0][~outside])
@@ -417,8 +417,8 @@ def test_ignore_regions_say_nothing(teacher_of, make_batch, family):
 def test_images_without_objects(teacher_of, make_batch, family, counts):
     _, losses = observe(teacher_of(family), make_batch(counts))
     for granularity in GRANULARITIES:
-        for weights in compute_trust(losses, 1.0, granularity).maps.values():
-            assert weights.isfinite().all() and (weights > 0).all() and (weights <= 1).all()
+        for values in aid_weights(losses, 1.0, granularity).maps.values():
+            assert values.isfinite().all() and (values > 0).all() and (values <= 1).all()
 
 
 @pytest.mark.parametrize("family", ["RetinaNet", "FasterRCNN"])
@@ -428,8 +428,8 @@ def test_an_object_without_area_is_judged(teacher_of, make_batch, family):
     batch[0]["instances"].gt_boxes.tensor[0] = torch.tensor([20.0, 20.0, 20.0, 30.0])
     _, losses = observe(teacher_of(family), batch)
     for granularity in GRANULARITIES:
-        for weights in compute_trust(losses, 1.0, granularity).maps.values():
-            assert weights.isfinite().all() and (weights > 0).all()
+        for values in aid_weights(losses, 1.0, granularity).maps.values():
+            assert values.isfinite().all() and (values > 0).all()
 
 
 @pytest.mark.parametrize("family", ["RetinaNet", "FasterRCNN"])

@@ -7,7 +7,7 @@ import torch
 from tiny import K, dense_cfg, instances
 from torch import nn
 
-from aid_d2.aid import GRANULARITIES, compute_trust, image_loss, level_loss
+from aid_d2.aid import GRANULARITIES, aid_weights, image_loss, level_loss
 from aid_d2.distillers import Setting, build_distillers
 from aid_d2.losses import BACKGROUND, IGNORED, Objects
 from aid_d2.modeling import DistilledDetector, Teacher, family_of
@@ -180,11 +180,11 @@ def test_an_object_the_teacher_misses_is_not_trusted(model):
     for maps, score in ((found, 6.0), (missed, -6.0)):
         for x in maps[0]:
             x.fill_(-7.0)[:, 1] = score
-    trust = {}
+    weights = {}
     for name, maps in (("found", found), ("missed", missed)):
         losses = unreduced_losses(model, maps, truth)
-        trust[name] = compute_trust(losses, 1.0, "instance").maps[8][0, 0, 6, 6].item()
-    assert trust["missed"] < 0.3 * trust["found"], trust
+        weights[name] = aid_weights(losses, 1.0, "instance").maps[8][0, 0, 6, 6].item()
+    assert weights["missed"] < 0.3 * weights["found"], weights
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -198,7 +198,7 @@ def test_distillation_step(granularity):
         teacher=teacher,
         distillers=build_distillers(cfg, Setting(pairs, family_of(student), teacher.family)),
         pairs=pairs,
-        weigh=partial(compute_trust, alpha=0.5, granularity=granularity),
+        weigh=partial(aid_weights, alpha=0.5, granularity=granularity),
     ).train()
     with EventStorage():
         losses = model(batch())

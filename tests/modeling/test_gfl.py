@@ -9,7 +9,7 @@ import torch
 from tiny import K, dense_cfg, instances
 from torch import nn
 
-from aid_d2.aid import GRANULARITIES, compute_trust, image_loss, level_loss, object_loss
+from aid_d2.aid import GRANULARITIES, aid_weights, image_loss, level_loss, object_loss
 from aid_d2.distillers import Setting, build_distillers
 from aid_d2.distributed import mean_over_gpus
 from aid_d2.losses import BACKGROUND, IGNORED, Objects
@@ -508,19 +508,19 @@ def test_an_object_the_teacher_misses_is_not_trusted(model):
     found = predictions_for(truth[0], score=6.0)
     # Everywhere a low score and a box far off: its quality, the target of the score, is low too.
     missed = predictions_for(truth[0], score=-4.6, offset=600.0)
-    trust, own = {}, {}
+    weights, own = {}, {}
     for name, predictions in (("found", found), ("missed", missed)):
         losses = unreduced_losses(model, predictions, truth)
-        maps = compute_trust(losses, alpha=1.0, granularity="instance").maps
-        trust[name] = maps[8][0, 0, 6, 6].item()
+        maps = aid_weights(losses, alpha=1.0, granularity="instance").maps
+        weights[name] = maps[8][0, 0, 6, 6].item()
         # What GFL's own loss would have said of the object: its mean over the positive anchors.
         positive = losses.matched_idxs >= 0
         own_loss = (losses.factor * (losses.cls + losses.box))[positive].mean()
         own[name] = torch.exp(-own_loss).item()
     # Found: 1.0 by hard labels, 0.87 by GFL's own loss. Missed: 0.0003 and 0.93.
     assert own["missed"] > 0.9, own
-    assert trust["missed"] < 0.05, trust
-    assert trust["found"] > 0.9, trust
+    assert weights["missed"] < 0.05, weights
+    assert weights["found"] > 0.9, weights
 
 
 # ------------------------------------------------------------------------------------------------
@@ -538,7 +538,7 @@ def distilled(granularity):
         teacher=teacher,
         distillers=build_distillers(cfg, setting),
         pairs=pairs,
-        weigh=partial(compute_trust, alpha=0.5, granularity=granularity),
+        weigh=partial(aid_weights, alpha=0.5, granularity=granularity),
         input_format="RGB",
     )
 

@@ -14,8 +14,8 @@ from .losses import LevelShape
 
 
 @dataclass
-class Trust:
-    """AID's weights: per stride a detached map (N, 1, H, W), positive; 1 is full trust.
+class DistillWeights:
+    """AID's weights: per stride a detached map (N, 1, H, W), positive; 1 is full weight.
 
     Weights are at most 1, unless they are rescaled to a mean of 1.
     """
@@ -23,18 +23,18 @@ class Trust:
     maps: dict[int, Tensor]
 
     @classmethod
-    def full(cls, features: dict[int, Tensor]) -> Trust:
+    def full(cls, features: dict[int, Tensor]) -> DistillWeights:
         """Weight 1 everywhere, for maps (N, C, H, W) per stride: distillation without AID."""
         return cls(
             {s: x.new_ones(()).expand(len(x), 1, *x.shape[-2:]) for s, x in features.items()}
         )
 
-    def with_full(self, images: list[int]) -> Trust:
-        """The same, with full trust in some of the images."""
+    def with_full(self, images: list[int]) -> DistillWeights:
+        """The same, with full weight in some of the images."""
         maps = {stride: x.clone() for stride, x in self.maps.items()}
         for x in maps.values():
             x[images] = 1.0
-        return Trust(maps)
+        return DistillWeights(maps)
 
     def pooled(self, stride: int, attention: Tensor) -> Tensor:
         """One weight per image, for terms that pool over space: the attention-weighted mean.
