@@ -22,7 +22,7 @@ from aid_d2.config import use_cpu_without_gpu
 from aid_d2.data.paths import datasets_root
 from aid_d2.data.synthetic import SceneSetConfig, write_scene_set
 from aid_d2.modeling import Teacher
-from aid_d2.visualization import draw_boxes, labeled_input, object_trust
+from aid_d2.visualization import draw_boxes, labeled_input, object_weights
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -127,7 +127,7 @@ def draw_comparison() -> None:
     example = labeled_input(cfg, entry)
     image = read_image(entry["file_name"], "RGB")
     teacher = Teacher.from_config(cfg)
-    weights = object_trust(teacher, [example], cfg.INPUT.FORMAT, cfg.DISTILL.AID.ALPHA)[0].tolist()
+    weights = object_weights(teacher, [example], cfg.INPUT.FORMAT, cfg.DISTILL.AID.ALPHA)[0].tolist()
     truth = example["instances"]
     scale = image.shape[1] / example["image"].shape[-1]
     panels = [
