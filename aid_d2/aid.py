@@ -12,7 +12,7 @@ teacher is wrong, its knowledge counts less. What an instance is, the *granulari
 ============  ====================================================================================
 
 Each fills the same :class:`DistillWeights`, one map per level with values in (0, 1] (rescaled ones have the
-mean 1 instead). Everything here is a pure function on tensors; a detector family supplies the
+mean 1 instead). Everything here is a pure function on tensors; a detector wrapper supplies the
 :class:`UnreducedLosses`.
 
 What is hard has a large loss, whoever looks at it, and may be what a student has most to learn of. A

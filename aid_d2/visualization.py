@@ -30,7 +30,7 @@ def object_weights(
     """AID's `instance` weight of each ground-truth object.
 
     Args:
-        teacher: of a family whose losses AID knows.
+        teacher: of a wrapper whose losses AID knows.
         batched_inputs: training inputs, with their `instances`.
         input_format: channel order of their images.
         alpha: of AID.

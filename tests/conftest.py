@@ -30,7 +30,7 @@ SMALL = {
     # Most tests compare with the teacher's exact outputs.
     "DISTILL.PRECISION": "float32",
 }
-SMALL_FAMILY = {
+SMALL_DETECTOR = {
     "GFL": {"MODEL.GFL.NUM_CLASSES": NUM_CLASSES, "MODEL.GFL.NUM_CONVS": 1},
     "FCOS": {"MODEL.FCOS.NUM_CLASSES": NUM_CLASSES, "MODEL.FCOS.NUM_CONVS": 1},
     "RetinaNet": {
@@ -51,11 +51,11 @@ SMALL_FAMILY = {
 }
 
 
-def _small_cfg(family, changes=None):
+def _small_cfg(detector, changes=None):
     cfg = get_cfg()
     add_aid_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / f"Base-{family}.yaml"))
-    settings = {**SMALL, **SMALL_FAMILY[family], **(changes or {})}
+    cfg.merge_from_file(str(CONFIGS / f"Base-{detector}.yaml"))
+    settings = {**SMALL, **SMALL_DETECTOR[detector], **(changes or {})}
     cfg.merge_from_list([x for item in settings.items() for x in item])
     return cfg
 
@@ -85,7 +85,7 @@ def _make_batch(counts=(2, 1), size=(64, 96), seed=0):
 
 @pytest.fixture(scope="session")
 def small_cfg():
-    """`small_cfg(family, changes)`: a base config of the repository, made small."""
+    """`small_cfg(detector, changes)`: a base config of the repository, made small."""
     return _small_cfg
 
 
@@ -136,11 +136,11 @@ def save_teacher(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def teachers(save_teacher):
-    """A teacher of each family, as DISTILL.TEACHER names it."""
+    """A teacher of each detector, as DISTILL.TEACHER names it."""
     result = {}
-    for family in SMALL_FAMILY:
-        cfg = _small_cfg(family)
-        result[family] = save_teacher(cfg, _build_seeded(cfg, seed=100))
+    for detector in SMALL_DETECTOR:
+        cfg = _small_cfg(detector)
+        result[detector] = save_teacher(cfg, _build_seeded(cfg, seed=100))
     return result
 
 

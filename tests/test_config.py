@@ -165,9 +165,9 @@ def shaken_losses(model, batch):
 
 @pytest.fixture(scope="module")
 def losses_of(distilled_cfg, build_seeded, make_batch):
-    def losses(family, changes):
+    def losses(detector, changes):
         changes = {f"DISTILL.{key}": value for key, value in changes.items()}
-        model = build_seeded(distilled_cfg(family, changes), 0)
+        model = build_seeded(distilled_cfg(detector, changes), 0)
         return shaken_losses(model, make_batch((1, 1)))
 
     return losses
@@ -175,14 +175,16 @@ def losses_of(distilled_cfg, build_seeded, make_batch):
 
 @pytest.fixture(scope="module")
 def default_losses(losses_of):
-    return {family: losses_of(family, {}) for family in EFFECTS}
+    return {detector: losses_of(detector, {}) for detector in EFFECTS}
 
 
 @pytest.mark.parametrize(
-    "family,key", [(family, key) for family, effects in EFFECTS.items() for key in effects]
+    "detector,key", [(detector, key) for detector, effects in EFFECTS.items() for key in effects]
 )
-def test_every_key_has_an_effect_and_on_distillation_alone(losses_of, default_losses, family, key):
-    default, changed = default_losses[family], losses_of(family, {key: EFFECTS[family][key]})
+def test_every_key_has_an_effect_and_on_distillation_alone(
+    losses_of, default_losses, detector, key
+):
+    default, changed = default_losses[detector], losses_of(detector, {key: EFFECTS[detector][key]})
     own = [name for name in default if "_AttentionGuided_" not in name and "_NonLocal_" not in name]
     assert {name: changed[name] for name in own} == {name: default[name] for name in own}
     assert changed != default

@@ -10,7 +10,7 @@ import yaml
 
 from aid_d2 import add_aid_config
 from aid_d2.distillers import build
-from aid_d2.modeling import Teacher, family_of
+from aid_d2.modeling import Teacher, wrap
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
@@ -98,15 +98,15 @@ def test_builds_at_full_size_with_the_classes_of_its_data(name, monkeypatch):
 
     monkeypatch.setattr(Teacher, "from_config", classmethod(teacher))
     # Without memory anchors have no values to compare; small detectors do compare them.
-    monkeypatch.setattr(build, "_same_anchors", lambda *families: True)
+    monkeypatch.setattr(build, "_same_anchors", lambda *wrappers: True)
     cfg = load(name)
     model = build_without_memory(cfg)
-    families = [family_of(getattr(model, "student", model))]
+    wrappers = [wrap(getattr(model, "student", model))]
     if is_distilled(name):
-        families.append(model.teacher.family)
+        wrappers.append(model.teacher.wrapper)
         assert list(model.distiller) == list(cfg.DISTILL.METHODS)
-        assert len(model.pairs) == len(families[0].levels)
-    num_classes = {family.num_classes for family in families}
+        assert len(model.pairs) == len(wrappers[0].levels)
+    num_classes = {wrapper.num_classes for wrapper in wrappers}
     assert len(num_classes) == 1
     assert len(cfg.DATASETS.TRAIN) > 0 and len(cfg.DATASETS.TEST) > 0
     files = {name for name, *_ in cfg.DATASETS.COCO_JSON}

@@ -74,29 +74,29 @@ def detections(output):
 
 @pytest.fixture(scope="module")
 def teachers(data, tmp_path_factory):
-    """A directory with a trained teacher of each family, by the KITTI configs."""
+    """A directory with a trained teacher of each detector, by the KITTI configs."""
     root = tmp_path_factory.mktemp("teachers")
-    for family in FAMILIES:
-        run(f"{family}_R_101.yaml", root / family, data, SEED=1)
+    for detector in FAMILIES:
+        run(f"{detector}_R_101.yaml", root / detector, data, SEED=1)
     return root
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def student(request, data, teachers, tmp_path_factory):
-    """A student distilled with AID: its family and directory."""
+    """A student distilled with AID: its detector and directory."""
     output = tmp_path_factory.mktemp("student")
     run(f"{request.param}_R_50_aid.yaml", output, data, **teacher_keys(teachers / request.param))
     return request.param, output
 
 
 def test_evaluation_needs_no_teacher_and_equals_the_plain_student(student, data, tmp_path):
-    family, output = student
+    detector, output = student
     weights = {"MODEL.WEIGHTS": str(output / "model_final.pth")}
     missing = {"DISTILL.TEACHER.CONFIG_FILE": "nowhere.yaml", "DISTILL.TEACHER.WEIGHTS": "none.pth"}
     distilled = run(
-        f"{family}_R_50_aid.yaml", tmp_path / "eval", data, "--eval-only", **weights, **missing
+        f"{detector}_R_50_aid.yaml", tmp_path / "eval", data, "--eval-only", **weights, **missing
     )
-    plain = run(f"{family}_R_50.yaml", tmp_path / "plain", data, "--eval-only", **weights)
+    plain = run(f"{detector}_R_50.yaml", tmp_path / "plain", data, "--eval-only", **weights)
     assert len(detections(tmp_path / "eval")) > 0
     assert detections(tmp_path / "eval") == detections(tmp_path / "plain")
     assert str(distilled) == str(plain)  # NaN where a metric has no objects
@@ -105,10 +105,10 @@ def test_evaluation_needs_no_teacher_and_equals_the_plain_student(student, data,
 
 
 def test_checkpoint_holds_student_and_adapters_only(student, teachers):
-    family, output = student
+    detector, output = student
     keys, plain = (
         torch.load(directory / "model_final.pth", weights_only=False)["model"].keys()
-        for directory in (output, teachers / family)
+        for directory in (output, teachers / detector)
     )
     assert {key for key in keys if not key.startswith("distiller.")} == set(plain)
     assert any(key.startswith("distiller.") for key in keys)

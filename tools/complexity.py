@@ -35,7 +35,7 @@ from tabulate import tabulate
 from torch import nn
 
 from aid_d2.config import DISTILLED, load_config, plain_student
-from aid_d2.modeling import family_of
+from aid_d2.modeling import wrap
 from aid_d2.modeling.teacher import load_teacher_config
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
@@ -105,10 +105,10 @@ def complexity(
 
     Returns:
         (parameters, MACs) of each part, and of all of them under `total`. What is outside the
-        backbone of a detector whose family aid_d2 does not know counts with its parameters only.
+        backbone of a detector whose wrapper aid_d2 does not know counts with its parameters only.
     """
     model = build_model(cfg).eval()
-    family = family_of(model)
+    wrapper = wrap(model)
     backbone = model.backbone
     step = max(backbone.size_divisibility, 1)
     height, width = (step * math.ceil(side / step) for side in size)
@@ -122,12 +122,12 @@ def complexity(
             "backbone": inner,
             "neck": tuple(a - b for a, b in zip(parts["backbone"], inner)),
         }
-    if family.head is not None:
+    if wrapper.head is not None:
         maps = backbone(image)
-        head = _OfMaps(family.head)
-        macs = _analysis(head, *(maps[name] for name in family.in_features)).total()
-        parts["RPN" if family.two_stage else "head"] = _trainable(head), macs
-    if family.two_stage:
+        head = _OfMaps(wrapper.head)
+        macs = _analysis(head, *(maps[name] for name in wrapper.in_features)).total()
+        parts["RPN" if wrapper.two_stage else "head"] = _trainable(head), macs
+    if wrapper.two_stage:
         heads = model.roi_heads
         box_head = nn.Sequential(heads.box_head, heads.box_predictor)
         side = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION

@@ -40,7 +40,7 @@ from torch.profiler import ProfilerActivity, profile
 from aid_d2 import load_config
 from aid_d2.aid import GRANULARITIES
 from aid_d2.config import DISTILLED, default_config, use_cpu_without_gpu
-from aid_d2.modeling import DistilledDetector, family_of, train_fast
+from aid_d2.modeling import DistilledDetector, train_fast, wrap
 from aid_d2.modeling.teacher import load_teacher_config
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
@@ -244,7 +244,7 @@ def noise(case: Case, model: DistilledDetector) -> list[dict]:
     generator = torch.Generator().manual_seed(0)
     shape = (case.height, case.width)
     size, batch = torch.tensor([case.width, case.height]), []
-    num_classes = family_of(model.student).num_classes
+    num_classes = wrap(model.student).num_classes
     for _ in range(case.images):
         side = size * (0.05 + 0.3 * torch.rand(case.objects, 2, generator=generator))
         corner = (size - side) * torch.rand(case.objects, 2, generator=generator)

@@ -127,7 +127,9 @@ def draw_comparison() -> None:
     example = labeled_input(cfg, entry)
     image = read_image(entry["file_name"], "RGB")
     teacher = Teacher.from_config(cfg)
-    weights = object_weights(teacher, [example], cfg.INPUT.FORMAT, cfg.DISTILL.AID.ALPHA)[0].tolist()
+    weights = object_weights(teacher, [example], cfg.INPUT.FORMAT, cfg.DISTILL.AID.ALPHA)[
+        0
+    ].tolist()
     truth = example["instances"]
     scale = image.shape[1] / example["image"].shape[-1]
     panels = [

@@ -83,10 +83,10 @@ def main() -> None:
     truth = read_truth(args.truth, records) if args.truth else None
     teacher = Teacher.load(cfg, args.weights)
     classes = MetadataCatalog.get(args.dataset).thing_classes
-    if len(classes) != teacher.family.num_classes:
+    if len(classes) != teacher.wrapper.num_classes:
         raise ValueError(
             f"The data set {args.dataset!r} has {len(classes)} classes and the teacher "
-            f"{teacher.family.num_classes}: its loss on the labels needs the same ones."
+            f"{teacher.wrapper.num_classes}: its loss on the labels needs the same ones."
         )
     instances = []
     for record in tqdm(records, unit="image"):
@@ -196,7 +196,7 @@ def write_page(folder: Path, instances: list[Instance], args) -> None:
         )
     (folder / "index.html").write_text(
         "<!doctype html><meta charset=utf-8><title>What AID sees</title>"
-        "<style>body{font-family:sans-serif} figure{display:inline-block;margin:4px}"
+        "<style>body{font-wrapper:sans-serif} figure{display:inline-block;margin:4px}"
         "img{max-width:480px} figcaption{font-size:10px} td,th{padding:2px 8px}</style>"
         f"<h1>{html.escape(args.dataset)}, seen by {html.escape(args.weights)}</h1>"
         f"<p>alpha {args.alpha}. All of them: <a href=trust.csv>trust.csv</a></p>"

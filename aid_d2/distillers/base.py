@@ -13,9 +13,9 @@ from detectron2.utils.registry import Registry
 from ..weights import DistillWeights
 
 if TYPE_CHECKING:
-    from ..modeling.families import DetectorFamily
     from ..modeling.levels import LevelPair
     from ..modeling.observation import Observation
+    from ..modeling.wrappers import DetectorWrapper
 
 DISTILLER_REGISTRY = Registry("DISTILLER")
 DISTILLER_REGISTRY.__doc__ = """
@@ -30,13 +30,13 @@ class Setting:
 
     Attributes:
         pairs: the levels to compare, finest first.
-        student: family of the student.
-        teacher: family of the teacher.
+        student: wrapper of the student.
+        teacher: wrapper of the teacher.
     """
 
     pairs: list[LevelPair]
-    student: DetectorFamily
-    teacher: DetectorFamily
+    student: DetectorWrapper
+    teacher: DetectorWrapper
 
     def constants(self, node: CfgNode) -> CfgNode:
         """The published constants that fit the student: those of its meta-architecture if the node
@@ -67,7 +67,7 @@ class Distiller(nn.Module):
     needs_predictions = False
     bears_bfloat16 = False
 
-    def taps(self, family: DetectorFamily) -> list[nn.Module]:
+    def taps(self, wrapper: DetectorWrapper) -> list[nn.Module]:
         """Modules of a detector, student or teacher, of which `Observation.calls` is to tell."""
         return []
 

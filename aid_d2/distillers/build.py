@@ -31,18 +31,18 @@ def build_distillers(cfg: CfgNode, setting: Setting) -> dict[str, Distiller]:
 
 
 def _check_detectors(name: str, method: type[Distiller], setting: Setting) -> None:
-    for role, family in (("student", setting.student), ("teacher", setting.teacher)):
-        detector = type(family.model).__name__
-        if method.detectors and family.detector.__name__ not in method.detectors:
+    for role, wrapper in (("student", setting.student), ("teacher", setting.teacher)):
+        detector = type(wrapper.model).__name__
+        if method.detectors and wrapper.detector.__name__ not in method.detectors:
             raise ValueError(
                 f"DISTILL.METHODS: {name} cannot serve a {detector} {role}; it serves student and "
                 f"teacher of {' or '.join(method.detectors)}."
             )
-        if method.needs_predictions and family.head is None:
+        if method.needs_predictions and wrapper.head is None:
             raise ValueError(
                 f"DISTILL.METHODS: {name} compares dense predictions, and a {detector} {role} has "
                 "none that are known. RetinaNet, FCOS, GFL and GeneralizedRCNN have; for others "
-                "register a DetectorFamily."
+                "register a DetectorWrapper."
             )
     if method.needs_predictions:
         _check_same_predictions(name, setting)

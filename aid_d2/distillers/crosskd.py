@@ -87,8 +87,8 @@ class CrossKD(Distiller):
                 *(self._channels(x.towers[branch]) for x in (self.student, self.teacher))
             )
 
-    def taps(self, family):
-        return [tower[self._cut(tower)] for tower in family.towers.values()]
+    def taps(self, wrapper):
+        return [tower[self._cut(tower)] for tower in wrapper.towers.values()]
 
     def forward(self, student, teacher, weights):
         crossed = {branch: self._cross(branch, student, teacher) for branch in self.adapters}
@@ -125,8 +125,8 @@ class CrossKD(Distiller):
 
     def _check_position(self) -> None:
         position, detector = self.constants.POSITION, self.teacher.detector.__name__
-        for role, family in (("student", self.student), ("teacher", self.teacher)):
-            for branch, tower in family.towers.items():
+        for role, wrapper in (("student", self.student), ("teacher", self.teacher)):
+            for branch, tower in wrapper.towers.items():
                 length = len(activations(tower))
                 if not 1 <= position <= length:
                     raise ValueError(

@@ -92,10 +92,10 @@ class Dist2(Distiller):
         self._check_bottom_up()
         self.transforms = nn.ModuleDict({x: self._transforms(x, setting) for x in self.strategies})
 
-    def taps(self, family):
-        side = 0 if family.model is self.student.model else -1
+    def taps(self, wrapper):
+        side = 0 if wrapper.model is self.student.model else -1
         if any(strategy[side] == "B" for strategy in self.strategies):
-            return [family.model.backbone.bottom_up]
+            return [wrapper.model.backbone.bottom_up]
         return []
 
     def forward(self, student, teacher, weights):
@@ -156,8 +156,8 @@ class Dist2(Distiller):
             {x.stride: x.teacher_channels for x in setting.pairs},
         ]
         source, target = (
-            channels if kind == "N" else _bottom_up_channels(family)
-            for kind, channels, family in zip(
+            channels if kind == "N" else _bottom_up_channels(wrapper)
+            for kind, channels, wrapper in zip(
                 (strategy[0], strategy[-1]), neck, (self.student, self.teacher)
             )
         )
@@ -219,16 +219,16 @@ def _parse(imitation) -> list[str]:
     return [x for x in STRATEGIES if x in imitation or ALL in imitation]
 
 
-def _bottom_up_channels(family) -> dict[int, int]:
-    shapes = family.model.backbone.bottom_up.output_shape()
+def _bottom_up_channels(wrapper) -> dict[int, int]:
+    shapes = wrapper.model.backbone.bottom_up.output_shape()
     return {shape.stride: shape.channels for shape in shapes.values()}
 
 
-def _maps(kind: str, family, observation) -> dict[int, Tensor]:
+def _maps(kind: str, wrapper, observation) -> dict[int, Tensor]:
     """Per stride the maps of the backbone (B) or the pyramid (N)."""
     if kind == "N":
         return observation.features
-    bottom_up = family.model.backbone.bottom_up
+    bottom_up = wrapper.model.backbone.bottom_up
     (call,) = observation.calls[bottom_up]
     # Of two maps of one stride the deeper comes later. Under autocast they are in half precision.
     return {x.stride: call.output[name].float() for name, x in bottom_up.output_shape().items()}

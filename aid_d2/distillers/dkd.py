@@ -101,10 +101,10 @@ class DKD(Distiller):
 
     def __init__(self, node, setting):
         super().__init__(node, setting)
-        for role, family in (("student", setting.student), ("teacher", setting.teacher)):
-            if family.box_head_lacks:
+        for role, wrapper in (("student", setting.student), ("teacher", setting.teacher)):
+            if wrapper.box_head_lacks:
                 raise ValueError(
-                    f"DISTILL.METHODS: DKD needs a {role} with {family.box_head_lacks}."
+                    f"DISTILL.METHODS: DKD needs a {role} with {wrapper.box_head_lacks}."
                 )
         student, teacher = setting.student, setting.teacher
         if student.num_classes != teacher.num_classes:
@@ -125,11 +125,11 @@ class DKD(Distiller):
         self.constants = node
         self.student, self.teacher = student, teacher
 
-    def taps(self, family):
-        # Which detector it is shows in its model: families are made anew where they are needed.
-        if family.model is not self.student.model:
+    def taps(self, wrapper):
+        # Which detector it is shows in its model: wrappers are made anew where they are needed.
+        if wrapper.model is not self.student.model:
             return []
-        heads = family.model.roi_heads
+        heads = wrapper.model.roi_heads
         return [heads.box_pooler, heads.box_predictor]
 
     def forward(self, student, teacher, weights):

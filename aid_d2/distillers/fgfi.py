@@ -76,7 +76,7 @@ class FGFI(Distiller):
             raise ValueError(
                 "DISTILL.METHODS: FGFI imitates where the student's anchors are near objects, and "
                 f"a {type(setting.student.model).__name__} student has none that are known. "
-                "Register a DetectorFamily with its anchor_generator, or use a method that needs "
+                "Register a DetectorWrapper with its anchor_generator, or use a method that needs "
                 "no anchors, such as Hint or PKD."
             )
         self.weight = node.WEIGHT

@@ -252,7 +252,7 @@ class GID(Distiller):
                 "method that adapts each level, such as AttentionGuided."
             )
         self.node = node
-        self.family = setting.student
+        self.wrapper = setting.student
         self.adapter = identity_conv(*channels.pop(), kernel_size=3)
 
     def forward(self, student, teacher, weights):
@@ -292,7 +292,7 @@ class GID(Distiller):
         instances = [x[index] for x, index in zip(boxes, selected)]
         if node.SELECTION == "paper":
             return instances
-        positive = self.family.matched_idxs(student.dense, objects) >= 0
+        positive = self.wrapper.matched_idxs(student.dense, objects) >= 0
         kinds = map(
             instance_kinds,
             instances,
@@ -310,4 +310,4 @@ class GID(Distiller):
             classes=torch.zeros(len(instances), dtype=torch.int64, device=instances.device),
             counts=[len(x) for x in boxes],
         )
-        return self.family.matched_idxs(student.dense, as_objects) >= 0
+        return self.wrapper.matched_idxs(student.dense, as_objects) >= 0

@@ -42,7 +42,7 @@ def correlation_loss(teacher: Tensor, student: Tensor, weight: Tensor) -> Tensor
 @DISTILLER_REGISTRY.register()
 class PKD(Distiller):
     """Imitation of the pattern of each channel, whatever its mean and scale: ``1 - r`` summed over
-    levels, which lets student and teacher be of different families.
+    levels, which lets student and teacher be of different kinds.
 
     No adapter is needed where the numbers of channels agree, and elsewhere a 1x1 convolution. The
     gradient flows through the student's mean and deviation. AID's map W weights each squared

@@ -9,9 +9,9 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ..aid import GRANULARITIES, NORMALIZERS
-from .families import DetectorFamily, family_of
 from .fast_forward import PRECISIONS
 from .teacher import Teacher
+from .wrappers import DetectorWrapper, wrap
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def check_taps(cfg: CfgNode, student: nn.Module, teacher: Teacher, distillers: d
     ):
         inside = set(model.backbone.modules()) - {model.backbone}
         for name, distiller in distillers.items():
-            if compiled and not inside.isdisjoint(distiller.taps(family_of(model))):
+            if compiled and not inside.isdisjoint(distiller.taps(wrap(model))):
                 raise ValueError(
                     f"DISTILL.METHODS: {name} looks into the backbone, which a compiled one does "
                     f"not allow. Set {key} False."
@@ -71,8 +71,8 @@ def check_compatible(cfg: CfgNode, student: nn.Module, teacher: Teacher) -> None
         )
     if not cfg.DISTILL.AID.ENABLED:
         return
-    teacher.family.check_losses()
-    expected, found = family_of(student).num_classes, teacher.family.num_classes
+    teacher.wrapper.check_losses()
+    expected, found = wrap(student).num_classes, teacher.wrapper.num_classes
     if expected not in (None, found):
         raise ValueError(
             f"The teacher has {found} classes and the student {expected}. AID needs the teacher's "
@@ -80,10 +80,10 @@ def check_compatible(cfg: CfgNode, student: nn.Module, teacher: Teacher) -> None
             "DISTILL.AID.ENABLED False."
         )
     if cfg.DISTILL.AID.RELATIVE:
-        _check_comparable_losses(family_of(student), teacher.family)
+        _check_comparable_losses(wrap(student), teacher.wrapper)
 
 
-def _check_comparable_losses(student: DetectorFamily, teacher: DetectorFamily) -> None:
+def _check_comparable_losses(student: DetectorWrapper, teacher: DetectorWrapper) -> None:
     student.check_losses()
     described = [
         {
@@ -120,8 +120,8 @@ def check_classes(model: nn.Module, datasets: Sequence[str]) -> None:
     """
     model = getattr(model, "module", model)
     teacher = getattr(model, "teacher", None)
-    wanted = family_of(getattr(model, "student", model)).num_classes
-    judging = teacher.family.num_classes if teacher is not None and model.weigh else None
+    wanted = wrap(getattr(model, "student", model)).num_classes
+    judging = teacher.wrapper.num_classes if teacher is not None and model.weigh else None
     compared = teacher.datasets if teacher is not None and model.needs_teacher_head else ()
     for name in datasets:
         classes = MetadataCatalog.get(name).get("thing_classes")

@@ -1,4 +1,4 @@
-"""Dense predictions in one form for every family of detectors."""
+"""Dense predictions in one form for every kind of detector."""
 
 from dataclasses import dataclass
 from functools import cached_property

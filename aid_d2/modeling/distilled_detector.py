@@ -21,11 +21,11 @@ from ..distillers import Distiller, Setting, build_distillers
 from ..losses import Objects, UnreducedLosses
 from ..weights import DistillWeights
 from .checks import check_compatible, check_keys, check_taps
-from .families import DetectorFamily, family_of
 from .inherit import inherit
 from .levels import LevelPair, align, pair_levels
 from .observation import Observation, record_calls
 from .teacher import DISTILLER_PREFIX, Teacher
+from .wrappers import DetectorWrapper, wrap
 
 _STUDENT_PREFIX = "student."
 # Detectron2's writers run every 20 iterations; between them no scalar is read off the device.
@@ -82,7 +82,7 @@ class DistilledDetector(nn.Module):
         self.warmup_iters = warmup_iters
         self.recompute = recompute
         self.input_format = input_format
-        self._family = family_of(student)
+        self._wrapper = wrap(student)
         self._register_state_dict_hook(_strip_student_prefix)
         # The public name of this method is younger than torch 2.4.
         self._register_load_state_dict_pre_hook(_add_student_prefix, with_module=True)
@@ -108,8 +108,8 @@ class DistilledDetector(nn.Module):
             if cfg.DISTILL.INHERIT:
                 inherit(student, teacher.model)
             teacher.speed_up(cfg.DISTILL.PRECISION, cfg.DISTILL.TEACHER.COMPILE)
-            pairs = pair_levels(family_of(student), teacher.family)
-            distillers = build_distillers(cfg, Setting(pairs, family_of(student), teacher.family))
+            pairs = pair_levels(wrap(student), teacher.wrapper)
+            distillers = build_distillers(cfg, Setting(pairs, wrap(student), teacher.wrapper))
             check_taps(cfg, student, teacher, distillers)
         weigh = None
         if cfg.DISTILL.AID.ENABLED:
@@ -152,7 +152,7 @@ class DistilledDetector(nn.Module):
         # The labels are read by tools/profile_step.py, and in any profile.
         with record_function("aid_d2.student"):
             student, losses = self._observe_student(batched_inputs, objects)
-        taps = self._taps(self.teacher.family)
+        taps = self._taps(self.teacher.wrapper)
         images = student.calls[self.student.backbone][-1].inputs[0] if self.shares_images else None
         with record_function("aid_d2.teacher"):
             teacher = self.teacher.observe(
@@ -179,23 +179,23 @@ class DistilledDetector(nn.Module):
     def _needs_predictions(self) -> bool:
         return any(distiller.needs_predictions for distiller in self.distiller.values())
 
-    def _taps(self, family: DetectorFamily) -> list[nn.Module]:
-        return [tap for distiller in self.distiller.values() for tap in distiller.taps(family)]
+    def _taps(self, wrapper: DetectorWrapper) -> list[nn.Module]:
+        return [tap for distiller in self.distiller.values() for tap in distiller.taps(wrapper)]
 
     def _observe_student(
         self, batched_inputs: list[dict], objects: Objects
     ) -> tuple[Observation, dict[str, Tensor]]:
         """What the student computes for its own losses, and these."""
-        family = self._family
-        own = [module for module in (self.student.backbone, family.head) if module is not None]
+        wrapper = self._wrapper
+        own = [module for module in (self.student.backbone, wrapper.head) if module is not None]
 
         def features() -> dict[int, Tensor]:
-            return family.features(calls[self.student.backbone][-1].output)
+            return wrapper.features(calls[self.student.backbone][-1].output)
 
-        with record_calls([*own, *self._taps(family)]) as calls:
-            with family.sharing_matches(features, objects):
+        with record_calls([*own, *self._taps(wrapper)]) as calls:
+            with wrapper.sharing_matches(features, objects):
                 losses = self.student(batched_inputs)
-        predictions = calls[family.head][-1].output if family.head is not None else None
+        predictions = calls[wrapper.head][-1].output if wrapper.head is not None else None
         return Observation(features(), predictions, calls, objects=objects), losses
 
     def _weight(
@@ -216,7 +216,7 @@ class DistilledDetector(nn.Module):
     def _own_losses(self, student: Observation) -> UnreducedLosses:
         # In eval mode, lest what is computed here again moves the statistics of a batch norm.
         with inference_context(self.student):
-            return self._family.unreduced_losses(
+            return self._wrapper.unreduced_losses(
                 student.features, student.predictions, student.objects
             )
 
@@ -225,8 +225,8 @@ class DistilledDetector(nn.Module):
     ) -> dict[str, Tensor]:
         student, teacher, weights = align(self.pairs, student, teacher, weights)
         if self._needs_predictions:
-            student.dense = self._family.dense(student.features, student.predictions)
-            teacher.dense = self.teacher.family.dense(teacher.features, teacher.predictions)
+            student.dense = self._wrapper.dense(student.features, student.predictions)
+            teacher.dense = self.teacher.wrapper.dense(teacher.features, teacher.predictions)
         factor = self.weight
         if self.warmup_iters > 0:
             factor *= min(get_event_storage().iter / self.warmup_iters, 1.0)

@@ -11,8 +11,8 @@ import torch
 from ..weights import DistillWeights
 
 if TYPE_CHECKING:
-    from .families import DetectorFamily
     from .observation import Observation
+    from .wrappers import DetectorWrapper
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class LevelPair:
     position: int
 
 
-def pair_levels(student: DetectorFamily, teacher: DetectorFamily) -> list[LevelPair]:
+def pair_levels(student: DetectorWrapper, teacher: DetectorWrapper) -> list[LevelPair]:
     """Pair the levels of two detectors that have the same stride and origin, finest first.
 
     Raises:
@@ -65,8 +65,8 @@ def pair_levels(student: DetectorFamily, teacher: DetectorFamily) -> list[LevelP
         if (level.stride, level.origin) in theirs
     ]
     described = "; ".join(
-        f"{who} {', '.join(f'{x.name} (stride {x.stride}, {x.origin[0]})' for x in family.levels)}"
-        for who, family in (("student", student), ("teacher", teacher))
+        f"{who} {', '.join(f'{x.name} (stride {x.stride}, {x.origin[0]})' for x in wrapper.levels)}"
+        for who, wrapper in (("student", student), ("teacher", teacher))
     )
     if not pairs:
         raise ValueError(f"Student and teacher share no pyramid level: {described}.")

@@ -25,7 +25,7 @@ class Observation:
     """
     Attributes:
         features: the maps (N, C, H, W) that the detector's head looks at, per stride, finest first.
-        predictions: output of the dense head (`DetectorFamily.head`), or None.
+        predictions: output of the dense head (`DetectorWrapper.head`), or None.
         calls: of the modules that distillers asked for (`Distiller.taps`), in order.
         dense: the predictions, aligned with those of the other detector, where a distiller needs
             them.

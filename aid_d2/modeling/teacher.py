@@ -15,9 +15,9 @@ from detectron2.utils.file_io import PathManager
 
 from ..data import register_coco_json
 from ..losses import Objects, UnreducedLosses
-from .families import family_of
 from .fast_forward import choose_precision, compile_backbone, speed_up
 from .observation import Observation, record_calls
+from .wrappers import wrap
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Teacher:
         self.model = model.eval().requires_grad_(False)
         self.input_format = input_format
         self.datasets = datasets
-        self.family = family_of(model)
+        self.wrapper = wrap(model)
         self.dtype = torch.float32
 
     @classmethod
@@ -126,10 +126,10 @@ class Teacher:
         # Whatever the student trains in.
         with record_calls(taps) as calls, self.autocast():
             observation = Observation(
-                self.family.features(self.model.backbone(images)), calls=calls
+                self.wrapper.features(self.model.backbone(images)), calls=calls
             )
-            if with_predictions and self.family.head is not None:
-                observation.predictions = self.family.head(list(observation.features.values()))
+            if with_predictions and self.wrapper.head is not None:
+                observation.predictions = self.wrapper.head(list(observation.features.values()))
         return observation
 
     def _prepare(self, batched_inputs: list[dict], input_format: str) -> Tensor:
@@ -140,8 +140,8 @@ class Teacher:
 
     @torch.no_grad()
     def losses(self, observation: Observation, objects: Objects) -> UnreducedLosses:
-        """The teacher's unreduced losses, see :meth:`DetectorFamily.unreduced_losses`."""
-        return self.family.unreduced_losses(observation.features, observation.predictions, objects)
+        """The teacher's unreduced losses, see :meth:`DetectorWrapper.unreduced_losses`."""
+        return self.wrapper.unreduced_losses(observation.features, observation.predictions, objects)
 
 
 def load_teacher_config(cfg: CfgNode) -> CfgNode:

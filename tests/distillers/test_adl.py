@@ -138,12 +138,12 @@ def random_matched_idxs(seed=7):
 
 def make(matched_idxs, preset="PAPER", **changes):
     """The changes are to the preset's constants."""
-    family = SimpleNamespace(matched_idxs=lambda dense, objects: matched_idxs)
+    wrapper = SimpleNamespace(matched_idxs=lambda dense, objects: matched_idxs)
     constants = ADL.config().get(preset)
     for key, value in changes.items():
         constants[key] = value
     changed = {preset: constants} if constants else {}
-    return build(ADL, Setting([], family, family), PRESET=preset, **changed)
+    return build(ADL, Setting([], wrapper, wrapper), PRESET=preset, **changed)
 
 
 def observe(logits):

@@ -34,7 +34,7 @@ ALONE = {"DISTILL.METHODS": ("ADL",), "DISTILL.AID.ENABLED": False}
             "different box regression",
         ),
     ],
-    ids=["family", "classes", "levels", "anchors", "offset", "bins", "deltas"],
+    ids=["wrapper", "classes", "levels", "anchors", "offset", "bins", "deltas"],
 )
 def test_predictions_that_cannot_be_compared(
     distilled_cfg, build_seeded, detector, teacher, changes, problem
@@ -44,7 +44,7 @@ def test_predictions_that_cannot_be_compared(
         build_seeded(cfg, seed=0)
 
 
-def test_a_detector_of_no_known_family(distilled_cfg, build_seeded):
+def test_a_detector_of_no_known_kind(distilled_cfg, build_seeded):
     changes = {
         "DISTILL.STUDENT": "ProposalNetwork",
         "MODEL.RPN.IN_FEATURES": ["p3", "p4", "p5"],

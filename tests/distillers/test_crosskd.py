@@ -12,9 +12,9 @@ from aid_d2.distillers.crosskd import CrossKD, rescale
 from aid_d2.distillers.soft_targets import mimic_losses
 from aid_d2.losses import Objects
 from aid_d2.modeling import Observation
-from aid_d2.modeling.families import family_of
 from aid_d2.modeling.levels import pair_levels
 from aid_d2.modeling.observation import record_calls
+from aid_d2.modeling.wrappers import wrap
 from aid_d2.weights import DistillWeights
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.structures import Boxes, Instances
@@ -46,23 +46,23 @@ class PyramidOfShapes(Backbone):
         raise NotImplementedError
 
 
-def family_without_backbone(cfg, build_seeded, seed=0):
-    """The family of a detector whose head says something else everywhere."""
+def wrapper_without_backbone(cfg, build_seeded, seed=0):
+    """The wrapper of a detector whose head says something else everywhere."""
     cfg.MODEL.BACKBONE.NAME = "PyramidOfShapes"
-    family = family_of(build_seeded(cfg, seed).eval())
-    for i, p in enumerate(family.model.parameters()):
+    wrapper = wrap(build_seeded(cfg, seed).eval())
+    for i, p in enumerate(wrapper.model.parameters()):
         p.data.add_(0.1 * rand(*p.shape, seed=seed + i).float())
-    return family
+    return wrapper
 
 
 @pytest.fixture(scope="module")
 def detector_of(small_cfg, build_seeded):
-    """`detector_of(name, seed, width, **keys)`: a family with towers of three convolutions."""
+    """`detector_of(name, seed, width, **keys)`: a detector with towers of three convolutions."""
 
     def make(name, seed=0, width=16, **keys):
         keys = {f"MODEL.{name.upper()}.{k}": x for k, x in {"NUM_CONVS": 3, **keys}.items()}
         cfg = small_cfg(name, {"MODEL.FPN.OUT_CHANNELS": width, **keys})
-        return family_without_backbone(cfg, build_seeded, seed)
+        return wrapper_without_backbone(cfg, build_seeded, seed)
 
     return make
 
@@ -77,13 +77,13 @@ def maps(width, seed, sizes=SIZES):
     return {s: rand(2, width, *size, seed=seed + s).float() for s, size in sizes.items()}
 
 
-def observe(method, family, features, cut=None, objects=None):
+def observe(method, wrapper, features, cut=None, objects=None):
     """The head on the features, whose maps are then cut to the sizes `cut`."""
-    with record_calls(method.taps(family)) as calls:
-        predictions = family.head(list(features.values()))
+    with record_calls(method.taps(wrapper)) as calls:
+        predictions = wrapper.head(list(features.values()))
     for stride, (height, width) in (cut or {}).items():
         features = {**features, stride: features[stride][..., :height, :width]}
-    dense = family.dense(features, predictions)
+    dense = wrapper.dense(features, predictions)
     return Observation(features, predictions, calls, dense, objects or batch_objects())
 
 
@@ -220,7 +220,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss(detector_of, name, changes):
     for i, (key, buffer) in enumerate(teacher.head.named_buffers()):
         if not key.endswith("num_batches_tracked"):
             buffer.add_(0.2 * rand(*buffer.shape, seed=i).abs())
-    student = family_of(teacher.model)
+    student = wrap(teacher.model)
     method = build(student, teacher)
     for seed in (1, 9):
         mine, theirs = (observe(method, x, maps(16, seed)) for x in (student, teacher))

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_crosskd import family_without_backbone
+from test_crosskd import wrapper_without_backbone
 from torch import nn
 from toy import build, maps, rand, random_weights
 
@@ -30,13 +30,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def detector_of(small_cfg, build_seeded):
-    """`detector_of(name, seed, width, changes)`: a family; its RPN draws every anchor."""
+    """`detector_of(name, seed, width, changes)`: a detector; its RPN draws every anchor."""
 
     def make(name, seed=0, width=16, **changes):
         if name == "FasterRCNN":
             changes = {"MODEL.RPN.BATCH_SIZE_PER_IMAGE": 100000, **changes}
         cfg = small_cfg(name, {"MODEL.FPN.OUT_CHANNELS": width, **changes})
-        return family_without_backbone(cfg, build_seeded, seed)
+        return wrapper_without_backbone(cfg, build_seeded, seed)
 
     return make
 
@@ -47,15 +47,15 @@ def batch(counts=(2, 1)):
     return [Instances((72, 96), gt_boxes=Boxes(boxes[:n]), gt_classes=classes[:n]) for n in counts]
 
 
-def features_of(family, width, seed, images=2):
+def features_of(wrapper, width, seed, images=2):
     """A map per level for images of 64x96."""
-    shape = {x.stride: (max(64 // x.stride, 1), max(96 // x.stride, 1)) for x in family.levels}
+    shape = {x.stride: (max(64 // x.stride, 1), max(96 // x.stride, 1)) for x in wrapper.levels}
     return {s: x.float() for s, x in maps(shape, width, images, seed).items()}
 
 
-def observe(family, width, seed, counts=(2, 1)):
+def observe(detector, width, seed, counts=(2, 1)):
     objects = Objects.from_instances(batch(counts), CPU)
-    return Observation(features_of(family, width, seed, len(counts)), objects=objects)
+    return Observation(features_of(detector, width, seed, len(counts)), objects=objects)
 
 
 def detection_imitation(student, teacher, **changes):
@@ -121,17 +121,17 @@ def test_full_weight_is_bit_equal_to_the_loss_without(roi):
     assert torch.equal(detection_loss(losses, weights), expected)
 
 
-def own_loss(name, family, features, instances):
+def own_loss(name, wrapper, features, instances):
     """What the detector itself would train on, on these maps."""
-    model, maps = family.model, list(features.values())
-    predictions = family.head(maps)
+    model, maps = wrapper.model, list(features.values())
+    predictions = wrapper.head(maps)
     with EventStorage():
         if name == "FasterRCNN":
             return rpn_loss(model, maps, predictions, instances) + roi_loss(model, maps, instances)
         if name != "GFL":
             # Where the running mean settles.
-            dense = family.dense(features, predictions)
-            matched_idxs = family.matched_idxs(dense, Objects.from_instances(instances, CPU))
+            dense = wrapper.dense(features, predictions)
+            matched_idxs = wrapper.matched_idxs(dense, Objects.from_instances(instances, CPU))
             model.loss_normalizer = max(int((matched_idxs >= 0).sum()), 1)
         images = ImageList(torch.zeros(len(instances), 3, 64, 96), [(64, 96)] * len(instances))
         return sum(model.forward_training(images, maps, predictions, instances).values())
@@ -257,7 +257,7 @@ def test_di_with_the_teacher_as_target(detector_of, name):
 
 
 @pytest.mark.parametrize("target", ["ground_truth", "teacher"])
-def test_student_of_another_family(detector_of, target):
+def test_student_of_another_kind(detector_of, target):
     student, teacher = detector_of("FCOS", 0), detector_of("GFL", 50)
     method = detection_imitation(student, teacher, DI_TARGET=target)
     seen = observe(student, 16, 1)
@@ -303,7 +303,7 @@ class BottomUp(nn.Module):
         }
 
 
-def family(bottom_up):
+def detector(bottom_up):
     backbone = SimpleNamespace(**({"bottom_up": BottomUp(bottom_up)} if bottom_up else {}))
     return SimpleNamespace(
         model=SimpleNamespace(backbone=backbone), levels=[1, 2, 3], num_classes=3
@@ -313,15 +313,15 @@ def family(bottom_up):
 def toy_setting(student=(2, 3, 5), teacher=(2, 4, 5), necks=(4, 6), strides=(8, 16, 64)):
     """Pyramids at strides 8, 16 and 64; backbones at 8, 16 and 32."""
     pairs = [LevelPair(s, *necks, i) for i, s in enumerate(strides)]
-    return Setting(pairs, family(student), family(teacher))
+    return Setting(pairs, detector(student), detector(teacher))
 
 
 SIZES = {8: (5, 6), 16: (3, 3), 64: (1, 1)}
 
 
-def toy_observation(family, neck, seed, padding=0, dtype=torch.float32):
+def toy_observation(wrapper, neck, seed, padding=0, dtype=torch.float32):
     """The maps of the backbone are larger by the padding."""
-    bottom_up = family.model.backbone.bottom_up
+    bottom_up = wrapper.model.backbone.bottom_up
     output = {}
     for name, shape in bottom_up.output_shape().items():
         height, width = SIZES.get(shape.stride, (2, 2))
@@ -331,10 +331,10 @@ def toy_observation(family, neck, seed, padding=0, dtype=torch.float32):
     return Observation(features, calls={bottom_up: [Call((), output)]})
 
 
-def map_of(kind, observation, stride, family):
+def map_of(kind, observation, stride, wrapper):
     if kind == "N":
         return observation.features[stride].numpy()
-    (call,) = observation.calls[family.model.backbone.bottom_up]
+    (call,) = observation.calls[wrapper.model.backbone.bottom_up]
     height, width = SIZES[stride]
     name = {8: "res3", 16: "res4", 32: "res5"}[stride]
     return call.output[name][..., :height, :width].float().numpy()

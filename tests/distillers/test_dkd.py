@@ -13,9 +13,9 @@ from aid_d2.distillers import Setting
 from aid_d2.distillers.dkd import DKD, decoupled_divergence, proposal_classes
 from aid_d2.losses import Objects
 from aid_d2.modeling import Observation
-from aid_d2.modeling.families.faster_rcnn import FasterRCNNFamily
 from aid_d2.modeling.levels import Level, LevelPair
 from aid_d2.modeling.observation import Call
+from aid_d2.modeling.wrappers.faster_rcnn import FasterRCNNWrapper
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
 from detectron2.structures import Boxes
@@ -149,10 +149,10 @@ class Heads(StandardROIHeads):
         self.proposal_matcher = matcher()
 
 
-class Family:
+class Wrapper:
     """A Faster R-CNN that gives the logits it is told, and notes the boxes it is asked about."""
 
-    box_head_lacks = FasterRCNNFamily.box_head_lacks
+    box_head_lacks = FasterRCNNWrapper.box_head_lacks
 
     def __init__(self, logits=None, heads=None, num_classes=CLASSES - 1, strides=tuple(SIZES)):
         self.model = SimpleNamespace(roi_heads=heads or Heads())
@@ -167,7 +167,7 @@ class Family:
 
 def make(teacher, student=None, **changes):
     pairs = [LevelPair(stride, 4, 4, i) for i, stride in enumerate(SIZES)]
-    return build(DKD, Setting(pairs, student or Family(), teacher), **changes)
+    return build(DKD, Setting(pairs, student or Wrapper(), teacher), **changes)
 
 
 def observe(method, proposals, logits):
@@ -184,9 +184,9 @@ def observe(method, proposals, logits):
 
 
 def run(weights, proposals=PROPOSALS, **changes):
-    """Losses, the student's logits, the teacher's family."""
+    """Losses, the student's logits, the teacher's detector."""
     count = sum(map(len, proposals))
-    teacher = Family(3 * rand(count, CLASSES, seed=2))
+    teacher = Wrapper(3 * rand(count, CLASSES, seed=2))
     logits = (3 * rand(count, CLASSES, seed=1)).requires_grad_()
     method = make(teacher, **changes)
     losses = method(observe(method, proposals, logits), Observation(maps(SIZES, 4, 3)), weights)
@@ -255,7 +255,7 @@ def test_published_constants():
 )
 def test_refusals(student, teacher, message):
     with pytest.raises(ValueError, match=f"DKD.*{message}"):
-        make(Family(**teacher), Family(**student))
+        make(Wrapper(**teacher), Wrapper(**student))
 
 
 # --- in training
@@ -295,7 +295,7 @@ def test_step_of_a_detector(distilled_cfg, build_seeded, make_batch):
     with torch.no_grad():
         maps_of_teacher = teacher.model.backbone(teacher.model.preprocess_image(batch).tensor)
         boxes = [x.proposal_boxes.tensor for x in proposals]
-        theirs, _ = teacher.family.score(teacher.family.features(maps_of_teacher), boxes)
+        theirs, _ = teacher.wrapper.score(teacher.wrapper.features(maps_of_teacher), boxes)
     parts = np.array(
         [reference_parts(*x, 1.0) for x in zip(logits.tolist(), theirs.tolist(), target.tolist())]
     )

@@ -12,8 +12,8 @@ from aid_d2.distillers.base import Setting
 from aid_d2.distillers.fgfi import FGFI, imitation_loss, near_objects
 from aid_d2.losses import Objects
 from aid_d2.modeling import Observation
-from aid_d2.modeling.families import DetectorFamily
 from aid_d2.modeling.levels import LevelPair
+from aid_d2.modeling.wrappers import DetectorWrapper
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
@@ -219,7 +219,7 @@ def test_step_on_fcos(distilled_cfg, build_seeded, make_batch):
         assert all(p.grad.isfinite().all() for p in model.distiller.parameters())
 
 
-def test_teacher_of_another_family_and_levels(distilled_cfg, build_seeded, make_batch):
+def test_teacher_of_another_wrapper_and_levels(distilled_cfg, build_seeded, make_batch):
     """A Faster R-CNN student has p3 to p5 in common with a RetinaNet teacher, but not its p2."""
     cfg = distilled_cfg("FasterRCNN", {"DISTILL.METHODS": ("FGFI",)}, teacher="RetinaNet")
     model = build_seeded(cfg, seed=0).train()
@@ -230,6 +230,6 @@ def test_teacher_of_another_family_and_levels(distilled_cfg, build_seeded, make_
 
 def test_a_student_without_known_anchors_is_refused(small_cfg, build_seeded):
     cfg = small_cfg("RetinaNet", {"DISTILL.METHODS": ("FGFI",)})
-    unknown = DetectorFamily(build_seeded(cfg, seed=0))
+    unknown = DetectorWrapper(build_seeded(cfg, seed=0))
     with pytest.raises(ValueError, match="FGFI.*RetinaNet student.*anchor_generator.*PKD"):
         build_distillers(cfg, Setting([LevelPair(8, 4, 4, 0)], unknown, unknown))

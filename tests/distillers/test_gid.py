@@ -24,8 +24,8 @@ from aid_d2.distillers.gid import (
 from aid_d2.losses import LevelShape, Objects
 from aid_d2.modeling import Observation
 from aid_d2.modeling.dense_output import DenseOutput
-from aid_d2.modeling.families.assignment import match_by_iou
 from aid_d2.modeling.gfl_losses import BoxDistribution
+from aid_d2.modeling.wrappers.assignment import match_by_iou
 from aid_d2.weights import DistillWeights, pool_boxes
 from detectron2.modeling import build_model
 from detectron2.modeling.matcher import Matcher
@@ -616,9 +616,9 @@ def test_levels_of_different_channels_are_refused():
 # --- In a detector
 
 
-@pytest.mark.parametrize("family", ["RetinaNet", "FasterRCNN"])
-def test_training_step(family, distilled_cfg, make_batch, storage):
-    model = build_model(distilled_cfg(family, {"DISTILL.METHODS": ("GID",)})).train()
+@pytest.mark.parametrize("detector", ["RetinaNet", "FasterRCNN"])
+def test_training_step(detector, distilled_cfg, make_batch, storage):
+    model = build_model(distilled_cfg(detector, {"DISTILL.METHODS": ("GID",)})).train()
     losses = model(make_batch(counts=(2, 0)))
     ours = {name: x for name, x in losses.items() if name.startswith("loss_GID")}
     assert set(ours) == {f"loss_GID_{part}" for part in PARTS}
@@ -626,6 +626,6 @@ def test_training_step(family, distilled_cfg, make_batch, storage):
     assert all(x.isfinite() and x > 0 for x in ours.values())
     for p in model.distiller.parameters():
         assert p.grad.isfinite().all() and p.grad.abs().sum() > 0
-    head = model._family.head
+    head = model._wrapper.head
     assert all(p.grad is not None for p in head.parameters())
     assert all(p.grad is None for p in model.teacher.model.parameters())

@@ -80,8 +80,8 @@ def random_matched_idxs(seed=7):
 
 def make(matched_idxs, **changes):
     model = SimpleNamespace(reg_max=BINS - 1)
-    family = SimpleNamespace(model=model, matched_idxs=lambda dense, objects: matched_idxs)
-    return build(LD, Setting([], family, family), **changes)
+    wrapper = SimpleNamespace(model=model, matched_idxs=lambda dense, objects: matched_idxs)
+    return build(LD, Setting([], wrapper, wrapper), **changes)
 
 
 def observe(seed):

@@ -35,11 +35,11 @@ def random_weights(features, seed=9):
 
 def setting(strides, channels=(4, 4), detector="RetinaNet"):
     """For maps of (student, teacher) channels, both detectors being of one meta-architecture."""
-    family = SimpleNamespace(
+    wrapper = SimpleNamespace(
         two_stage=detector == "GeneralizedRCNN", detector=type(detector, (), {})
     )
     pairs = [LevelPair(stride, *channels, i) for i, stride in enumerate(strides)]
-    return Setting(pairs, family, family)
+    return Setting(pairs, wrapper, wrapper)
 
 
 def build(method, setting, **changes):

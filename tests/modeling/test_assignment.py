@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from aid_d2.losses import Objects
-from aid_d2.modeling import family_of, gfl, mask_ignore_regions
-from aid_d2.modeling.families.retinanet import RetinaNetFamily
+from aid_d2.modeling import gfl, mask_ignore_regions, wrap
+from aid_d2.modeling.wrappers.retinanet import RetinaNetWrapper
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
@@ -44,37 +44,37 @@ def assert_same_training(plain, model, batch):
     expected, losses = step(plain, batch), step(model, batch)
     for name, loss in expected.items():
         assert torch.equal(losses[name], loss), name
-    heads = [family_of(x).head for x in (plain, model.student)]
+    heads = [wrap(x).head for x in (plain, model.student)]
     for own, distilled in zip(*(head.parameters() for head in heads)):
         torch.testing.assert_close(distilled.grad, own.grad)
 
 
 @pytest.fixture
 def both(small_cfg, distilled_cfg, build_seeded):
-    """`both(family, changes)`: a plain detector, and a DistilledDetector that starts as it."""
+    """`both(wrapper, changes)`: a plain detector, and a DistilledDetector that starts as it."""
 
-    def build(family, changes=None):
-        plain = build_seeded(small_cfg(family, changes), 0)
+    def build(wrapper, changes=None):
+        plain = build_seeded(small_cfg(wrapper, changes), 0)
         # Without AID a teacher with other anchors will do.
         changes = {**(changes or {}), "DISTILL.WEIGHT": 0.0, "DISTILL.AID.ENABLED": False}
-        return plain, build_seeded(distilled_cfg(family, changes), 0)
+        return plain, build_seeded(distilled_cfg(wrapper, changes), 0)
 
     return build
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_students_own_losses_are_those_of_the_student_alone(both, make_batch, family):
+@pytest.mark.parametrize("detector", FAMILIES)
+def test_a_students_own_losses_are_those_of_the_student_alone(both, make_batch, detector):
     """In a crowd and in an empty image; and so are the gradients of its head."""
-    assert_same_training(*both(family), make_batch((60, 0, 3)))
+    assert_same_training(*both(detector), make_batch((60, 0, 3)))
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("family", SHARING)
+@pytest.mark.parametrize("wrapper", SHARING)
 def test_regions_to_be_ignored_are_the_students_own_affair(
-    both, make_batch, with_ignore_region, family, masked
+    both, make_batch, with_ignore_region, wrapper, masked
 ):
     """Masked, or taken for objects by a detector that does not know better."""
-    models = both(family)
+    models = both(wrapper)
     batch = with_ignore_region(make_batch((3, 2)), [0.0, 0, 60, 64])
     if masked:
         for model in models:
@@ -83,15 +83,15 @@ def test_regions_to_be_ignored_are_the_students_own_affair(
 
 
 @pytest.mark.parametrize(
-    "family,changes",
+    "detector,changes",
     [
         ("RetinaNet", {"MODEL.RETINANET.IOU_LABELS": [-1, 0, 1]}),
         ("FasterRCNN", {"MODEL.RPN.IOU_LABELS": [-1, 0, 1]}),
         ("FasterRCNN", {"MODEL.RPN.BOUNDARY_THRESH": 0}),
     ],
 )
-def test_unusual_rules_of_the_student_hold(both, make_batch, family, changes):
-    assert_same_training(*both(family, changes), make_batch((3, 0)))
+def test_unusual_rules_of_the_student_hold(both, make_batch, detector, changes):
+    assert_same_training(*both(detector, changes), make_batch((3, 0)))
 
 
 class StricterMatcher(Matcher):
@@ -116,12 +116,12 @@ class AnchorsOfItsOwn(nn.Module):
         return self.generate(features)
 
 
-@pytest.mark.parametrize("family", ["RetinaNet", "FasterRCNN"])
+@pytest.mark.parametrize("wrapper", ["RetinaNet", "FasterRCNN"])
 @pytest.mark.parametrize("part", [StricterMatcher, ShiftedAnchors, AnchorsOfItsOwn])
-def test_parts_of_ones_own_are_the_students(both, make_batch, family, part):
-    plain, model = both(family)
+def test_parts_of_ones_own_are_the_students(both, make_batch, wrapper, part):
+    plain, model = both(wrapper)
     for detector in (plain, model.student):
-        holder = detector if family == "RetinaNet" else detector.proposal_generator
+        holder = detector if wrapper == "RetinaNet" else detector.proposal_generator
         if part is AnchorsOfItsOwn:
             holder.anchor_generator = part(holder.anchor_generator)
         elif part is ShiftedAnchors:
@@ -164,22 +164,22 @@ def test_labels_that_somebody_else_makes_are_kept(both, make_batch, monkeypatch,
     assert student.label_anchors == before
 
 
-@pytest.mark.parametrize("family", SHARING)
+@pytest.mark.parametrize("detector", SHARING)
 @pytest.mark.parametrize("size", [(64, 96), (32, 200)])
 def test_all_who_ask_share_one_assignment(
-    distilled_cfg, build_seeded, make_batch, monkeypatch, family, size
+    distilled_cfg, build_seeded, make_batch, monkeypatch, detector, size
 ):
     """The student's loss, the teacher's and the student's for AID, and the methods."""
     changes = {"DISTILL.METHODS": ["GID", "ADL", "BCKD"], "DISTILL.AID.RELATIVE": True}
-    model = build_seeded(distilled_cfg(family, changes), 0)
+    model = build_seeded(distilled_cfg(detector, changes), 0)
     atss = spied(monkeypatch, gfl, "atss_match")
     matched = spied(monkeypatch, Matcher, "__call__")
-    seen = spied(monkeypatch, type(family_of(model.student)), "assign")
+    seen = spied(monkeypatch, type(wrap(model.student)), "assign")
     step(model, make_batch((2, 1), size))
     assert len([objects for *_, objects in seen if objects.counts == [2, 1]]) == 1
     # A box head matches proposals too.
     own = getattr(model.student, "proposal_generator", model.student)
-    if family == "GFL":
+    if detector == "GFL":
         assert not atss
     else:
         assert own.anchor_matcher not in [matcher for matcher, _ in matched]
@@ -201,23 +201,23 @@ def test_a_teacher_with_another_assignment_keeps_its_own(
     model = build_seeded(distilled_cfg("RetinaNet", teacher), 0)
     if not changes:  # its padding makes the maps larger
         model.teacher.model.backbone._size_divisibility = 160
-    seen = spied(monkeypatch, RetinaNetFamily, "assign")
+    seen = spied(monkeypatch, RetinaNetWrapper, "assign")
     step(model, make_batch((2, 1)))
-    assert [family.model for family, *_ in seen] == [model.student, model.teacher.model]
+    assert [wrapper.model for wrapper, *_ in seen] == [model.student, model.teacher.model]
 
 
 def test_other_objects_are_assigned_anew(small_cfg, build_seeded, make_batch, monkeypatch):
     model = build_seeded(small_cfg("RetinaNet"), 0)
-    family = family_of(model)
+    wrapper = wrap(model)
     with torch.no_grad():
         images = model.preprocess_image(make_batch((2,))).tensor
-        features = family.features(model.backbone(images))
-        dense = family.dense(features, family.head(list(features.values())))
-    seen = spied(monkeypatch, RetinaNetFamily, "assign")
+        features = wrapper.features(model.backbone(images))
+        dense = wrapper.dense(features, wrapper.head(list(features.values())))
+    seen = spied(monkeypatch, RetinaNetWrapper, "assign")
     matches = []
     for boxes in ([[0.0, 0, 30, 30]], [[40.0, 10, 90, 60]]):
         objects = Objects(torch.tensor(boxes), torch.tensor([0]), [1], [torch.zeros(0, 4)])
-        matches += [family.matched_idxs(dense, objects), family.matched_idxs(dense, objects)]
+        matches += [wrapper.matched_idxs(dense, objects), wrapper.matched_idxs(dense, objects)]
     assert len(seen) == 2
     assert torch.equal(matches[0], matches[1]) and torch.equal(matches[2], matches[3])
     assert not torch.equal(matches[0], matches[2])

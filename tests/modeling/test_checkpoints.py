@@ -14,12 +14,14 @@ METHODS = ("AttentionGuided", "NonLocal")
 
 @pytest.fixture
 def plain_of(small_cfg, build_seeded):
-    return lambda family, seed=0: build_seeded(small_cfg(family), seed)
+    return lambda detector, seed=0: build_seeded(small_cfg(detector), seed)
 
 
 @pytest.fixture
 def distilled_of(distilled_cfg, build_seeded):
-    return lambda family, seed=0, changes=None: build_seeded(distilled_cfg(family, changes), seed)
+    return lambda detector, seed=0, changes=None: build_seeded(
+        distilled_cfg(detector, changes), seed
+    )
 
 
 def detections(model, batch):
@@ -44,9 +46,9 @@ def student_keys(model):
     return {k for k in model.state_dict() if not k.startswith("distiller.")}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_keys_are_the_students_and_the_distillers(plain_of, distilled_of, family):
-    plain, model = plain_of(family), distilled_of(family)
+@pytest.mark.parametrize("detector", FAMILIES)
+def test_keys_are_the_students_and_the_distillers(plain_of, distilled_of, detector):
+    plain, model = plain_of(detector), distilled_of(detector)
     assert student_keys(model) == set(plain.state_dict())
     prefixes = {".".join(k.split(".")[:2]) for k in model.state_dict() if "distiller." in k}
     assert prefixes == {f"distiller.{method}" for method in METHODS}
@@ -55,9 +57,9 @@ def test_keys_are_the_students_and_the_distillers(plain_of, distilled_of, family
     assert sum(x.numel() for x in model.state_dict().values()) == expected
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_file_loads_in_the_plain_student(plain_of, distilled_of, make_batch, tmp_path, family):
-    model, plain = distilled_of(family, 1), plain_of(family, 2)
+@pytest.mark.parametrize("detector", FAMILIES)
+def test_a_file_loads_in_the_plain_student(plain_of, distilled_of, make_batch, tmp_path, detector):
+    model, plain = distilled_of(detector, 1), plain_of(detector, 2)
     DetectionCheckpointer(model, str(tmp_path)).save("model_0000009", iteration=9)
     rest = DetectionCheckpointer(plain).load(str(tmp_path / "model_0000009.pth"))
     assert rest == {"iteration": 9}
@@ -66,11 +68,11 @@ def test_a_file_loads_in_the_plain_student(plain_of, distilled_of, make_batch, t
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("detector", FAMILIES)
 def test_a_plain_students_file_loads_and_leaves_the_adapters(
-    plain_of, distilled_of, tmp_path, family
+    plain_of, distilled_of, tmp_path, detector
 ):
-    plain, model = plain_of(family, 1), distilled_of(family, 2)
+    plain, model = plain_of(detector, 1), distilled_of(detector, 2)
     adapters = {k: v.clone() for k, v in model.distiller.state_dict().items()}
     DetectionCheckpointer(plain, str(tmp_path)).save("plain")
     DetectionCheckpointer(model).load(str(tmp_path / "plain.pth"))
@@ -78,9 +80,9 @@ def test_a_plain_students_file_loads_and_leaves_the_adapters(
     assert_equal(adapters, model.distiller.state_dict())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_round_trip_restores_the_adapters(distilled_of, tmp_path, family):
-    source, target = distilled_of(family, 1), distilled_of(family, 2)
+@pytest.mark.parametrize("detector", FAMILIES)
+def test_round_trip_restores_the_adapters(distilled_of, tmp_path, detector):
+    source, target = distilled_of(detector, 1), distilled_of(detector, 2)
     for p in source.distiller.parameters():
         p.data.add_(torch.randn_like(p))
     DetectionCheckpointer(source, str(tmp_path)).save("model")
@@ -163,10 +165,10 @@ def imagenet_file(model, folder, seed=0):
     return str(path), {prefix + key: torch.as_tensor(value) for key, value in weights.items()}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_an_imagenet_file_loads_in_the_student(plain_of, distilled_of, tmp_path, family):
-    path, weights = imagenet_file(plain_of(family), tmp_path)
-    model = distilled_of(family, 1)
+@pytest.mark.parametrize("detector", FAMILIES)
+def test_an_imagenet_file_loads_in_the_student(plain_of, distilled_of, tmp_path, detector):
+    path, weights = imagenet_file(plain_of(detector), tmp_path)
+    model = distilled_of(detector, 1)
     before = {k: v.clone() for k, v in model.state_dict().items() if k not in weights}
     teacher = {k: v.clone() for k, v in model.teacher.model.state_dict().items()}
     DetectionCheckpointer(model).load(path)
@@ -184,14 +186,14 @@ def test_an_imagenet_file_loads_in_the_student(plain_of, distilled_of, tmp_path,
 def build_with_teacher(small_cfg, build_seeded, distilled_cfg, save_teacher):
     """Build a DistilledDetector whose teacher's file was changed."""
 
-    def build(change=lambda state: None, family="RetinaNet"):
-        cfg = small_cfg(family)
+    def build(change=lambda state: None, detector="RetinaNet"):
+        cfg = small_cfg(detector)
         files = save_teacher(cfg, build_seeded(cfg, 100))
         path = files["DISTILL.TEACHER.WEIGHTS"]
         state = torch.load(path)["model"]
         change(state)
         torch.save({"model": state, "iteration": 5}, path)
-        return build_seeded(distilled_cfg(family, files), 0), state
+        return build_seeded(distilled_cfg(detector, files), 0), state
 
     return build
 
@@ -204,9 +206,9 @@ def put(**entries):
     return lambda state: state.update({k.replace("__", "."): v for k, v in entries.items()})
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_teacher_is_what_its_file_says(build_with_teacher, family):
-    model, state = build_with_teacher(family=family)
+@pytest.mark.parametrize("detector", FAMILIES)
+def test_teacher_is_what_its_file_says(build_with_teacher, detector):
+    model, state = build_with_teacher(detector=detector)
     assert_equal(dict(state), model.teacher.model.state_dict())
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from aid_d2.modeling import check_classes, family_of
+from aid_d2.modeling import check_classes, wrap
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.structures import ImageList
@@ -116,7 +116,7 @@ def test_as_a_teacher_with_aid_it_is_named_with_a_remedy(
 def test_a_model_without_backbone_is_named(small_cfg, distilled_cfg, build_seeded):
     model = build_seeded(small_cfg("RetinaNet", {"MODEL.META_ARCHITECTURE": "NoBackbone"}), 0)
     with pytest.raises(ValueError, match="NoBackbone.*backbone"):
-        family_of(model)
+        wrap(model)
     with pytest.raises(ValueError, match="NoBackbone.*backbone"):
         build_seeded(distilled_cfg("RetinaNet", {"DISTILL.STUDENT": "NoBackbone"}), 0)
 

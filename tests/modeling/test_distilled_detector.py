@@ -17,8 +17,8 @@ from aid_d2.modeling import (
     DistilledDetector,
     Teacher,
     check_classes,
-    family_of,
     mask_ignore_regions,
+    wrap,
 )
 from aid_d2.modeling.levels import pair_levels
 from detectron2.data import MetadataCatalog
@@ -40,9 +40,9 @@ WIDE = {"MODEL.FPN.OUT_CHANNELS": 24}
 @pytest.fixture(scope="module")
 def wide_teachers(small_cfg, build_seeded, save_teacher):
     result = {}
-    for family in FAMILIES:
-        cfg = small_cfg(family, WIDE)
-        result[family] = save_teacher(cfg, build_seeded(cfg, seed=101))
+    for detector in FAMILIES:
+        cfg = small_cfg(detector, WIDE)
+        result[detector] = save_teacher(cfg, build_seeded(cfg, seed=101))
     return result
 
 
@@ -102,12 +102,12 @@ def test_training_adds_its_losses_to_the_students(
         assert losses[name].shape == () and losses[name].isfinite() and losses[name] > 0
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("detector", FAMILIES)
 def test_alpha_zero_is_distillation_without_aid_bit_for_bit(
-    build_seeded, distilled_cfg, wide_teachers, make_batch, family
+    build_seeded, distilled_cfg, wide_teachers, make_batch, detector
 ):
     def run(changes):
-        model = build_seeded(distilled_cfg(family, {**wide_teachers[family], **changes}), 0)
+        model = build_seeded(distilled_cfg(detector, {**wide_teachers[detector], **changes}), 0)
         return losses_and_gradients(model, make_batch((2, 0)))
 
     expected = run({"DISTILL.AID.ENABLED": False})
@@ -118,9 +118,9 @@ def test_alpha_zero_is_distillation_without_aid_bit_for_bit(
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_aid_lowers_the_losses(build_seeded, distilled_cfg, make_batch, family, granularity):
-    model = build_seeded(distilled_cfg(family), 0)
+@pytest.mark.parametrize("detector", FAMILIES)
+def test_aid_lowers_the_losses(build_seeded, distilled_cfg, make_batch, detector, granularity):
+    model = build_seeded(distilled_cfg(detector), 0)
 
     def losses(alpha):
         model.weigh = partial(aid_weights, alpha=alpha, granularity=granularity)
@@ -132,15 +132,15 @@ def test_aid_lowers_the_losses(build_seeded, distilled_cfg, make_batch, family, 
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("detector", FAMILIES)
 def test_relative_aid_trusts_a_teacher_that_is_no_worse_than_the_student(
-    build_seeded, small_cfg, distilled_cfg, save_teacher, make_batch, family, granularity
+    build_seeded, small_cfg, distilled_cfg, save_teacher, make_batch, detector, granularity
 ):
     changes = {"DISTILL.AID.RELATIVE": True, "DISTILL.AID.GRANULARITY": granularity}
-    cfg, values = small_cfg(family), []
+    cfg, values = small_cfg(detector), []
     for teacher in (6, 5):
         files = save_teacher(cfg, build_seeded(cfg, seed=teacher))
-        model = build_seeded(distilled_cfg(family, {**files, **changes}), seed=5)
+        model = build_seeded(distilled_cfg(detector, {**files, **changes}), seed=5)
         model.weigh = spy(model.weigh, values)
         step(model, make_batch((2, 0)))
     assert any((x < 1).any() for x in values[0].maps.values())
@@ -154,7 +154,7 @@ def test_relative_aid_needs_a_teacher_of_the_students_kind(build_seeded, distill
 
 
 @pytest.mark.parametrize(
-    "family,key,value,message",
+    "detector,key,value,message",
     [
         ("RetinaNet", "RETINANET.BBOX_REG_LOSS_TYPE", "giou", "box_reg_loss_type"),
         ("RetinaNet", "RETINANET.BBOX_REG_WEIGHTS", (2.0, 2.0, 2.0, 2.0), "box transform"),
@@ -166,21 +166,21 @@ def test_relative_aid_needs_a_teacher_of_the_students_kind(build_seeded, distill
     ids=str,
 )
 def test_relative_aid_needs_a_teacher_of_the_same_losses(
-    build_seeded, small_cfg, distilled_cfg, save_teacher, family, key, value, message
+    build_seeded, small_cfg, distilled_cfg, save_teacher, detector, key, value, message
 ):
-    cfg = small_cfg(family, {f"MODEL.{key}": value})
+    cfg = small_cfg(detector, {f"MODEL.{key}": value})
     files = save_teacher(cfg, build_seeded(cfg, seed=6))
     with pytest.raises(ValueError, match=f"AID.RELATIVE.*{message}"):
-        build_seeded(distilled_cfg(family, {**files, "DISTILL.AID.RELATIVE": True}), 0)
+        build_seeded(distilled_cfg(detector, {**files, "DISTILL.AID.RELATIVE": True}), 0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("detector", FAMILIES)
 def test_a_student_equal_to_its_teacher_learns_nothing_from_it(
-    build_seeded, distilled_cfg, small_cfg, save_teacher, make_batch, family
+    build_seeded, distilled_cfg, small_cfg, save_teacher, make_batch, detector
 ):
-    cfg = small_cfg(family)
+    cfg = small_cfg(detector)
     files = save_teacher(cfg, build_seeded(cfg, seed=5))
-    model = build_seeded(distilled_cfg(family, files), seed=5)
+    model = build_seeded(distilled_cfg(detector, files), seed=5)
     losses = step(model, make_batch())
     distillation_of(losses).backward()
     assert all(losses[name] == 0 for name in KD_LOSSES)
@@ -230,9 +230,9 @@ def random_state():
 
 
 @pytest.mark.parametrize("clip", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("detector", FAMILIES)
 def test_weight_zero_equals_plain_training(
-    build_seeded, small_cfg, distilled_cfg, make_batch, family, clip
+    build_seeded, small_cfg, distilled_cfg, make_batch, detector, clip
 ):
     common = {
         "SOLVER.BASE_LR": 1e-4,
@@ -241,8 +241,8 @@ def test_weight_zero_equals_plain_training(
     }
     results = []
     for cfg in (
-        small_cfg(family, common),
-        distilled_cfg(family, {**common, "DISTILL.WEIGHT": 0.0}),
+        small_cfg(detector, common),
+        distilled_cfg(detector, {**common, "DISTILL.WEIGHT": 0.0}),
     ):
         model = build_seeded(cfg, 3)
         seed_everything(4)
@@ -252,16 +252,16 @@ def test_weight_zero_equals_plain_training(
         assert_equal(a, b)
     assert_equal(plain[1], distilled[1])
     assert plain[2] == distilled[2]
-    initial = dict(build_seeded(small_cfg(family), 3).named_parameters())
+    initial = dict(build_seeded(small_cfg(detector), 3).named_parameters())
     assert any(not torch.equal(initial[name], p) for name, p in plain[1].items())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("detector", FAMILIES)
 def test_building_leaves_random_numbers_and_the_students_start_alone(
-    small_cfg, distilled_cfg, build_seeded, family
+    small_cfg, distilled_cfg, build_seeded, detector
 ):
     results = []
-    for cfg in (small_cfg(family), distilled_cfg(family)):
+    for cfg in (small_cfg(detector), distilled_cfg(detector)):
         seed_everything(7)
         model = build_seeded(cfg, 7)
         student = getattr(model, "student", model)
@@ -305,22 +305,24 @@ def detect(model, batch):
     return detections
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_inference_is_the_students(build_seeded, small_cfg, distilled_cfg, make_batch, family):
-    plain, model = (build_seeded(cfg, 0) for cfg in (small_cfg(family), distilled_cfg(family)))
+@pytest.mark.parametrize("detector", FAMILIES)
+def test_inference_is_the_students(build_seeded, small_cfg, distilled_cfg, make_batch, detector):
+    plain, model = (build_seeded(cfg, 0) for cfg in (small_cfg(detector), distilled_cfg(detector)))
     assert_same_detections(detect(plain, make_batch()), detect(model, make_batch()))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("detector", FAMILIES)
 def test_switched_off_it_is_the_student_and_needs_no_teacher(
-    build_seeded, small_cfg, distilled_cfg, make_batch, family
+    build_seeded, small_cfg, distilled_cfg, make_batch, detector
 ):
     off = {
         "DISTILL.ENABLED": False,
         "DISTILL.TEACHER.CONFIG_FILE": "",
         "DISTILL.TEACHER.WEIGHTS": "",
     }
-    plain, model = (build_seeded(cfg, 0) for cfg in (small_cfg(family), distilled_cfg(family, off)))
+    plain, model = (
+        build_seeded(cfg, 0) for cfg in (small_cfg(detector), distilled_cfg(detector, off))
+    )
     assert_equal(plain.state_dict(), dict(model.state_dict()))
     assert_equal(step(plain, make_batch()), step(model, make_batch()))
     assert_same_detections(detect(plain, make_batch()), detect(model, make_batch()))
@@ -329,18 +331,18 @@ def test_switched_off_it_is_the_student_and_needs_no_teacher(
 # --- the teacher
 
 
-def with_bn(small_cfg, build_seeded, save_teacher, family):
+def with_bn(small_cfg, build_seeded, save_teacher, detector):
     """A teacher whose statistics would move in train mode."""
-    cfg = small_cfg(family, {"MODEL.RESNETS.NORM": "BN", "MODEL.FPN.NORM": "BN"})
+    cfg = small_cfg(detector, {"MODEL.RESNETS.NORM": "BN", "MODEL.FPN.NORM": "BN"})
     return save_teacher(cfg, build_seeded(cfg, 11))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("detector", FAMILIES)
 def test_teacher_stays_frozen(
-    build_seeded, small_cfg, distilled_cfg, save_teacher, make_batch, family
+    build_seeded, small_cfg, distilled_cfg, save_teacher, make_batch, detector
 ):
-    files = with_bn(small_cfg, build_seeded, save_teacher, family)
-    cfg = distilled_cfg(family, {**files, "SOLVER.BASE_LR": 1e-4})
+    files = with_bn(small_cfg, build_seeded, save_teacher, detector)
+    cfg = distilled_cfg(detector, {**files, "SOLVER.BASE_LR": 1e-4})
     model = build_seeded(cfg, 0)
     before = copy.deepcopy(model.teacher.model.state_dict())
     assert any(key.endswith("running_mean") for key in before)
@@ -375,12 +377,12 @@ def test_teacher_follows_the_student(build_seeded, distilled_cfg):
         assert {x.dtype for x in tensors if x.is_floating_point()} == {torch.float64}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("wrapper", FAMILIES)
 def test_teacher_leaves_the_students_curves_alone(
-    build_seeded, small_cfg, distilled_cfg, make_batch, family
+    build_seeded, small_cfg, distilled_cfg, make_batch, wrapper
 ):
     """At any iteration only teacher/* and aid/* are added, and at some they are."""
-    plain, model = (build_seeded(cfg, 0) for cfg in (small_cfg(family), distilled_cfg(family)))
+    plain, model = (build_seeded(cfg, 0) for cfg in (small_cfg(wrapper), distilled_cfg(wrapper)))
     added = set()
     for iteration in (0, 1, 19, 20):
         curves = []
@@ -396,7 +398,7 @@ def test_teacher_leaves_the_students_curves_alone(
         assert {k: curves[1][k] for k in curves[0]} == curves[0]
         added |= set(curves[1]) - set(curves[0])
     assert added and all(name.startswith(("teacher/", "aid/")) for name in added)
-    losses = {"RetinaNet": {"dense"}, "FasterRCNN": {"dense", "roi"}}[family]
+    losses = {"RetinaNet": {"dense"}, "FasterRCNN": {"dense", "roi"}}[wrapper]
     assert {x for x in added if x.startswith("teacher/")} == {f"teacher/loss_{x}" for x in losses}
 
 
@@ -438,9 +440,9 @@ def hooks(model):
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_step_leaves_nothing_behind(build_seeded, distilled_cfg, make_batch, family):
-    model = build_seeded(distilled_cfg(family), 0)
+@pytest.mark.parametrize("detector", FAMILIES)
+def test_a_step_leaves_nothing_behind(build_seeded, distilled_cfg, make_batch, detector):
+    model = build_seeded(distilled_cfg(detector), 0)
     maps = []
 
     def watch(module, inputs, output):
@@ -481,14 +483,14 @@ def test_nothing_survives_a_failed_step(build_seeded, distilled_cfg, make_batch,
 
 @pytest.mark.parametrize("student,teacher", [FAMILIES, FAMILIES[::-1]])
 def test_mixed_pairs_share_the_levels_that_mean_the_same(build_seeded, small_cfg, student, teacher):
-    families = [family_of(build_seeded(small_cfg(f), 0)) for f in (student, teacher)]
-    assert [pair.stride for pair in pair_levels(*families)] == [8, 16, 32]
+    detectors = [wrap(build_seeded(small_cfg(f), 0)) for f in (student, teacher)]
+    assert [pair.stride for pair in pair_levels(*detectors)] == [8, 16, 32]
 
 
-@pytest.mark.parametrize("family,strides", [("RetinaNet", 8), ("FasterRCNN", 4)])
-def test_equal_pairs_share_five_levels(build_seeded, small_cfg, family, strides):
-    own = family_of(build_seeded(small_cfg(family), 0))
-    other = family_of(build_seeded(small_cfg(family, WIDE), 0))
+@pytest.mark.parametrize("detector,strides", [("RetinaNet", 8), ("FasterRCNN", 4)])
+def test_equal_pairs_share_five_levels(build_seeded, small_cfg, detector, strides):
+    own = wrap(build_seeded(small_cfg(detector), 0))
+    other = wrap(build_seeded(small_cfg(detector, WIDE), 0))
     pairs = pair_levels(own, other)
     assert [pair.stride for pair in pairs] == [strides * 2**i for i in range(5)]
     assert {(p.student_channels, p.teacher_channels) for p in pairs} == {(16, 24)}
@@ -515,24 +517,24 @@ def test_maps_of_different_padding_are_cropped_to_the_common_cells(
     assert torch.equal(whole[8][..., :12, :16], teacher.features[8])
 
 
-def flipped_copy(small_cfg, build_seeded, save_teacher, family):
+def flipped_copy(small_cfg, build_seeded, save_teacher, detector):
     """The student as it would be had it been trained on RGB, with another scale of the pixels."""
     mean, std = [10.0, 120.0, 95.0], [2.0, 4.0, 0.5]
     changes = {"MODEL.PIXEL_MEAN": mean, "MODEL.PIXEL_STD": std}
-    student_cfg = small_cfg(family, changes)
+    student_cfg = small_cfg(detector, changes)
     model = build_seeded(student_cfg, 5)
     flipped = {"MODEL.PIXEL_MEAN": mean[::-1], "MODEL.PIXEL_STD": std[::-1], "INPUT.FORMAT": "RGB"}
     stem = model.backbone.bottom_up.stem.conv1
     stem.weight.data = stem.weight.data.flip(1)
-    return changes, save_teacher(small_cfg(family, flipped), model)
+    return changes, save_teacher(small_cfg(detector, flipped), model)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("detector", FAMILIES)
 def test_teacher_sees_its_own_channel_order_and_normalisation(
-    build_seeded, small_cfg, distilled_cfg, save_teacher, make_batch, family
+    build_seeded, small_cfg, distilled_cfg, save_teacher, make_batch, detector
 ):
-    changes, files = flipped_copy(small_cfg, build_seeded, save_teacher, family)
-    model = build_seeded(distilled_cfg(family, {**changes, **files}), 5)
+    changes, files = flipped_copy(small_cfg, build_seeded, save_teacher, detector)
+    model = build_seeded(distilled_cfg(detector, {**changes, **files}), 5)
     batch = make_batch()
     image = batch[0]["image"].clone()
     teacher = model.teacher.observe(batch, "BGR", False).features
@@ -658,13 +660,13 @@ def test_precise_batch_norm_is_that_of_the_student(build_seeded, distilled_cfg, 
 
 @pytest.mark.parametrize("counts", [(2, 1), (0, 0), (0, 2)], ids=str)
 @pytest.mark.parametrize("warmup", [0, 100])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("detector", FAMILIES)
 def test_every_parameter_has_a_gradient_in_each_step(
-    build_seeded, distilled_cfg, wide_teachers, make_batch, family, warmup, counts
+    build_seeded, distilled_cfg, wide_teachers, make_batch, detector, warmup, counts
 ):
     """Else DDP waits for it for ever."""
-    changes = {**wide_teachers[family], "DISTILL.WARMUP_ITERS": warmup}
-    model = build_seeded(distilled_cfg(family, changes), 0)
+    changes = {**wide_teachers[detector], "DISTILL.WARMUP_ITERS": warmup}
+    model = build_seeded(distilled_cfg(detector, changes), 0)
     losses, grads = losses_and_gradients(model, make_batch(counts))
     expected = {name for name, p in model.named_parameters() if p.requires_grad}
     assert set(grads) == expected
@@ -688,14 +690,14 @@ def test_images_of_unusual_size(build_seeded, distilled_cfg, make_batch, size, i
 
 
 @pytest.mark.parametrize(
-    "family,granularity", [*(("RetinaNet", g) for g in GRANULARITIES), ("FasterRCNN", "instance")]
+    "detector,granularity", [*(("RetinaNet", g) for g in GRANULARITIES), ("FasterRCNN", "instance")]
 )
-def test_autocast(build_seeded, distilled_cfg, make_batch, family, granularity):
+def test_autocast(build_seeded, distilled_cfg, make_batch, detector, granularity):
     """With PRECISION float32 distillation is float32, on maps of bfloat16 too, and near to the losses
     in full precision.
     """
     adapted = []
-    model = build_seeded(distilled_cfg(family, {"DISTILL.AID.GRANULARITY": granularity}), 0)
+    model = build_seeded(distilled_cfg(detector, {"DISTILL.AID.GRANULARITY": granularity}), 0)
     full = step(model, make_batch())
     dtypes = []
     model.student.backbone.register_forward_hook(
@@ -768,7 +770,7 @@ def test_constructed_by_hand_it_distils(small_cfg, build_seeded, make_batch):
         student=student,
         teacher=teacher,
         distillers={"L1": L1()},
-        pairs=pair_levels(family_of(student), teacher.family),
+        pairs=pair_levels(wrap(student), teacher.wrapper),
         weigh=partial(aid_weights, alpha=0.0, granularity="instance"),
         weight=2.0,
     )

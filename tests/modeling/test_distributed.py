@@ -38,12 +38,12 @@ def train(rank, cfg, batches, folder):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("family", ["RetinaNet", "FasterRCNN"])
+@pytest.mark.parametrize("detector", ["RetinaNet", "FasterRCNN"])
 def test_two_processes_keep_equal_parameters(
-    distilled_cfg, build_seeded, make_batch, tmp_path, family
+    distilled_cfg, build_seeded, make_batch, tmp_path, detector
 ):
     """The second has no objects at all in its first batch; the warm-up begins with weight 0."""
-    cfg = distilled_cfg(family, {"DISTILL.WARMUP_ITERS": 1})
+    cfg = distilled_cfg(detector, {"DISTILL.WARMUP_ITERS": 1})
     batches = [
         [make_batch((2, 1), seed=1), make_batch((1, 0), seed=2)],
         [make_batch((0, 0), seed=3), make_batch((0, 2), seed=4)],

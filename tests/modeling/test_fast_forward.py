@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from aid_d2.losses import Objects
-from aid_d2.modeling import Teacher, family_of, fast_forward
+from aid_d2.modeling import Teacher, fast_forward, wrap
 from aid_d2.modeling.fast_forward import (
     choose_precision,
     compile_backbone,
@@ -19,9 +19,9 @@ FAMILIES = ("RetinaNet", "FCOS", "GFL", "FasterRCNN")
 CPU = torch.device("cpu")
 
 
-def detector(small_cfg, build_seeded, family, norm="FrozenBN"):
+def detector(small_cfg, build_seeded, wrapper, norm="FrozenBN"):
     """In eval mode, its norms as after training."""
-    model = build_seeded(small_cfg(family, {"MODEL.RESNETS.NORM": norm}), seed=0).eval()
+    model = build_seeded(small_cfg(wrapper, {"MODEL.RESNETS.NORM": norm}), seed=0).eval()
     generator = torch.Generator().manual_seed(1)
     for layer in model.modules():
         if isinstance(layer, (FrozenBatchNorm2d, nn.BatchNorm2d)):
@@ -46,9 +46,9 @@ def maps_of(observation):
 
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_folding_changes_rounding_alone(small_cfg, build_seeded, make_batch, family, norm):
-    model = detector(small_cfg, build_seeded, family, norm).double()
+@pytest.mark.parametrize("wrapper", FAMILIES)
+def test_folding_changes_rounding_alone(small_cfg, build_seeded, make_batch, wrapper, norm):
+    model = detector(small_cfg, build_seeded, wrapper, norm).double()
     model.pixel_mean, model.pixel_std = model.pixel_mean.double(), model.pixel_std.double()
     images = model.preprocess_image(make_batch()).tensor
     with torch.no_grad():
@@ -60,11 +60,11 @@ def test_folding_changes_rounding_alone(small_cfg, build_seeded, make_batch, fam
         torch.testing.assert_close(after[name], before[name], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_bfloat16_is_near(small_cfg, build_seeded, make_batch, family):
+@pytest.mark.parametrize("wrapper", FAMILIES)
+def test_bfloat16_is_near(small_cfg, build_seeded, make_batch, wrapper):
     batch = make_batch()
     exact, fast = (
-        maps_of(observe(detector(small_cfg, build_seeded, family), batch, precision))
+        maps_of(observe(detector(small_cfg, build_seeded, wrapper), batch, precision))
         for precision in ("float32", "bfloat16")
     )
     for x, y in zip(exact, fast):
@@ -80,9 +80,9 @@ def test_the_box_head_is_as_precise_as_the_maps(small_cfg, build_seeded, make_ba
     maps = {stride: x.to(dtype) for stride, x in exact.features.items()}
     dtypes = []
     model.roi_heads.box_head.register_forward_hook(lambda _, __, out: dtypes.append(out.dtype))
-    family = family_of(model)
+    wrapper = wrap(model)
     with torch.no_grad():
-        logits, deltas = family.score(maps, objects.boxes.split(objects.counts))
+        logits, deltas = wrapper.score(maps, objects.boxes.split(objects.counts))
         pooled = model.roi_heads.box_pooler(
             [exact.features[s] for s in (4, 8, 16, 32)], [x["instances"].gt_boxes for x in batch]
         )
@@ -111,8 +111,8 @@ def test_auto_takes_bfloat16_where_it_is_fast(monkeypatch, available):
     assert choose_precision("bfloat16", CPU) == torch.bfloat16
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_step_with_a_fast_teacher(distilled_cfg, build_seeded, make_batch, family):
+@pytest.mark.parametrize("detector", FAMILIES)
+def test_a_step_with_a_fast_teacher(distilled_cfg, build_seeded, make_batch, detector):
     """Near the step with the exact one; nothing of the teacher is in half precision by then."""
     losses = {}
     for precision in ("float32", "bfloat16"):
@@ -121,7 +121,7 @@ def test_a_step_with_a_fast_teacher(distilled_cfg, build_seeded, make_batch, fam
             "DISTILL.METHODS": ("AttentionGuided", "PKD", "BCKD"),
             "DISTILL.INHERIT": True,
         }
-        model = build_seeded(distilled_cfg(family, changes), seed=0).train()
+        model = build_seeded(distilled_cfg(detector, changes), seed=0).train()
         torch.manual_seed(0)
         with EventStorage(0):
             losses[precision] = model(make_batch())
@@ -136,10 +136,10 @@ def test_an_unknown_precision_is_named(distilled_cfg, build_seeded):
         build_seeded(distilled_cfg("RetinaNet", {"DISTILL.PRECISION": "float16"}), seed=0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_training_in_bfloat16(distilled_cfg, build_seeded, make_batch, family):
+@pytest.mark.parametrize("detector", FAMILIES)
+def test_training_in_bfloat16(distilled_cfg, build_seeded, make_batch, detector):
     """Near the exact step; gradients and inference are float32."""
-    cfg = distilled_cfg(family, {"MODEL.RESNETS.NORM": "BN"})
+    cfg = distilled_cfg(detector, {"MODEL.RESNETS.NORM": "BN"})
     exact, cheap = (build_seeded(cfg, seed=0).train() for _ in range(2))
     train_in_bfloat16(cheap)
     maps, losses = [], []

@@ -10,9 +10,9 @@ from torch import nn
 from aid_d2.aid import GRANULARITIES, aid_weights, image_loss, level_loss
 from aid_d2.distillers import Setting, build_distillers
 from aid_d2.losses import BACKGROUND, IGNORED, Objects
-from aid_d2.modeling import DistilledDetector, Teacher, family_of
-from aid_d2.modeling.families.fcos import FCOSFamily
+from aid_d2.modeling import DistilledDetector, Teacher, wrap
 from aid_d2.modeling.levels import pair_levels
+from aid_d2.modeling.wrappers.fcos import FCOSWrapper
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
@@ -77,7 +77,7 @@ def own_losses(model, predictions, truth, monkeypatch):
 
 def unreduced_losses(model, predictions, truth):
     objects = Objects.from_instances(truth, torch.device("cpu"))
-    return family_of(model).unreduced_losses(maps_like(predictions), predictions, objects)
+    return wrap(model).unreduced_losses(maps_like(predictions), predictions, objects)
 
 
 def test_trains_a_step_and_decodes():
@@ -156,7 +156,7 @@ def test_levels_of_an_image_add_up_to_its_own_losses(model, monkeypatch):
         torch.testing.assert_close(per_image[n], sum(own.values()), rtol=1e-4, atol=1e-5)
 
 
-def test_family_takes_the_detectors_assignment_and_ignores_regions(model):
+def test_wrapper_takes_the_detectors_assignment_and_ignores_regions(model):
     # More objects than classes, so that an object's index cannot be taken for a class.
     boxes = [[i * 10.0, 5.0, i * 10.0 + 22.0, 27.0] for i in range(7)]
     objects, region = instances(boxes, [1] * 7), instances([[0.0, 40.0, 96.0, 96.0]], [-1])
@@ -191,12 +191,12 @@ def test_an_object_the_teacher_misses_is_not_trusted(model):
 def test_distillation_step(granularity):
     cfg = tiny_cfg()
     student, teacher = tiny_model(1), Teacher(tiny_model(2), "BGR")
-    pairs = pair_levels(family_of(student), teacher.family)
+    pairs = pair_levels(wrap(student), teacher.wrapper)
     assert [pair.stride for pair in pairs] == list(STRIDES)
     model = DistilledDetector(
         student=student,
         teacher=teacher,
-        distillers=build_distillers(cfg, Setting(pairs, family_of(student), teacher.family)),
+        distillers=build_distillers(cfg, Setting(pairs, wrap(student), teacher.wrapper)),
         pairs=pairs,
         weigh=partial(aid_weights, alpha=0.5, granularity=granularity),
     ).train()
@@ -207,8 +207,8 @@ def test_distillation_step(granularity):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_family_is_found(model):
-    family = family_of(model)
-    assert isinstance(family, FCOSFamily)
-    assert family.num_classes == K and family.head is model.head
-    assert [level.stride for level in family.levels] == list(STRIDES)
+def test_wrapper_is_found(model):
+    wrapper = wrap(model)
+    assert isinstance(wrapper, FCOSWrapper)
+    assert wrapper.num_classes == K and wrapper.head is model.head
+    assert [level.stride for level in wrapper.levels] == list(STRIDES)

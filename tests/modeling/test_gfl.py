@@ -13,15 +13,15 @@ from aid_d2.aid import GRANULARITIES, aid_weights, image_loss, level_loss, objec
 from aid_d2.distillers import Setting, build_distillers
 from aid_d2.distributed import mean_over_gpus
 from aid_d2.losses import BACKGROUND, IGNORED, Objects
-from aid_d2.modeling import DistilledDetector, Teacher, family_of
+from aid_d2.modeling import DistilledDetector, Teacher, wrap
 from aid_d2.modeling.atss import atss_match
-from aid_d2.modeling.families.gfl import GFLFamily
 from aid_d2.modeling.gfl_losses import (
     BoxDistribution,
     distribution_focal_loss,
     quality_focal_loss,
 )
 from aid_d2.modeling.levels import pair_levels
+from aid_d2.modeling.wrappers.gfl import GFLWrapper
 from detectron2.layers import batched_nms
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, ImageList
@@ -438,9 +438,9 @@ def test_overfits_ten_images():
 
 
 def unreduced_losses(model, predictions, truth):
-    family = family_of(model)
+    wrapper = wrap(model)
     objects = Objects.from_instances(truth, torch.device("cpu"))
-    return family.unreduced_losses(maps_like(predictions), predictions, objects)
+    return wrapper.unreduced_losses(maps_like(predictions), predictions, objects)
 
 
 @pytest.mark.parametrize("gpus", [1, 3])
@@ -467,7 +467,7 @@ def test_levels_of_an_image_add_up_to_its_own_loss(model, scene):
         torch.testing.assert_close(per_image[n], sum(own.values()), rtol=1e-4, atol=1e-6)
 
 
-def test_family_takes_the_detectors_assignment_and_ignores_regions(model):
+def test_wrapper_takes_the_detectors_assignment_and_ignores_regions(model):
     # The region is smaller than every anchor.
     truth = instances([[10.3, 12.1, 60.2, 70.9], [62.0, 0.0, 94.0, 30.0]], [1, -1])
     predictions = random_predictions(10, 1, 96, 96)
@@ -530,9 +530,9 @@ def test_an_object_the_teacher_misses_is_not_trusted(model):
 def distilled(granularity):
     cfg = tiny_cfg()
     student, teacher = tiny_model(1), Teacher(tiny_model(2), "RGB")
-    pairs = pair_levels(family_of(student), teacher.family)
+    pairs = pair_levels(wrap(student), teacher.wrapper)
     assert [pair.stride for pair in pairs] == list(STRIDES)
-    setting = Setting(pairs, family_of(student), teacher.family)
+    setting = Setting(pairs, wrap(student), teacher.wrapper)
     return DistilledDetector(
         student=student,
         teacher=teacher,
@@ -605,8 +605,8 @@ def test_object_losses_are_those_of_hard_labels(model):
         assert loss[g].item() == pytest.approx(sum(values) / len(values), rel=1e-4)
 
 
-def test_family_is_found(model):
-    family = family_of(model)
-    assert isinstance(family, GFLFamily)
-    assert family.num_classes == K and family.head is model.head
-    assert [level.stride for level in family.levels] == list(STRIDES)
+def test_wrapper_is_found(model):
+    wrapper = wrap(model)
+    assert isinstance(wrapper, GFLWrapper)
+    assert wrapper.num_classes == K and wrapper.head is model.head
+    assert [level.stride for level in wrapper.levels] == list(STRIDES)

@@ -69,12 +69,12 @@ MORE = {
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("detector", FAMILIES)
 def test_nothing_is_read_between_logs(
-    distilled_cfg, build_seeded, make_batch, storage, monkeypatch, family, granularity
+    distilled_cfg, build_seeded, make_batch, storage, monkeypatch, detector, granularity
 ):
     changes = {"DISTILL.AID.GRANULARITY": granularity, "DISTILL.AID.RESCALE": True}
-    cfg = distilled_cfg(family, changes)
+    cfg = distilled_cfg(detector, changes)
     model = build_seeded(cfg, seed=0).train()
     batch = make_batch((3, 2))
     # The ground truth comes from the data loader, on the host.
@@ -82,7 +82,7 @@ def test_nothing_is_read_between_logs(
     monkeypatch.setattr(Objects, "from_instances", lambda *args: objects)
     more = reads(model, batch)
     more.subtract(reads(model.student, batch))
-    assert +more == +Counter(MORE[family]) and -more == -Counter(MORE[family])
+    assert +more == +Counter(MORE[detector]) and -more == -Counter(MORE[detector])
 
 
 def test_what_is_logged_is_read(distilled_cfg, build_seeded, make_batch):

@@ -8,10 +8,10 @@ from aid_d2.modeling import DistilledDetector  # noqa: F401
 WIDE = {"MODEL.FPN.OUT_CHANNELS": 24}
 
 
-@pytest.mark.parametrize("family", ["RetinaNet", "FCOS", "GFL", "FasterRCNN"])
-def test_all_but_the_bottom_up_network_is_the_teachers(distilled_cfg, build_seeded, family):
-    model = build_seeded(distilled_cfg(family, {"DISTILL.INHERIT": True}), seed=0)
-    alone = build_seeded(distilled_cfg(family), seed=0)
+@pytest.mark.parametrize("detector", ["RetinaNet", "FCOS", "GFL", "FasterRCNN"])
+def test_all_but_the_bottom_up_network_is_the_teachers(distilled_cfg, build_seeded, detector):
+    model = build_seeded(distilled_cfg(detector, {"DISTILL.INHERIT": True}), seed=0)
+    alone = build_seeded(distilled_cfg(detector), seed=0)
     teacher = model.teacher.model.state_dict()
     for key, value in model.student.state_dict().items():
         source = alone.student.state_dict() if key.startswith("backbone.bottom_up") else teacher

@@ -33,8 +33,8 @@ def fraction_inside(boxes, region):
 
 @pytest.fixture
 def masked(small_cfg, build_seeded):
-    def build(family, changes=None):
-        model = build_seeded(small_cfg(family, changes), 0)
+    def build(detector, changes=None):
+        model = build_seeded(small_cfg(detector, changes), 0)
         mask_ignore_regions(model)
         return model
 
@@ -119,12 +119,12 @@ def dense_losses(model, names, batch):
     return {name: losses[name].item() for name in names}
 
 
-@pytest.mark.parametrize("family", ["RetinaNet", "FasterRCNN"])
-def test_predictions_inside_have_no_part_in_the_loss(masked, family):
+@pytest.mark.parametrize("detector", ["RetinaNet", "FasterRCNN"])
+def test_predictions_inside_have_no_part_in_the_loss(masked, detector):
     # All anchors are drawn, so that no random choice is involved.
-    changes = {"MODEL.RPN.BATCH_SIZE_PER_IMAGE": 5000} if family == "FasterRCNN" else {}
-    model = masked(family, changes)
-    if family == "RetinaNet":
+    changes = {"MODEL.RPN.BATCH_SIZE_PER_IMAGE": 5000} if detector == "FasterRCNN" else {}
+    model = masked(detector, changes)
+    if detector == "RetinaNet":
         names = ["loss_cls", "loss_box_reg"]
         head = model.head = Disturbed(model.head, model.num_classes)
         generator, labelled = model.anchor_generator, model.label_anchors
@@ -187,25 +187,25 @@ def test_later_stages_of_a_cascade(masked):
     assert "loss_cls_stage2" in losses and all(x.isfinite() for x in losses.values())
 
 
-@pytest.mark.parametrize("family", ["RetinaNet", "FasterRCNN"])
-def test_without_regions_nothing_changes(masked, small_cfg, build_seeded, family):
+@pytest.mark.parametrize("detector", ["RetinaNet", "FasterRCNN"])
+def test_without_regions_nothing_changes(masked, small_cfg, build_seeded, detector):
     batch = make_batch(region=False)
     losses = []
-    for model in (build_seeded(small_cfg(family), 0), masked(family)):
+    for model in (build_seeded(small_cfg(detector), 0), masked(detector)):
         torch.manual_seed(0)
         with EventStorage():
             losses.append({k: v.item() for k, v in model.train()(batch).items()})
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("family", ["RetinaNet", "FasterRCNN"])
-def test_an_image_that_is_one_ignore_region(masked, family):
+@pytest.mark.parametrize("detector", ["RetinaNet", "FasterRCNN"])
+def test_an_image_that_is_one_ignore_region(masked, detector):
     batch = make_batch()
     batch[0]["instances"] = Instances(
         SIZE, gt_boxes=Boxes([[-300.0, -300, 400, 400]]), gt_classes=torch.tensor([-1])
     )
     with EventStorage():
-        losses = masked(family).train()(batch)
+        losses = masked(detector).train()(batch)
     assert all(loss.isfinite() for loss in losses.values())
     assert losses["loss_cls"] == 0
 

@@ -8,12 +8,12 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes, Instances
 
 from .assignment import assign, gather_matched
-from .base import FAMILY_REGISTRY, DenseFamily
+from .base import WRAPPER_REGISTRY, DenseWrapper
 from .dense import box_regression_loss, focal_losses
 
 
-@FAMILY_REGISTRY.register()
-class FCOSFamily(DenseFamily):
+@WRAPPER_REGISTRY.register()
+class FCOSWrapper(DenseWrapper):
     """Focal loss of every location; GIoU and centerness of the positive ones as the box loss.
 
     Centerness counts as box loss because it judges where the location lies in the object's box,

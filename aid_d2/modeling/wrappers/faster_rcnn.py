@@ -13,15 +13,15 @@ from detectron2.structures import Boxes
 
 from ...losses import BACKGROUND, IGNORED, UnreducedLosses, split_levels
 from .assignment import gather_matched, iou_rule, is_known, match_by_iou
-from .base import FAMILY_REGISTRY, DetectorFamily
+from .base import WRAPPER_REGISTRY, DetectorWrapper
 from .dense import box_regression_loss, dense_output
 
 # As it is defined, whatever is put in its place later.
 _LABEL = RPN.label_and_sample_anchors
 
 
-@FAMILY_REGISTRY.register()
-class FasterRCNNFamily(DetectorFamily):
+@WRAPPER_REGISTRY.register()
+class FasterRCNNWrapper(DetectorWrapper):
     """RPN losses of every anchor, and the box head's loss on the ground-truth boxes themselves.
 
     Nothing is sampled: where the RPN's own loss samples anchors, each counts with the probability

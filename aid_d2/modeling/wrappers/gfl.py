@@ -10,15 +10,15 @@ from ..atss import atss_match
 from ..gfl import GFL
 from ..gfl_losses import location_cells, quality_focal_loss
 from .assignment import anchor_rule, assign, gather_matched
-from .base import FAMILY_REGISTRY, DenseFamily
+from .base import WRAPPER_REGISTRY, DenseWrapper
 from .dense import background_loss, one_hot
 
 # As it is defined, whatever is put in its place later.
 _LABEL = GFL.label_anchors
 
 
-@FAMILY_REGISTRY.register()
-class GFLFamily(DenseFamily):
+@WRAPPER_REGISTRY.register()
+class GFLWrapper(DenseWrapper):
     """Losses against hard labels for each object, and GFL's own loss for levels and images.
 
     GFL's own loss is near 0 on an object that the teacher misses: the class is to be as low as the

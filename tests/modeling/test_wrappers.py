@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 from aid_d2.aid import GRANULARITIES, aid_weights, image_loss, level_loss, smallest_object
 from aid_d2.losses import BACKGROUND, IGNORED, LevelShape, Objects
-from aid_d2.modeling import Teacher, family_of
-from aid_d2.modeling.families import FAMILY_REGISTRY
-from aid_d2.modeling.families.assignment import match_by_iou
-from aid_d2.modeling.families.faster_rcnn import hardest_background, sampling_frequency
-from aid_d2.modeling.families.retinanet import RetinaNetFamily
+from aid_d2.modeling import Teacher, wrap
+from aid_d2.modeling.wrappers import WRAPPER_REGISTRY
+from aid_d2.modeling.wrappers.assignment import match_by_iou
+from aid_d2.modeling.wrappers.faster_rcnn import hardest_background, sampling_frequency
+from aid_d2.modeling.wrappers.retinanet import RetinaNetWrapper
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.modeling.sampling import subsample_labels
@@ -23,10 +23,10 @@ from detectron2.utils.events import EventStorage
 CPU = torch.device("cpu")
 
 
-def make_teacher(small_cfg, build_seeded, family, changes=None, seed=0):
+def make_teacher(small_cfg, build_seeded, wrapper, changes=None, seed=0):
     """A detector whose random head says something else at every anchor."""
-    model = build_seeded(small_cfg(family, changes), seed)
-    head = model.head if family == "RetinaNet" else model.proposal_generator.rpn_head
+    model = build_seeded(small_cfg(wrapper, changes), seed)
+    head = model.head if wrapper == "RetinaNet" else model.proposal_generator.rpn_head
     predictors = [p for m in head.modules() if isinstance(m, torch.nn.Conv2d) for p in [m.weight]]
     for weight in predictors[-2:]:
         weight.data.mul_(3)
@@ -35,7 +35,7 @@ def make_teacher(small_cfg, build_seeded, family, changes=None, seed=0):
 
 @pytest.fixture
 def teacher_of(small_cfg, build_seeded):
-    return lambda family, changes=None: make_teacher(small_cfg, build_seeded, family, changes)
+    return lambda detector, changes=None: make_teacher(small_cfg, build_seeded, detector, changes)
 
 
 def objects_of(batch):
@@ -47,31 +47,31 @@ def observe(teacher, batch):
     return observation, teacher.losses(observation, objects_of(batch))
 
 
-def test_the_family_is_that_of_the_nearest_base_class(small_cfg, build_seeded, monkeypatch):
+def test_the_wrapper_is_that_of_the_nearest_base_class(small_cfg, build_seeded, monkeypatch):
     class Ours(RetinaNet):
         pass
 
-    class OursFamily(RetinaNetFamily):
+    class OursWrapper(RetinaNetWrapper):
         detector = Ours
 
-    class AnyFamily(RetinaNetFamily):
+    class AnyWrapper(RetinaNetWrapper):
         detector = torch.nn.Module
 
-    monkeypatch.setitem(FAMILY_REGISTRY._obj_map, "OursFamily", OursFamily)
-    monkeypatch.setitem(FAMILY_REGISTRY._obj_map, "AnyFamily", AnyFamily)
+    monkeypatch.setitem(WRAPPER_REGISTRY._obj_map, "OursWrapper", OursWrapper)
+    monkeypatch.setitem(WRAPPER_REGISTRY._obj_map, "AnyWrapper", AnyWrapper)
     model = build_seeded(small_cfg("RetinaNet"), 0)
-    assert type(family_of(model)) is RetinaNetFamily
+    assert type(wrap(model)) is RetinaNetWrapper
     for kind in (Ours, type("Derived", (Ours,), {})):
         model.__class__ = kind
-        assert type(family_of(model)) is OursFamily
+        assert type(wrap(model)) is OursWrapper
 
 
 def test_box_heads_without_softmax_are_refused(teacher_of):
-    family = teacher_of("FasterRCNN").family
-    family.check_losses()
-    family.model.roi_heads.box_predictor.use_sigmoid_ce = True
+    wrapper = teacher_of("FasterRCNN").wrapper
+    wrapper.check_losses()
+    wrapper.model.roi_heads.box_predictor.use_sigmoid_ce = True
     with pytest.raises(NotImplementedError, match="USE_SIGMOID_CE.*DISTILL.AID.ENABLED False"):
-        family.check_losses()
+        wrapper.check_losses()
 
 
 # --- RetinaNet
@@ -339,11 +339,11 @@ def test_retinanet_is_not_trusted_on_an_object_that_it_misclassifies(teacher_of)
 # --- both
 
 
-@pytest.mark.parametrize("family", ["RetinaNet", "FasterRCNN"])
+@pytest.mark.parametrize("detector", ["RetinaNet", "FasterRCNN"])
 def test_a_false_alarm_lowers_the_weight_in_the_background_of_its_image_and_level(
-    teacher_of, make_batch, family
+    teacher_of, make_batch, detector
 ):
-    teacher, batch = teacher_of(family), make_batch((2, 2))
+    teacher, batch = teacher_of(detector), make_batch((2, 2))
     observation, before = observe(teacher, batch)
     level, image = 0, 1
     negative = before.split(before.matched_idxs)[level][image] == BACKGROUND
@@ -379,10 +379,10 @@ def test_retinanet_background_is_the_negative_loss_per_positive_anchor(teacher_o
             assert losses.background[image, level].item() == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("family", ["RetinaNet", "FasterRCNN"])
-def test_ignore_regions_say_nothing(teacher_of, make_batch, family):
+@pytest.mark.parametrize("wrapper", ["RetinaNet", "FasterRCNN"])
+def test_ignore_regions_say_nothing(teacher_of, make_batch, wrapper):
     """Anchors with more than half of their area in a region count neither way; objects do."""
-    teacher, batch = teacher_of(family), make_batch((2, 2))
+    teacher, batch = teacher_of(wrapper), make_batch((2, 2))
     region = torch.tensor([[0.0, 0, 96, 40]])
     instances = batch[1]["instances"]
     marked = Instances(
@@ -393,8 +393,8 @@ def test_ignore_regions_say_nothing(teacher_of, make_batch, family):
     observation, plain = observe(teacher, batch)
     _, masked = observe(teacher, [batch[0], {**batch[1], "instances": marked}])
 
-    family = teacher.family
-    generator = teacher.model if family.detector.__name__ == "RetinaNet" else None
+    wrapper = teacher.wrapper
+    generator = teacher.model if wrapper.detector.__name__ == "RetinaNet" else None
     generator = generator or teacher.model.proposal_generator
     anchors = Boxes.cat(generator.anchor_generator(list(observation.features.values())))
     x1, y1, x2, y2 = anchors.tensor.unbind(1)
@@ -413,28 +413,28 @@ def test_ignore_regions_say_nothing(teacher_of, make_batch, family):
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (0, 2)], ids=str)
-@pytest.mark.parametrize("family", ["RetinaNet", "FasterRCNN"])
-def test_images_without_objects(teacher_of, make_batch, family, counts):
-    _, losses = observe(teacher_of(family), make_batch(counts))
+@pytest.mark.parametrize("detector", ["RetinaNet", "FasterRCNN"])
+def test_images_without_objects(teacher_of, make_batch, detector, counts):
+    _, losses = observe(teacher_of(detector), make_batch(counts))
     for granularity in GRANULARITIES:
         for values in aid_weights(losses, 1.0, granularity).maps.values():
             assert values.isfinite().all() and (values > 0).all() and (values <= 1).all()
 
 
-@pytest.mark.parametrize("family", ["RetinaNet", "FasterRCNN"])
-def test_an_object_without_area_is_judged(teacher_of, make_batch, family):
+@pytest.mark.parametrize("detector", ["RetinaNet", "FasterRCNN"])
+def test_an_object_without_area_is_judged(teacher_of, make_batch, detector):
     """A box can collapse under augmentation; data that is not filtered must not stop training."""
     batch = make_batch((1,))
     batch[0]["instances"].gt_boxes.tensor[0] = torch.tensor([20.0, 20.0, 20.0, 30.0])
-    _, losses = observe(teacher_of(family), batch)
+    _, losses = observe(teacher_of(detector), batch)
     for granularity in GRANULARITIES:
         for values in aid_weights(losses, 1.0, granularity).maps.values():
             assert values.isfinite().all() and (values > 0).all()
 
 
-@pytest.mark.parametrize("family", ["RetinaNet", "FasterRCNN"])
-def test_unreduced_losses_draw_no_random_numbers(teacher_of, make_batch, family):
-    teacher, batch = teacher_of(family), make_batch((2, 1))
+@pytest.mark.parametrize("detector", ["RetinaNet", "FasterRCNN"])
+def test_unreduced_losses_draw_no_random_numbers(teacher_of, make_batch, detector):
+    teacher, batch = teacher_of(detector), make_batch((2, 1))
     before = torch.get_rng_state()
     observe(teacher, batch)
     assert torch.equal(before, torch.get_rng_state())
@@ -470,10 +470,12 @@ def test_dense_cls_losses_against_formulas(teacher_of, make_batch):
 
 def test_positive_anchors_overlap_their_object(teacher_of, make_batch):
     """Thresholds of the matchers: .5 in RetinaNet, .7 in the RPN, or the best of the object."""
-    for family, threshold in (("RetinaNet", 0.5), ("FasterRCNN", 0.7)):
-        teacher, batch = teacher_of(family), make_batch((3, 2))
+    for detector, threshold in (("RetinaNet", 0.5), ("FasterRCNN", 0.7)):
+        teacher, batch = teacher_of(detector), make_batch((3, 2))
         observation, losses = observe(teacher, batch)
-        matched_idxs = teacher.model if family == "RetinaNet" else teacher.model.proposal_generator
+        matched_idxs = (
+            teacher.model if detector == "RetinaNet" else teacher.model.proposal_generator
+        )
         anchors = Boxes.cat(matched_idxs.anchor_generator(list(observation.features.values())))
         objects = objects_of(batch)
         iou = pairwise_iou(Boxes(objects.boxes), anchors)

@@ -1,4 +1,4 @@
-"""What aid_d2 has to know of a family of detectors, in one interface."""
+"""What aid_d2 has to know of a kind of detector, in one interface."""
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -15,21 +15,21 @@ from ..levels import Level
 from .assignment import Labels, gather_matched
 from .dense import dense_output
 
-FAMILY_REGISTRY = Registry("DETECTOR_FAMILY")
-FAMILY_REGISTRY.__doc__ = "Subclasses of DetectorFamily; `family_of` finds the one for a detector."
+WRAPPER_REGISTRY = Registry("DETECTOR_WRAPPER")
+WRAPPER_REGISTRY.__doc__ = "Subclasses of DetectorWrapper; `wrap` finds the one for a detector."
 
 
-class DetectorFamily:
+class DetectorWrapper:
     """A detector seen through the one interface that distillation needs.
 
     This class itself serves any meta-architecture with a `backbone` that returns a dict of maps,
-    for methods that use features alone. A family adds the detector's dense head and its losses.
+    for methods that use features alone. A wrapper adds the detector's dense head and its losses.
 
     Args:
         model: the detector.
 
     Attributes:
-        detector: the meta-architecture that the family serves.
+        detector: the meta-architecture that the wrapper serves.
         two_stage: which of the published constants of a method apply.
     """
 
@@ -96,18 +96,18 @@ class DetectorFamily:
         return {level.stride: maps[level.name] for level in self.levels}
 
     def dense(self, features: dict[int, Tensor], predictions) -> DenseOutput:
-        """The dense predictions in the form that all families share.
+        """The dense predictions in the form that all wrappers share.
 
         Args:
             features: maps (N, C, H, W) per stride, finest first.
             predictions: what `head` returned for them, or for maps that padding made larger.
 
         Raises:
-            NotImplementedError: the detector is of no family that is known.
+            NotImplementedError: the detector is of no wrapper that is known.
         """
         raise NotImplementedError(
             f"Nothing is known of the predictions of a {type(self.model).__name__}, only of those "
-            f"of {_known_detectors()}. Register a DetectorFamily for it."
+            f"of {_known_detectors()}. Register a DetectorWrapper for it."
         )
 
     @property
@@ -195,11 +195,11 @@ class DetectorFamily:
         Raises:
             NotImplementedError: AID does not know the losses of this detector.
         """
-        if type(self).unreduced_losses is DetectorFamily.unreduced_losses:
+        if type(self).unreduced_losses is DetectorWrapper.unreduced_losses:
             raise NotImplementedError(
                 f"AID does not know the losses of a {type(self.model).__name__}. It knows "
                 f"{_known_detectors()}; for others set DISTILL.AID.ENABLED False, or register a "
-                "DetectorFamily."
+                "DetectorWrapper."
             )
 
     def unreduced_losses(
@@ -218,8 +218,8 @@ class DetectorFamily:
         self.check_losses()
 
 
-class DenseFamily(DetectorFamily):
-    """A family on Detectron2's `DenseDetector`.
+class DenseWrapper(DetectorWrapper):
+    """A wrapper on Detectron2's `DenseDetector`.
 
     Attributes:
         regression_values: outputs of the box regression for an anchor.
@@ -272,23 +272,23 @@ class DenseFamily(DetectorFamily):
         )
 
 
-def family_of(model: nn.Module) -> DetectorFamily:
-    """The registered family of a detector, that of its nearest base class, or the general one that
+def wrap(model: nn.Module) -> DetectorWrapper:
+    """The registered wrapper of a detector, that of its nearest base class, or the general one that
     knows features alone.
 
     Raises:
         ValueError: the model has no backbone that describes its maps.
     """
-    families = {family.detector: family for _, family in FAMILY_REGISTRY}
+    wrappers = {wrapper.detector: wrapper for _, wrapper in WRAPPER_REGISTRY}
     for base in type(model).__mro__:
-        if base in families:
-            return families[base](model)
+        if base in wrappers:
+            return wrappers[base](model)
     if not hasattr(getattr(model, "backbone", None), "output_shape"):
         raise ValueError(
             f"{type(model).__name__} has no Detectron2 backbone, and distillation needs its maps."
         )
-    return DetectorFamily(model)
+    return DetectorWrapper(model)
 
 
 def _known_detectors() -> str:
-    return ", ".join(family.detector.__name__ for _, family in FAMILY_REGISTRY)
+    return ", ".join(wrapper.detector.__name__ for _, wrapper in WRAPPER_REGISTRY)

@@ -1,4 +1,4 @@
-"""Dense predictions against ground truth, without reduction: shared by the detector families."""
+"""Dense predictions against ground truth, without reduction: shared by the detector wrappers."""
 
 from functools import partial
 

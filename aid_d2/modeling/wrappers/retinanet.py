@@ -5,15 +5,15 @@ from functools import cached_property
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 
 from .assignment import gather_matched, iou_rule, is_known, match_by_iou
-from .base import FAMILY_REGISTRY, DenseFamily
+from .base import WRAPPER_REGISTRY, DenseWrapper
 from .dense import box_regression_loss, focal_losses
 
 # As it is defined, whatever is put in its place later.
 _LABEL = RetinaNet.label_anchors
 
 
-@FAMILY_REGISTRY.register()
-class RetinaNetFamily(DenseFamily):
+@WRAPPER_REGISTRY.register()
+class RetinaNetWrapper(DenseWrapper):
     """Focal loss and box loss of every anchor, by the detector's own assignment."""
 
     detector = RetinaNet
