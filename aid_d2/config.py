@@ -73,7 +73,7 @@ def add_aid_config(cfg: CN) -> None:
     # more time.
     cfg.DISTILL.RECOMPUTE = False
     # float32 runs the teacher exactly as it was trained. bfloat16 is about twice as fast: under
-    # autocast, batch norms folded into the convolutions, channels last; methods that bear it then
+    # autocast, batch norms folded into the convolutions, channels last; methods that support it then
     # run under autocast too, whatever SOLVER.BF16 says. auto: where the device has it.
     cfg.DISTILL.PRECISION = "auto"
     # What it was called before, and the config.yaml of a teacher may still have.

@@ -71,7 +71,7 @@ class AttentionGuided(Distiller):
     teacher's alone, since the student's channels do not correspond to it.
     """
 
-    bears_bfloat16 = True
+    supports_bf16 = True
 
     @staticmethod
     def config():

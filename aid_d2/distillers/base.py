@@ -58,14 +58,14 @@ class Distiller(nn.Module):
             with a Detectron2 backbone.
         needs_predictions: whether it compares the dense predictions, `Observation.dense`. Student
             and teacher then need equal classes, anchors and levels.
-        bears_bfloat16: whether it runs under autocast to bfloat16 where the teacher does. What its
+        supports_bf16: whether it runs under autocast to bfloat16 where the teacher does. What its
             layers and products of matrices give is then rounded to 8 bits, which differences and
             their norms bear and a softmax over a map does not. Its inputs are float32 all the same.
     """
 
     detectors: tuple[str, ...] = ()
     needs_predictions = False
-    bears_bfloat16 = False
+    supports_bf16 = False
 
     def taps(self, wrapper: DetectorWrapper) -> list[nn.Module]:
         """Modules of a detector, student or teacher, of which `Observation.calls` is to tell."""

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode as CN
 from ..iou import giou_loss
 from .anchors import count_positive, counted_anchors
 from .base import DISTILLER_REGISTRY, Distiller
-from .soft_targets import soft_quality_loss
+from .prediction_losses import soft_quality_loss
 
 
 def localization_loss(

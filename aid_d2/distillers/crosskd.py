@@ -10,7 +10,7 @@ from detectron2.config import CfgNode as CN
 from .adapters import channel_adapter
 from .anchors import counted_anchors
 from .base import DISTILLER_REGISTRY, Distiller
-from .soft_targets import MIMIC_BOX_WEIGHTS, mimic_losses
+from .prediction_losses import MIMIC_BOX_WEIGHTS, mimic_losses
 
 
 def rescale(x: Tensor, target: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from .adapters import channel_adapters, identity_conv
 from .anchors import counted_anchors
 from .base import DISTILLER_REGISTRY, Distiller
 from .hint import hint_loss
-from .soft_targets import MIMIC_BOX_WEIGHTS, mimic_losses
+from .prediction_losses import MIMIC_BOX_WEIGHTS, mimic_losses
 
 # Student's map 2 teacher's map: of the backbone below the pyramid (B) or of the pyramid (N: neck).
 STRATEGIES = ("B2B", "N2N", "N2B", "B2N")

@@ -59,7 +59,7 @@ class FGFI(Distiller):
     nearest to its size.
     """
 
-    bears_bfloat16 = True
+    supports_bf16 = True
 
     @staticmethod
     def config():

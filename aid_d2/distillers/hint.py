@@ -29,7 +29,7 @@ class Hint(Distiller):
     AID's map W weights each squared difference. Each level counts the same, whatever its area.
     """
 
-    bears_bfloat16 = True
+    supports_bf16 = True
 
     @staticmethod
     def config():

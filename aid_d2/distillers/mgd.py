@@ -39,7 +39,7 @@ class MGD(Distiller):
     have random numbers of their own, so that the student's are those of plain training.
     """
 
-    bears_bfloat16 = True
+    supports_bf16 = True
 
     @staticmethod
     def config():

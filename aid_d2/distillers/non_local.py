@@ -101,7 +101,7 @@ class NonLocal(Distiller):
     norm is over the whole batch and not squared, see :class:`AttentionGuided`.
     """
 
-    bears_bfloat16 = True
+    supports_bf16 = True
 
     @staticmethod
     def config():

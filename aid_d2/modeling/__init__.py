@@ -3,7 +3,7 @@
 from . import backbones  # noqa: F401  (registers them)
 from .checks import check_classes
 from .distilled_detector import DistilledDetector
-from .fast_forward import train_fast
+from .precision import train_fast
 from .fcos import FCOS
 from .gfl import GFL
 from .ignore_regions import mask_ignore_regions

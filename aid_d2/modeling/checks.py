@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ..aid import GRANULARITIES, NORMALIZERS
-from .fast_forward import PRECISIONS
+from .precision import PRECISIONS
 from .teacher import Teacher
 from .wrappers import DetectorWrapper, wrap
 

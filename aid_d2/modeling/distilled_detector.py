@@ -232,7 +232,7 @@ class DistilledDetector(nn.Module):
             factor *= min(get_event_storage().iter / self.warmup_iters, 1.0)
         losses = {}
         for name, distiller in self.distiller.items():
-            precision = self.teacher.autocast(distiller.bears_bfloat16)
+            precision = self.teacher.autocast(distiller.supports_bf16)
             with record_function(f"aid_d2.{name}"), precision:
                 parts = self._run(distiller, student, teacher, weights)
             losses.update({f"loss_{name}_{part}": factor * loss for part, loss in parts.items()})

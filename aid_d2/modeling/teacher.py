@@ -15,7 +15,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..data import register_coco_json
 from ..losses import Objects, UnreducedLosses
-from .fast_forward import choose_precision, compile_backbone, speed_up
+from .precision import choose_precision, compile_backbone, speed_up
 from .observation import Observation, record_calls
 from .wrappers import wrap
 
@@ -88,10 +88,10 @@ class Teacher:
             compile_backbone(self.model)
         logger.info(f"The teacher runs in {self.dtype}.")
 
-    def autocast(self, bearable: bool = True) -> torch.autocast:
-        """Autocast to the type that the teacher runs in, or none if that is not bearable."""
+    def autocast(self, supported: bool = True) -> torch.autocast:
+        """Autocast to the type that the teacher runs in, or none if that is not supported."""
         device = next(self.model.parameters()).device
-        enabled = bearable and self.dtype is torch.bfloat16
+        enabled = supported and self.dtype is torch.bfloat16
         return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
     def prepares_images_like(self, student: nn.Module, input_format: str) -> bool:

@@ -9,7 +9,7 @@ from toy import rand
 from aid_d2.distillers import Setting
 from aid_d2.distillers.anchors import counted_anchors
 from aid_d2.distillers.crosskd import CrossKD, rescale
-from aid_d2.distillers.soft_targets import mimic_losses
+from aid_d2.distillers.prediction_losses import mimic_losses
 from aid_d2.losses import Objects
 from aid_d2.modeling import Observation
 from aid_d2.modeling.levels import pair_levels

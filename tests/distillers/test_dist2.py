@@ -12,7 +12,7 @@ from toy import build, maps, rand, random_weights
 from aid_d2.distillers import Setting
 from aid_d2.distillers.anchors import counted_anchors
 from aid_d2.distillers.dist2 import Dist2, detection_loss
-from aid_d2.distillers.soft_targets import mimic_losses
+from aid_d2.distillers.prediction_losses import mimic_losses
 from aid_d2.losses import LevelShape, Objects, UnreducedLosses
 from aid_d2.modeling import Observation
 from aid_d2.modeling.levels import LevelPair, pair_levels

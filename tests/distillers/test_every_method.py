@@ -9,7 +9,7 @@ from detectron2.utils.events import EventStorage
 
 METHODS = sorted(name for name, _ in DISTILLER_REGISTRY)
 DETECTORS = ("RetinaNet", "FCOS", "GFL", "FasterRCNN")
-BEARING = [name for name in METHODS if DISTILLER_REGISTRY.get(name).bears_bfloat16]
+SUPPORTING = [name for name in METHODS if DISTILLER_REGISTRY.get(name).supports_bf16]
 DENSE = ("RetinaNet", "FCOS", "GFL")
 # Methods that not every detector can use.
 SERVES = {"CrossKD": DENSE, "LD": ("GFL",), "DKD": ("FasterRCNN",)}
@@ -77,7 +77,7 @@ def test_alpha_zero_is_the_method_alone(distilled_cfg, build_seeded, make_batch,
 
 
 @pytest.mark.parametrize(
-    "method,precision", [(m, "float32") for m in METHODS] + [(m, "bfloat16") for m in BEARING]
+    "method,precision", [(m, "float32") for m in METHODS] + [(m, "bfloat16") for m in SUPPORTING]
 )
 def test_recomputing_saves_memory_and_changes_nothing(
     distilled_cfg, build_seeded, make_batch, method, precision
@@ -108,7 +108,7 @@ def test_refuses_a_detector_it_cannot_serve(distilled_cfg, build_seeded, method,
         make(distilled_cfg, build_seeded, method, detector, {})
 
 
-@pytest.mark.parametrize("name", BEARING)
+@pytest.mark.parametrize("name", SUPPORTING)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_methods_that_bear_it_multiply_as_the_teacher_does(
     distilled_cfg, build_seeded, make_batch, precision, name
@@ -133,7 +133,7 @@ def test_methods_that_bear_it_multiply_as_the_teacher_does(
     }
 
 
-@pytest.mark.parametrize("name", BEARING)
+@pytest.mark.parametrize("name", SUPPORTING)
 @pytest.mark.parametrize("detector", ["RetinaNet", "FasterRCNN"])
 def test_methods_in_bfloat16_are_near_the_exact_ones(
     distilled_cfg, build_seeded, make_batch, detector, name

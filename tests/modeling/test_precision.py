@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from aid_d2.losses import Objects
-from aid_d2.modeling import Teacher, fast_forward, wrap
-from aid_d2.modeling.fast_forward import (
+from aid_d2.modeling import Teacher, precision, wrap
+from aid_d2.modeling.precision import (
     choose_precision,
     compile_backbone,
     speed_up,
@@ -105,7 +105,7 @@ def test_float32_is_exact(small_cfg, build_seeded, make_batch):
 
 @pytest.mark.parametrize("available", [True, False])
 def test_auto_takes_bfloat16_where_it_is_fast(monkeypatch, available):
-    monkeypatch.setattr(fast_forward, "has_bfloat16", lambda device: available)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: available)
     assert choose_precision("auto", CPU) == (torch.bfloat16 if available else torch.float32)
     assert choose_precision("float32", CPU) == torch.float32
     assert choose_precision("bfloat16", CPU) == torch.bfloat16

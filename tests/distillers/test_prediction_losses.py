@@ -8,7 +8,7 @@ import torch
 from torch.autograd import gradcheck
 from toy import rand
 
-from aid_d2.distillers.soft_targets import (
+from aid_d2.distillers.prediction_losses import (
     distribution_divergence,
     iou_loss,
     mimic_losses,
