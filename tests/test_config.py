@@ -132,7 +132,7 @@ ELSEWHERE = {
     "TEACHER.WEIGHTS",
     "AID.NORMALIZER",  # below, with another granularity
     "NONLOCAL.DETACH_TEACHER",  # below
-    "PRECISION",  # test_fast_forward.py
+    "PRECISION",  # test_precision.py
     "TEACHER.COMPILE",
     "INHERIT",  # test_inherit.py
     "RECOMPUTE",  # distillers/test_every_method.py

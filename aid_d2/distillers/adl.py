@@ -98,8 +98,8 @@ class ADL(Distiller):
         node.RELEASED = _constants(form="ce", beta=1.0, gamma=2.0)
         return node
 
-    def __init__(self, node, setting):
-        super().__init__(node, setting)
+    def __init__(self, node, context):
+        super().__init__(node, context)
         if node.PRESET not in _PRESETS:
             raise ValueError(f"DISTILL.ADL.PRESET is {node.PRESET!r}; choose one of {_PRESETS}.")
         constants, name = node[node.PRESET], f"DISTILL.ADL.{node.PRESET}"
@@ -109,7 +109,7 @@ class ADL(Distiller):
             if not constants[key] >= least:
                 raise ValueError(f"{name}.{key} is {constants[key]}; it has to be {least} or more.")
         self.weight, self.constants = node.WEIGHT, constants
-        self.student = setting.student
+        self.student = context.student
 
     def forward(self, student, teacher, weights):
         constants, dense, objects = self.constants, student.dense, student.objects

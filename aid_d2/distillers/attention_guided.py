@@ -85,14 +85,14 @@ class AttentionGuided(Distiller):
         node.NORMALIZE = False
         return node
 
-    def __init__(self, node, setting):
-        super().__init__(node, setting)
-        self.constants = setting.constants(node)
+    def __init__(self, node, context):
+        super().__init__(node, context)
+        self.constants = context.constants(node)
         self.normalize = node.NORMALIZE
-        self.feature_adapters = level_adapters(setting.pairs, 1)
+        self.feature_adapters = level_adapters(context.pairs, 1)
         self.channel_adapters = nn.ModuleDict()
         self.spatial_adapters = nn.ModuleDict()
-        for pair in setting.pairs:
+        for pair in context.pairs:
             key = str(pair.stride)
             self.channel_adapters[key] = identity_linear(
                 pair.student_channels, pair.teacher_channels

@@ -25,7 +25,7 @@ DISTILL.<name in capitals>, as those of the meta-architecture RetinaNet are in M
 
 
 @dataclass
-class Setting:
+class DistillContext:
     """What a distiller is built for.
 
     Attributes:
@@ -76,11 +76,11 @@ class Distiller(nn.Module):
         """The method's keys with their published values, for DISTILL.<name in capitals>."""
         raise NotImplementedError
 
-    def __init__(self, node: CfgNode, setting: Setting):
+    def __init__(self, node: CfgNode, context: DistillContext):
         """
         Args:
             node: the method's keys.
-            setting: the levels and the two detectors.
+            context: the levels and the two detectors.
 
         Raises:
             ValueError: the method cannot serve these detectors.

@@ -56,10 +56,10 @@ class BCKD(Distiller):
         node.BOX_WEIGHT = 4.0
         return node
 
-    def __init__(self, node, setting):
-        super().__init__(node, setting)
+    def __init__(self, node, context):
+        super().__init__(node, context)
         self.node = node
-        self.student = setting.student
+        self.student = context.student
 
     def forward(self, student, teacher, weights):
         mine, theirs = student.dense, teacher.dense

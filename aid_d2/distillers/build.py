@@ -4,10 +4,10 @@ import torch
 
 from detectron2.config import CfgNode
 
-from .base import DISTILLER_REGISTRY, Distiller, Setting
+from .base import DISTILLER_REGISTRY, DistillContext, Distiller
 
 
-def build_distillers(cfg: CfgNode, setting: Setting) -> dict[str, Distiller]:
+def build_distillers(cfg: CfgNode, context: DistillContext) -> dict[str, Distiller]:
     """The methods of DISTILL.METHODS, by name.
 
     Raises:
@@ -25,13 +25,13 @@ def build_distillers(cfg: CfgNode, setting: Setting) -> dict[str, Distiller]:
     distillers = {}
     for name in cfg.DISTILL.METHODS:
         method = DISTILLER_REGISTRY.get(name)
-        _check_detectors(name, method, setting)
-        distillers[name] = method(cfg.DISTILL[name.upper()], setting)
+        _check_detectors(name, method, context)
+        distillers[name] = method(cfg.DISTILL[name.upper()], context)
     return distillers
 
 
-def _check_detectors(name: str, method: type[Distiller], setting: Setting) -> None:
-    for role, wrapper in (("student", setting.student), ("teacher", setting.teacher)):
+def _check_detectors(name: str, method: type[Distiller], context: DistillContext) -> None:
+    for role, wrapper in (("student", context.student), ("teacher", context.teacher)):
         detector = type(wrapper.model).__name__
         if method.detectors and wrapper.detector.__name__ not in method.detectors:
             raise ValueError(
@@ -45,17 +45,17 @@ def _check_detectors(name: str, method: type[Distiller], setting: Setting) -> No
                 "register a DetectorWrapper."
             )
     if method.needs_predictions:
-        _check_same_predictions(name, setting)
+        _check_same_predictions(name, context)
 
 
-def _check_same_predictions(name: str, setting: Setting) -> None:
-    student, teacher = setting.student, setting.teacher
+def _check_same_predictions(name: str, context: DistillContext) -> None:
+    student, teacher = context.student, context.teacher
     problem = None
     if student.detector is not teacher.detector:
         problem = f"a {student.detector.__name__} and a {teacher.detector.__name__}"
     elif student.num_classes != teacher.num_classes:
         problem = f"{student.num_classes} and {teacher.num_classes} classes"
-    elif not len(setting.pairs) == len(student.levels) == len(teacher.levels):
+    elif not len(context.pairs) == len(student.levels) == len(teacher.levels):
         problem = "different pyramid levels"
     elif not _same_anchors(student, teacher):
         problem = "different anchors"

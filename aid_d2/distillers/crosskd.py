@@ -76,10 +76,10 @@ class CrossKD(Distiller):
         node.GFL = _published("GFL", position=3, cls=1.0)
         return node
 
-    def __init__(self, node, setting):
-        super().__init__(node, setting)
-        self.constants = setting.constants(node)
-        self.student, self.teacher = setting.student, setting.teacher
+    def __init__(self, node, context):
+        super().__init__(node, context)
+        self.constants = context.constants(node)
+        self.student, self.teacher = context.student, context.teacher
         self._check_position()
         self.adapters = nn.ModuleDict()
         for branch in self.teacher.towers:

@@ -48,11 +48,11 @@ class CWD(Distiller):
         node.TEMPERATURE = 1.0
         return node
 
-    def __init__(self, node, setting):
-        super().__init__(node, setting)
+    def __init__(self, node, context):
+        super().__init__(node, context)
         self.weight = node.WEIGHT
         self.temperature = node.TEMPERATURE
-        self.adapters = channel_adapters(setting.pairs)
+        self.adapters = channel_adapters(context.pairs)
 
     def forward(self, student, teacher, weights):
         total = sum(

@@ -77,20 +77,20 @@ class Dist2(Distiller):
         node.IMITATION = ("All2All",)
         return node
 
-    def __init__(self, node, setting):
-        super().__init__(node, setting)
+    def __init__(self, node, context):
+        super().__init__(node, context)
         self.node = node
-        self.student, self.teacher = setting.student, setting.teacher
+        self.student, self.teacher = context.student, context.teacher
         self.strategies = _parse(node.IMITATION)
         if node.DI_WEIGHT == 0 and not self.strategies:
             raise ValueError(
                 "DISTILL.DIST2.DI_WEIGHT is 0 and IMITATION is empty: nothing is left to learn."
             )
         if node.DI_WEIGHT != 0:
-            self._check_imitable(setting)
-            self.adapters = channel_adapters(setting.pairs)
+            self._check_imitable(context)
+            self.adapters = channel_adapters(context.pairs)
         self._check_bottom_up()
-        self.transforms = nn.ModuleDict({x: self._transforms(x, setting) for x in self.strategies})
+        self.transforms = nn.ModuleDict({x: self._transforms(x, context) for x in self.strategies})
 
     def taps(self, wrapper):
         side = 0 if wrapper.model is self.student.model else -1
@@ -150,10 +150,10 @@ class Dist2(Distiller):
             losses.append(hint_loss(t, transform(s), weight))
         return losses
 
-    def _transforms(self, strategy, setting) -> nn.ModuleDict:
+    def _transforms(self, strategy, context) -> nn.ModuleDict:
         neck = [
-            {x.stride: x.student_channels for x in setting.pairs},
-            {x.stride: x.teacher_channels for x in setting.pairs},
+            {x.stride: x.student_channels for x in context.pairs},
+            {x.stride: x.teacher_channels for x in context.pairs},
         ]
         source, target = (
             channels if kind == "N" else _bottom_up_channels(wrapper)
@@ -161,25 +161,25 @@ class Dist2(Distiller):
                 (strategy[0], strategy[-1]), neck, (self.student, self.teacher)
             )
         )
-        strides = [x.stride for x in setting.pairs if x.stride in source and x.stride in target]
+        strides = [x.stride for x in context.pairs if x.stride in source and x.stride in target]
         if not strides:
             raise ValueError(
                 f"DISTILL.DIST2.IMITATION: {strategy} finds no maps of equal stride among the "
                 f"student's {sorted(source)}, the teacher's {sorted(target)} and the levels of "
-                f"both pyramids {[x.stride for x in setting.pairs]}. Leave it out."
+                f"both pyramids {[x.stride for x in context.pairs]}. Leave it out."
             )
         return nn.ModuleDict({str(x): identity_conv(source[x], target[x], 1) for x in strides})
 
-    def _check_imitable(self, setting) -> None:
+    def _check_imitable(self, context) -> None:
         target = self.node.DI_TARGET
         leave_out = "or leave DI out by DISTILL.DIST2.DI_WEIGHT 0."
         if target not in TARGETS:
             raise ValueError(f"DISTILL.DIST2.DI_TARGET is {target!r}; choose one of {TARGETS}.")
-        if len(setting.pairs) < len(self.teacher.levels):
+        if len(context.pairs) < len(self.teacher.levels):
             raise ValueError(
                 f"DISTILL.DIST2: the teacher's head needs maps at strides "
                 f"{[x.stride for x in self.teacher.levels]}, and the student shares only "
-                f"{[x.stride for x in setting.pairs]}. Use pyramids of equal levels, {leave_out}"
+                f"{[x.stride for x in context.pairs]}. Use pyramids of equal levels, {leave_out}"
             )
         if target == "teacher":
             return

@@ -99,21 +99,21 @@ class DKD(Distiller):
         node.TEMPERATURE = 1.0
         return node
 
-    def __init__(self, node, setting):
-        super().__init__(node, setting)
-        for role, wrapper in (("student", setting.student), ("teacher", setting.teacher)):
+    def __init__(self, node, context):
+        super().__init__(node, context)
+        for role, wrapper in (("student", context.student), ("teacher", context.teacher)):
             if wrapper.box_head_lacks:
                 raise ValueError(
                     f"DISTILL.METHODS: DKD needs a {role} with {wrapper.box_head_lacks}."
                 )
-        student, teacher = setting.student, setting.teacher
+        student, teacher = context.student, context.teacher
         if student.num_classes != teacher.num_classes:
             raise ValueError(
                 f"DISTILL.METHODS: DKD compares class scores, but MODEL.ROI_HEADS.NUM_CLASSES is "
                 f"{student.num_classes} in the student and {teacher.num_classes} in the teacher. "
                 "Use a teacher of the same classes."
             )
-        strides = {pair.stride for pair in setting.pairs}
+        strides = {pair.stride for pair in context.pairs}
         shared = {level.name for level in teacher.levels if level.stride in strides}
         needed = set(teacher.model.roi_heads.box_in_features)
         if not needed <= shared:

@@ -70,20 +70,20 @@ class FGFI(Distiller):
         node.THRESHOLD = 0.5
         return node
 
-    def __init__(self, node, setting):
-        super().__init__(node, setting)
-        if setting.student.anchor_generator is None:
+    def __init__(self, node, context):
+        super().__init__(node, context)
+        if context.student.anchor_generator is None:
             raise ValueError(
                 "DISTILL.METHODS: FGFI imitates where the student's anchors are near objects, and "
-                f"a {type(setting.student.model).__name__} student has none that are known. "
+                f"a {type(context.student.model).__name__} student has none that are known. "
                 "Register a DetectorWrapper with its anchor_generator, or use a method that needs "
                 "no anchors, such as Hint or PKD."
             )
         self.weight = node.WEIGHT
         self.threshold = node.THRESHOLD
-        self.pairs = setting.pairs
-        self.student = setting.student
-        self.adapters = level_adapters(setting.pairs, 3)
+        self.pairs = context.pairs
+        self.student = context.student
+        self.adapters = level_adapters(context.pairs, 3)
 
     def forward(self, student, teacher, weights):
         masks = self._masks(student.features, student.objects)

@@ -238,13 +238,13 @@ class GID(Distiller):
         node.NMS_CANDIDATES = 3000
         return node
 
-    def __init__(self, node, setting):
-        super().__init__(node, setting)
+    def __init__(self, node, context):
+        super().__init__(node, context)
         if node.SELECTION not in SELECTIONS:
             raise ValueError(
                 f"DISTILL.GID.SELECTION is {node.SELECTION!r}; choose one of {SELECTIONS}."
             )
-        channels = {(pair.student_channels, pair.teacher_channels) for pair in setting.pairs}
+        channels = {(pair.student_channels, pair.teacher_channels) for pair in context.pairs}
         if len(channels) > 1:
             raise ValueError(
                 "DISTILL.METHODS: GID has one adapter for all levels, and theirs differ in "
@@ -252,7 +252,7 @@ class GID(Distiller):
                 "method that adapts each level, such as AttentionGuided."
             )
         self.node = node
-        self.wrapper = setting.student
+        self.wrapper = context.student
         self.adapter = identity_conv(*channels.pop(), kernel_size=3)
 
     def forward(self, student, teacher, weights):

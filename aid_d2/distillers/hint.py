@@ -39,10 +39,10 @@ class Hint(Distiller):
         node.WEIGHT = 1.0
         return node
 
-    def __init__(self, node, setting):
-        super().__init__(node, setting)
+    def __init__(self, node, context):
+        super().__init__(node, context)
         self.weight = node.WEIGHT
-        self.adapters = level_adapters(setting.pairs, 1)
+        self.adapters = level_adapters(context.pairs, 1)
 
     def forward(self, student, teacher, weights):
         total = sum(

@@ -52,11 +52,11 @@ class LD(Distiller):
         node.TEMPERATURE = 10.0
         return node
 
-    def __init__(self, node, setting):
-        super().__init__(node, setting)
+    def __init__(self, node, context):
+        super().__init__(node, context)
         self.constants = node
-        self.bins = setting.student.model.reg_max + 1
-        self.student = setting.student
+        self.bins = context.student.model.reg_max + 1
+        self.student = context.student
 
     def forward(self, student, teacher, weights):
         dense = student.dense

@@ -49,12 +49,12 @@ class MGD(Distiller):
         node.TWO_STAGE = CN({"WEIGHT": 5e-7, "RATIO": 0.45})
         return node
 
-    def __init__(self, node, setting):
-        super().__init__(node, setting)
-        self.constants = setting.constants(node)
-        self.adapters = channel_adapters(setting.pairs)
+    def __init__(self, node, context):
+        super().__init__(node, context)
+        self.constants = context.constants(node)
+        self.adapters = channel_adapters(context.pairs)
         self.generators = nn.ModuleDict(
-            {str(pair.stride): _generation(pair.teacher_channels) for pair in setting.pairs}
+            {str(pair.stride): _generation(pair.teacher_channels) for pair in context.pairs}
         )
         # Processes that start from different seeds mask different locations.
         self.seed = torch.initial_seed() % 2**62

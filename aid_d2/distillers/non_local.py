@@ -119,20 +119,20 @@ class NonLocal(Distiller):
         node.NORMALIZE = False
         return node
 
-    def __init__(self, node, setting):
-        super().__init__(node, setting)
-        num_levels = max(pair.position for pair in setting.pairs) + 1
+    def __init__(self, node, context):
+        super().__init__(node, context)
+        num_levels = max(pair.position for pair in context.pairs) + 1
         if num_levels > min(len(node.INNER_CHANNELS), len(node.POOL)):
             raise ValueError(
                 f"DISTILL.NONLOCAL.INNER_CHANNELS and POOL need a value for each of the student's "
                 f"{num_levels} levels."
             )
-        self.weight = setting.constants(node).WEIGHT
+        self.weight = context.constants(node).WEIGHT
         self.normalize = node.NORMALIZE
         self.student_blocks = nn.ModuleDict()
         self.teacher_blocks = nn.ModuleDict()
-        self.adapters = level_adapters(setting.pairs, 1)
-        for pair in setting.pairs:
+        self.adapters = level_adapters(context.pairs, 1)
+        for pair in context.pairs:
             key = str(pair.stride)
             inner, pool = node.INNER_CHANNELS[pair.position], node.POOL[pair.position]
             self.student_blocks[key] = NonLocalBlock(pair.student_channels, inner, pool)

@@ -64,8 +64,8 @@ class Pairwise(Distiller):
         node.WEIGHT = 0.5
         return node
 
-    def __init__(self, node, setting):
-        super().__init__(node, setting)
+    def __init__(self, node, context):
+        super().__init__(node, context)
         self.weight = node.WEIGHT
 
     def forward(self, student, teacher, weights):

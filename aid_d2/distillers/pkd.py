@@ -59,10 +59,10 @@ class PKD(Distiller):
         node.TWO_STAGE = CN({"WEIGHT": 6.0})
         return node
 
-    def __init__(self, node, setting):
-        super().__init__(node, setting)
-        self.weight = setting.constants(node).WEIGHT
-        self.adapters = channel_adapters(setting.pairs)
+    def __init__(self, node, context):
+        super().__init__(node, context)
+        self.weight = context.constants(node).WEIGHT
+        self.adapters = channel_adapters(context.pairs)
 
     def forward(self, student, teacher, weights):
         total = sum(

@@ -3,11 +3,11 @@
 from . import backbones  # noqa: F401  (registers them)
 from .checks import check_classes
 from .distilled_detector import DistilledDetector
-from .precision import train_fast
 from .fcos import FCOS
 from .gfl import GFL
 from .ignore_regions import mask_ignore_regions
 from .observation import Observation
+from .precision import train_fast
 from .teacher import Teacher
 from .wrappers import WRAPPER_REGISTRY, DetectorWrapper, wrap
 

@@ -17,7 +17,7 @@ from detectron2.utils.events import get_event_storage
 
 from ..aid import aid_weights
 from ..data import PSEUDO_LABELED
-from ..distillers import Distiller, Setting, build_distillers
+from ..distillers import DistillContext, Distiller, build_distillers
 from ..losses import Objects, UnreducedLosses
 from ..weights import DistillWeights
 from .checks import check_compatible, check_keys, check_taps
@@ -109,7 +109,9 @@ class DistilledDetector(nn.Module):
                 inherit(student, teacher.model)
             teacher.speed_up(cfg.DISTILL.PRECISION, cfg.DISTILL.TEACHER.COMPILE)
             pairs = pair_levels(wrap(student), teacher.wrapper)
-            distillers = build_distillers(cfg, Setting(pairs, wrap(student), teacher.wrapper))
+            distillers = build_distillers(
+                cfg, DistillContext(pairs, wrap(student), teacher.wrapper)
+            )
             check_taps(cfg, student, teacher, distillers)
         weigh = None
         if cfg.DISTILL.AID.ENABLED:

@@ -15,8 +15,8 @@ from detectron2.utils.file_io import PathManager
 
 from ..data import register_coco_json
 from ..losses import Objects, UnreducedLosses
-from .precision import choose_precision, compile_backbone, speed_up
 from .observation import Observation, record_calls
+from .precision import choose_precision, compile_backbone, speed_up
 from .wrappers import wrap
 
 logger = logging.getLogger(__name__)

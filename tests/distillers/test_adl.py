@@ -8,7 +8,7 @@ import pytest
 import torch
 from toy import build, constant_weights, maps, rand, random_weights
 
-from aid_d2.distillers import Setting
+from aid_d2.distillers import DistillContext
 from aid_d2.distillers.adl import (
     ADL,
     adaptive_loss,
@@ -143,7 +143,7 @@ def make(matched_idxs, preset="PAPER", **changes):
     for key, value in changes.items():
         constants[key] = value
     changed = {preset: constants} if constants else {}
-    return build(ADL, Setting([], wrapper, wrapper), PRESET=preset, **changed)
+    return build(ADL, DistillContext([], wrapper, wrapper), PRESET=preset, **changed)
 
 
 def observe(logits):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from toy import build, constant_weights, maps, random_weights, setting, shake
+from toy import build, constant_weights, context, maps, random_weights, shake
 
 from aid_d2.distillers.attention_guided import (
     AttentionGuided,
@@ -22,7 +22,7 @@ PARTS = ("feature", "channel", "spatial")
 
 def make(strides, channels=(4, 4), two_stage=False, **changes):
     detector = "GeneralizedRCNN" if two_stage else "RetinaNet"
-    return build(AttentionGuided, setting(strides, channels, detector), **changes)
+    return build(AttentionGuided, context(strides, channels, detector), **changes)
 
 
 def softmax(x, axis):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from test_soft_targets import Corners, boxes, reference_giou, reference_quality, sigmoid
-from toy import build, rand, setting
+from test_prediction_losses import Corners, boxes, reference_giou, reference_quality, sigmoid
+from toy import build, context, rand
 
 from aid_d2.distillers.bckd import BCKD, localization_loss
 from aid_d2.losses import BACKGROUND, IGNORED, LevelShape, Objects
@@ -36,7 +36,7 @@ def observation(seed, classes=3):
 
 
 def make(matched_idxs=OWNER, **changes):
-    method = build(BCKD, setting([8]), **changes)
+    method = build(BCKD, context([8]), **changes)
     method.student.matched_idxs = lambda dense, objects: matched_idxs
     return method
 

@@ -6,7 +6,7 @@ import torch
 from torch.autograd import gradcheck
 from toy import rand
 
-from aid_d2.distillers import Setting
+from aid_d2.distillers import DistillContext
 from aid_d2.distillers.anchors import counted_anchors
 from aid_d2.distillers.crosskd import CrossKD, rescale
 from aid_d2.distillers.prediction_losses import mimic_losses
@@ -91,7 +91,7 @@ def build(student, teacher, position=2):
     teacher.model.requires_grad_(False)
     node = CrossKD.config()
     node[student.detector.__name__.upper()].POSITION = position
-    return CrossKD(node, Setting(pair_levels(student, teacher), student, teacher))
+    return CrossKD(node, DistillContext(pair_levels(student, teacher), student, teacher))
 
 
 def weight_maps(sizes=SIZES):

@@ -9,7 +9,7 @@ from test_crosskd import wrapper_without_backbone
 from torch import nn
 from toy import build, maps, rand, random_weights
 
-from aid_d2.distillers import Setting
+from aid_d2.distillers import DistillContext
 from aid_d2.distillers.anchors import counted_anchors
 from aid_d2.distillers.dist2 import Dist2, detection_loss
 from aid_d2.distillers.prediction_losses import mimic_losses
@@ -65,7 +65,7 @@ def detection_imitation(student, teacher, **changes):
     node.IMITATION = ()
     for key, value in changes.items():
         setattr(node, key, value)
-    return Dist2(node, Setting(pair_levels(student, teacher), student, teacher))
+    return Dist2(node, DistillContext(pair_levels(student, teacher), student, teacher))
 
 
 def full(features, weight=1.0):
@@ -313,7 +313,7 @@ def detector(bottom_up):
 def toy_setting(student=(2, 3, 5), teacher=(2, 4, 5), necks=(4, 6), strides=(8, 16, 64)):
     """Pyramids at strides 8, 16 and 64; backbones at 8, 16 and 32."""
     pairs = [LevelPair(s, *necks, i) for i, s in enumerate(strides)]
-    return Setting(pairs, detector(student), detector(teacher))
+    return DistillContext(pairs, detector(student), detector(teacher))
 
 
 SIZES = {8: (5, 6), 16: (3, 3), 64: (1, 1)}
@@ -340,8 +340,8 @@ def map_of(kind, observation, stride, wrapper):
     return call.output[name][..., :height, :width].float().numpy()
 
 
-def feature_imitation(setting, *strategies, **changes):
-    return build(Dist2, setting, DI_WEIGHT=0.0, IMITATION=strategies, **changes).float()
+def feature_imitation(context, *strategies, **changes):
+    return build(Dist2, context, DI_WEIGHT=0.0, IMITATION=strategies, **changes).float()
 
 
 @pytest.mark.parametrize("padding", [0, 2])
@@ -351,12 +351,12 @@ def feature_imitation(setting, *strategies, **changes):
     ids=str,
 )
 def test_fi_against_numpy(imitation, padding):
-    setting = toy_setting()
-    method = feature_imitation(setting, *imitation, FI_WEIGHT=1.5)
+    context = toy_setting()
+    method = feature_imitation(context, *imitation, FI_WEIGHT=1.5)
     for i, p in enumerate(method.parameters()):
         p.data.copy_(rand(*p.shape, seed=i) / 2)
-    student = toy_observation(setting.student, 4, 1, padding)
-    teacher = toy_observation(setting.teacher, 6, 200, padding)
+    student = toy_observation(context.student, 4, 1, padding)
+    teacher = toy_observation(context.teacher, 6, 200, padding)
     weights = DistillWeights(
         {s: x.float() for s, x in random_weights(student.features).maps.items()}
     )
@@ -368,8 +368,8 @@ def test_fi_against_numpy(imitation, padding):
         for stride in (8, 16, 64) if strategy == "N2N" else (8, 16):
             conv = method.transforms[strategy][str(stride)]
             kernel, bias = (p.detach().numpy() for p in (conv.weight, conv.bias))
-            s = map_of(strategy[0], student, stride, setting.student)
-            t = map_of(strategy[2], teacher, stride, setting.teacher)
+            s = map_of(strategy[0], student, stride, context.student)
+            t = map_of(strategy[2], teacher, stride, context.teacher)
             s = np.einsum("oc,nchw->nohw", kernel[:, :, 0, 0], s) + bias[:, None, None]
             expected += (weights.maps[stride].numpy() * (s - t) ** 2).mean()
     assert set(losses) == {"fi"}
@@ -377,23 +377,23 @@ def test_fi_against_numpy(imitation, padding):
 
 
 def test_only_the_backbones_that_are_compared_are_tapped():
-    setting = toy_setting()
-    student, teacher = (x.model.backbone.bottom_up for x in (setting.student, setting.teacher))
+    context = toy_setting()
+    student, teacher = (x.model.backbone.bottom_up for x in (context.student, context.teacher))
     for strategy, expected in (
         ("B2B", ([student], [teacher])),
         ("N2N", ([], [])),
         ("N2B", ([], [teacher])),
         ("B2N", ([student], [])),
     ):
-        method = feature_imitation(setting, strategy)
-        assert (method.taps(setting.student), method.taps(setting.teacher)) == expected
+        method = feature_imitation(context, strategy)
+        assert (method.taps(context.student), method.taps(context.teacher)) == expected
 
 
 def test_a_student_equal_to_its_teacher_has_no_feature_loss():
-    setting = toy_setting(teacher=(2, 3, 5), necks=(4, 4))
-    method = feature_imitation(setting, "B2B", "N2N")
-    student = toy_observation(setting.student, 4, 1)
-    teacher = toy_observation(setting.teacher, 4, 1)
+    context = toy_setting(teacher=(2, 3, 5), necks=(4, 4))
+    method = feature_imitation(context, "B2B", "N2N")
+    student = toy_observation(context.student, 4, 1)
+    teacher = toy_observation(context.teacher, 4, 1)
     loss = method(student, teacher, full(student.features))["fi"]
     loss.backward()
     assert loss == 0 and all((p.grad == 0).all() for p in method.parameters())
@@ -401,12 +401,12 @@ def test_a_student_equal_to_its_teacher_has_no_feature_loss():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_backbones_in_half_precision(dtype):
-    setting = toy_setting()
-    method = feature_imitation(setting, "All2All")
+    context = toy_setting()
+    method = feature_imitation(context, "All2All")
     single, half = (
         method(
-            toy_observation(setting.student, 4, 1, dtype=x),
-            toy_observation(setting.teacher, 6, 200, dtype=x),
+            toy_observation(context.student, 4, 1, dtype=x),
+            toy_observation(context.teacher, 6, 200, dtype=x),
             full({s: torch.ones(2, 1, *size) for s, size in SIZES.items()}),
         )["fi"]
         for x in (torch.float32, dtype)
@@ -418,11 +418,11 @@ def test_backbones_in_half_precision(dtype):
 
 @pytest.mark.parametrize("weight", [0.3, 1e-3])
 def test_constant_weight_scales_fi(weight):
-    setting = toy_setting()
-    method = feature_imitation(setting, "All2All")
+    context = toy_setting()
+    method = feature_imitation(context, "All2All")
     student, teacher = (
-        toy_observation(setting.student, 4, 1),
-        toy_observation(setting.teacher, 6, 9),
+        toy_observation(context.student, 4, 1),
+        toy_observation(context.teacher, 6, 9),
     )
     whole, part = (
         method(student, teacher, full(student.features, w))["fi"].item() for w in (1.0, weight)
@@ -459,10 +459,10 @@ def test_nothing_to_learn_is_refused():
     ],
 )
 def test_backbones_without_bottom_up_leave_some_strategies(student, teacher, who, works):
-    setting = toy_setting(student, teacher)
+    context = toy_setting(student, teacher)
     with pytest.raises(ValueError, match=f"backbone of the {who} has no .* among {works}"):
-        feature_imitation(setting, "All2All")
-    feature_imitation(setting, "N2N")
+        feature_imitation(context, "All2All")
+    feature_imitation(context, "N2N")
 
 
 def test_a_strategy_without_common_strides_is_named():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from toy import build, constant_weights, maps, rand, random_weights
 
-from aid_d2.distillers import Setting
+from aid_d2.distillers import DistillContext
 from aid_d2.distillers.dkd import DKD, decoupled_divergence, proposal_classes
 from aid_d2.losses import Objects
 from aid_d2.modeling import Observation
@@ -167,7 +167,7 @@ class Wrapper:
 
 def make(teacher, student=None, **changes):
     pairs = [LevelPair(stride, 4, 4, i) for i, stride in enumerate(SIZES)]
-    return build(DKD, Setting(pairs, student or Wrapper(), teacher), **changes)
+    return build(DKD, DistillContext(pairs, student or Wrapper(), teacher), **changes)
 
 
 def observe(method, proposals, logits):

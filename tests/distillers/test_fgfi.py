@@ -8,7 +8,7 @@ import torch
 from toy import build, constant_weights, maps, rand, random_weights, shake
 
 from aid_d2.distillers import build_distillers
-from aid_d2.distillers.base import Setting
+from aid_d2.distillers.base import DistillContext
 from aid_d2.distillers.fgfi import FGFI, imitation_loss, near_objects
 from aid_d2.losses import Objects
 from aid_d2.modeling import Observation
@@ -40,7 +40,7 @@ def make(channels=(4, 4), paired=STRIDES, offset=0.5, **changes):
         ),
     )
     pairs = [LevelPair(s, *channels, i) for i, s in enumerate(STRIDES) if s in paired]
-    return build(FGFI, Setting(pairs, student, None), **changes)
+    return build(FGFI, DistillContext(pairs, student, None), **changes)
 
 
 def run(method, student, teacher, weights, truth):
@@ -232,4 +232,4 @@ def test_a_student_without_known_anchors_is_refused(small_cfg, build_seeded):
     cfg = small_cfg("RetinaNet", {"DISTILL.METHODS": ("FGFI",)})
     unknown = DetectorWrapper(build_seeded(cfg, seed=0))
     with pytest.raises(ValueError, match="FGFI.*RetinaNet student.*anchor_generator.*PKD"):
-        build_distillers(cfg, Setting([LevelPair(8, 4, 4, 0)], unknown, unknown))
+        build_distillers(cfg, DistillContext([LevelPair(8, 4, 4, 0)], unknown, unknown))

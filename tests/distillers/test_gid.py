@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy import build, constant_weights, maps, rand, random_weights, setting, shake
+from toy import build, constant_weights, context, maps, rand, random_weights, shake
 
 from aid_d2.distillers.gid import (
     GID,
@@ -350,7 +350,7 @@ def observations(channels=(4, 4), counts=(2, 0)):
 
 
 def make(channels=(4, 4), **changes):
-    of_toy = setting(SIZES, channels)
+    of_toy = context(SIZES, channels)
     of_toy.student.matched_idxs = lambda dense, objects: match_by_iou(
         MATCHER, dense.anchors, objects
     )
@@ -607,7 +607,7 @@ def test_unknown_selection_is_refused():
 
 
 def test_levels_of_different_channels_are_refused():
-    of_toy = setting(SIZES)
+    of_toy = context(SIZES)
     of_toy.pairs[1] = replace(of_toy.pairs[1], student_channels=8)
     with pytest.raises(ValueError, match="GID has one adapter.*AttentionGuided"):
         build(GID, of_toy)

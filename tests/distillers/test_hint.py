@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from toy import build, maps, rand, random_weights, setting, shake
+from toy import build, context, maps, rand, random_weights, shake
 
 from aid_d2.distillers.hint import Hint, hint_loss
 from aid_d2.modeling import Observation
@@ -12,7 +12,7 @@ SIZES = {8: (5, 6), 16: (3, 3), 32: (1, 2), 64: (1, 1)}
 
 
 def make(channels=(4, 4), **changes):
-    return build(Hint, setting(SIZES, channels), **changes)
+    return build(Hint, context(SIZES, channels), **changes)
 
 
 def run(method, student, teacher, weights):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from toy import build, constant_weights, maps, rand, random_weights
 
-from aid_d2.distillers import Setting
+from aid_d2.distillers import DistillContext
 from aid_d2.distillers.ld import LD, side_divergence
 from aid_d2.losses import BACKGROUND, IGNORED, LevelShape
 from aid_d2.modeling import Observation
@@ -81,7 +81,7 @@ def random_matched_idxs(seed=7):
 def make(matched_idxs, **changes):
     model = SimpleNamespace(reg_max=BINS - 1)
     wrapper = SimpleNamespace(model=model, matched_idxs=lambda dense, objects: matched_idxs)
-    return build(LD, Setting([], wrapper, wrapper), **changes)
+    return build(LD, DistillContext([], wrapper, wrapper), **changes)
 
 
 def observe(seed):

@@ -1,7 +1,7 @@
 """What holds for every method that compares the maps themselves."""
 
 import pytest
-from toy import build, constant_weights, maps, random_weights, setting, shake
+from toy import build, constant_weights, context, maps, random_weights, shake
 
 from aid_d2.distillers import DISTILLER_REGISTRY
 from aid_d2.modeling import Observation
@@ -14,7 +14,7 @@ SIZES = {8: (6, 9), 16: (3, 5), 32: (2, 3), 64: (1, 2), 128: (1, 1)}
 
 
 def make(name, sizes=SIZES):
-    return build(DISTILLER_REGISTRY.get(name), setting(sizes))
+    return build(DISTILLER_REGISTRY.get(name), context(sizes))
 
 
 def run(method, student, teacher, weights):

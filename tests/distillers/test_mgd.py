@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from toy import build, constant_weights, maps, rand, random_weights, setting, shake
+from toy import build, constant_weights, context, maps, rand, random_weights, shake
 
 from aid_d2.distillers.mgd import MGD, generation_loss, random_mask
 from aid_d2.modeling import Observation
@@ -23,7 +23,7 @@ PUBLISHED = {
 
 def make(channels=(4, 4), detector="RetinaNet", sizes=SIZES):
     torch.manual_seed(0)
-    return build(MGD, setting(sizes, channels, detector))
+    return build(MGD, context(sizes, channels, detector))
 
 
 def run(method, student, teacher, weights):
@@ -109,7 +109,7 @@ def test_masks_are_drawn_anew_and_depend_on_the_seed_of_the_process():
     again, _ = masks_of(make(), 2)
     assert torch.equal(first, again)
     torch.manual_seed(1)
-    (other,) = masks_of(build(MGD, setting(SIZES)), 1)
+    (other,) = masks_of(build(MGD, context(SIZES)), 1)
     assert not torch.equal(first, other)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toy import build, constant_weights, maps, rand, random_weights, setting, shake
+from toy import build, constant_weights, context, maps, rand, random_weights, shake
 
 from aid_d2.distillers.non_local import NonLocal, NonLocalBlock, non_local
 from aid_d2.modeling import Observation
@@ -18,7 +18,7 @@ PUBLISHED = {False: 4.9e-4, True: 4e-5}
 
 def make(sizes, channels=(4, 4), two_stage=False, **changes):
     detector = "GeneralizedRCNN" if two_stage else "RetinaNet"
-    return build(NonLocal, setting(sizes, channels, detector), **changes)
+    return build(NonLocal, context(sizes, channels, detector), **changes)
 
 
 def all_pairs(theta, phi, g):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from toy import build, maps, rand, random_weights, setting
+from toy import build, context, maps, rand, random_weights
 
 from aid_d2.distillers.pairwise import Pairwise, pairwise_loss
 from aid_d2.modeling import Observation
@@ -12,7 +12,7 @@ SIZES = {8: (6, 8), 16: (5, 3), 32: (1, 3), 64: (1, 1)}
 
 
 def make(channels=(4, 4), **changes):
-    return build(Pairwise, setting(SIZES, channels), **changes)
+    return build(Pairwise, context(SIZES, channels), **changes)
 
 
 def run(method, student, teacher, weights):

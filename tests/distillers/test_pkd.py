@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from toy import build, constant_weights, maps, rand, random_weights, setting, shake
+from toy import build, constant_weights, context, maps, rand, random_weights, shake
 
 from aid_d2.distillers.pkd import PKD, correlation_loss, standardize
 from aid_d2.modeling import Observation
@@ -14,7 +14,7 @@ PUBLISHED = {"RetinaNet": 10.0, "FCOS": 10.0, "GFL": 10.0, "GeneralizedRCNN": 6.
 
 
 def make(channels=(4, 4), detector="RetinaNet", sizes=SIZES):
-    return build(PKD, setting(sizes, channels, detector))
+    return build(PKD, context(sizes, channels, detector))
 
 
 def run(method, student, teacher, weights):

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from aid_d2.distillers import Setting
+from aid_d2.distillers import DistillContext
 from aid_d2.modeling.levels import LevelPair
 from aid_d2.weights import DistillWeights
 
@@ -33,21 +33,21 @@ def random_weights(features, seed=9):
     )
 
 
-def setting(strides, channels=(4, 4), detector="RetinaNet"):
+def context(strides, channels=(4, 4), detector="RetinaNet"):
     """For maps of (student, teacher) channels, both detectors being of one meta-architecture."""
     wrapper = SimpleNamespace(
         two_stage=detector == "GeneralizedRCNN", detector=type(detector, (), {})
     )
     pairs = [LevelPair(stride, *channels, i) for i, stride in enumerate(strides)]
-    return Setting(pairs, wrapper, wrapper)
+    return DistillContext(pairs, wrapper, wrapper)
 
 
-def build(method, setting, **changes):
+def build(method, context, **changes):
     """The method with its published keys, but for the changes, in float64."""
     node = method.config()
     for key, value in changes.items():
         setattr(node, key, value)
-    return method(node, setting).double()
+    return method(node, context).double()
 
 
 def shake(module, seed=0):

@@ -8,7 +8,7 @@ from tiny import K, dense_cfg, instances
 from torch import nn
 
 from aid_d2.aid import GRANULARITIES, aid_weights, image_loss, level_loss
-from aid_d2.distillers import Setting, build_distillers
+from aid_d2.distillers import DistillContext, build_distillers
 from aid_d2.losses import BACKGROUND, IGNORED, Objects
 from aid_d2.modeling import DistilledDetector, Teacher, wrap
 from aid_d2.modeling.levels import pair_levels
@@ -196,7 +196,7 @@ def test_distillation_step(granularity):
     model = DistilledDetector(
         student=student,
         teacher=teacher,
-        distillers=build_distillers(cfg, Setting(pairs, wrap(student), teacher.wrapper)),
+        distillers=build_distillers(cfg, DistillContext(pairs, wrap(student), teacher.wrapper)),
         pairs=pairs,
         weigh=partial(aid_weights, alpha=0.5, granularity=granularity),
     ).train()

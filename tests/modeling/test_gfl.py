@@ -10,7 +10,7 @@ from tiny import K, dense_cfg, instances
 from torch import nn
 
 from aid_d2.aid import GRANULARITIES, aid_weights, image_loss, level_loss, object_loss
-from aid_d2.distillers import Setting, build_distillers
+from aid_d2.distillers import DistillContext, build_distillers
 from aid_d2.distributed import mean_over_gpus
 from aid_d2.losses import BACKGROUND, IGNORED, Objects
 from aid_d2.modeling import DistilledDetector, Teacher, wrap
@@ -532,11 +532,11 @@ def distilled(granularity):
     student, teacher = tiny_model(1), Teacher(tiny_model(2), "RGB")
     pairs = pair_levels(wrap(student), teacher.wrapper)
     assert [pair.stride for pair in pairs] == list(STRIDES)
-    setting = Setting(pairs, wrap(student), teacher.wrapper)
+    context = DistillContext(pairs, wrap(student), teacher.wrapper)
     return DistilledDetector(
         student=student,
         teacher=teacher,
-        distillers=build_distillers(cfg, setting),
+        distillers=build_distillers(cfg, context),
         pairs=pairs,
         weigh=partial(aid_weights, alpha=0.5, granularity=granularity),
         input_format="RGB",
