@@ -40,8 +40,8 @@ def object_weights(
     """
     instances = [x["instances"] for x in batched_inputs]
     objects = Objects.from_instances(instances, teacher.model.device)
-    observation = teacher.observe(batched_inputs, input_format, with_predictions=True)
-    losses = teacher.losses(observation, objects)
+    outputs = teacher.observe(batched_inputs, input_format, with_predictions=True)
+    losses = teacher.losses(outputs, objects)
     loss, known = object_loss(losses), losses.known_objects
     weights = loss_to_weight(loss, alpha).masked_fill(~known, float("nan"))
     return list(weights.split(objects.counts))

@@ -41,7 +41,7 @@ class KittiObject:
         type: one of `KITTI_TYPES`.
         truncated: fraction outside the image, 0 to 1; -1 for DontCare.
         occluded: 0 fully visible, 1 partly, 2 largely occluded, 3 unknown; -1 for DontCare.
-        alpha: observation angle in radians.
+        alpha: outputs angle in radians.
         bbox: x1, y1, x2, y2 in pixels.
         dimensions: height, width, length in metres.
         location: x, y, z of the bottom centre in camera coordinates, in metres.

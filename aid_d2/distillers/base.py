@@ -14,7 +14,7 @@ from ..weights import DistillWeights
 
 if TYPE_CHECKING:
     from ..modeling.levels import LevelPair
-    from ..modeling.observation import Observation
+    from ..modeling.outputs import DetectorOutputs
     from ..modeling.wrappers import DetectorWrapper
 
 DISTILLER_REGISTRY = Registry("DISTILLER")
@@ -56,7 +56,7 @@ class Distiller(nn.Module):
     Attributes:
         detectors: names of the meta-architectures that student and teacher may have; empty for any
             with a Detectron2 backbone.
-        needs_predictions: whether it compares the dense predictions, `Observation.dense`. Student
+        needs_predictions: whether it compares the dense predictions, `DetectorOutputs.dense`. Student
             and teacher then need equal classes, anchors and levels.
         supports_bf16: whether it runs under autocast to bfloat16 where the teacher does. What its
             layers and products of matrices give is then rounded to 8 bits, which differences and
@@ -68,7 +68,7 @@ class Distiller(nn.Module):
     supports_bf16 = False
 
     def taps(self, wrapper: DetectorWrapper) -> list[nn.Module]:
-        """Modules of a detector, student or teacher, of which `Observation.calls` is to tell."""
+        """Modules of a detector, student or teacher, of which `DetectorOutputs.calls` is to tell."""
         return []
 
     @staticmethod
@@ -88,7 +88,7 @@ class Distiller(nn.Module):
         super().__init__()
 
     def forward(
-        self, student: Observation, teacher: Observation, weights: DistillWeights
+        self, student: DetectorOutputs, teacher: DetectorOutputs, weights: DistillWeights
     ) -> dict[str, Tensor]:
         """
         Args:

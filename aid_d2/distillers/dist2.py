@@ -224,11 +224,11 @@ def _bottom_up_channels(wrapper) -> dict[int, int]:
     return {shape.stride: shape.channels for shape in shapes.values()}
 
 
-def _maps(kind: str, wrapper, observation) -> dict[int, Tensor]:
+def _maps(kind: str, wrapper, outputs) -> dict[int, Tensor]:
     """Per stride the maps of the backbone (B) or the pyramid (N)."""
     if kind == "N":
-        return observation.features
+        return outputs.features
     bottom_up = wrapper.model.backbone.bottom_up
-    (call,) = observation.calls[bottom_up]
+    (call,) = outputs.calls[bottom_up]
     # Of two maps of one stride the deeper comes later. Under autocast they are in half precision.
     return {x.stride: call.output[name].float() for name, x in bottom_up.output_shape().items()}

@@ -6,7 +6,7 @@ from .distilled_detector import DistilledDetector
 from .fcos import FCOS
 from .gfl import GFL
 from .ignore_regions import mask_ignore_regions
-from .observation import Observation
+from .outputs import DetectorOutputs
 from .precision import train_fast
 from .teacher import Teacher
 from .wrappers import WRAPPER_REGISTRY, DetectorWrapper, wrap
@@ -17,7 +17,7 @@ __all__ = [
     "GFL",
     "DetectorWrapper",
     "DistilledDetector",
-    "Observation",
+    "DetectorOutputs",
     "Teacher",
     "check_classes",
     "wrap",

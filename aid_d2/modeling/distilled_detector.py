@@ -23,7 +23,7 @@ from ..weights import DistillWeights
 from .checks import check_compatible, check_keys, check_taps
 from .inherit import inherit
 from .levels import LevelPair, align, pair_levels
-from .observation import Observation, record_calls
+from .outputs import DetectorOutputs, record_calls
 from .teacher import DISTILLER_PREFIX, Teacher
 from .wrappers import DetectorWrapper, wrap
 
@@ -186,7 +186,7 @@ class DistilledDetector(nn.Module):
 
     def _observe_student(
         self, batched_inputs: list[dict], objects: Objects
-    ) -> tuple[Observation, dict[str, Tensor]]:
+    ) -> tuple[DetectorOutputs, dict[str, Tensor]]:
         """What the student computes for its own losses, and these."""
         wrapper = self._wrapper
         own = [module for module in (self.student.backbone, wrapper.head) if module is not None]
@@ -198,10 +198,10 @@ class DistilledDetector(nn.Module):
             with wrapper.sharing_matches(features, objects):
                 losses = self.student(batched_inputs)
         predictions = calls[wrapper.head][-1].output if wrapper.head is not None else None
-        return Observation(features(), predictions, calls, objects=objects), losses
+        return DetectorOutputs(features(), predictions, calls, objects=objects), losses
 
     def _weight(
-        self, student: Observation, teacher: Observation, batched_inputs: list[dict]
+        self, student: DetectorOutputs, teacher: DetectorOutputs, batched_inputs: list[dict]
     ) -> DistillWeights:
         if self.weigh is None:
             return DistillWeights.full(teacher.features)
@@ -215,7 +215,7 @@ class DistilledDetector(nn.Module):
         return weights
 
     @torch.no_grad()
-    def _own_losses(self, student: Observation) -> UnreducedLosses:
+    def _own_losses(self, student: DetectorOutputs) -> UnreducedLosses:
         # In eval mode, lest what is computed here again moves the statistics of a batch norm.
         with inference_context(self.student):
             return self._wrapper.unreduced_losses(
@@ -223,7 +223,7 @@ class DistilledDetector(nn.Module):
             )
 
     def _distill(
-        self, student: Observation, teacher: Observation, weights: DistillWeights
+        self, student: DetectorOutputs, teacher: DetectorOutputs, weights: DistillWeights
     ) -> dict[str, Tensor]:
         student, teacher, weights = align(self.pairs, student, teacher, weights)
         if self._needs_predictions:
@@ -243,8 +243,8 @@ class DistilledDetector(nn.Module):
     def _run(
         self,
         distiller: Distiller,
-        student: Observation,
-        teacher: Observation,
+        student: DetectorOutputs,
+        teacher: DetectorOutputs,
         weights: DistillWeights,
     ) -> dict[str, Tensor]:
         if not self.recompute:
@@ -278,9 +278,9 @@ class DistilledDetector(nn.Module):
         return super()._apply(fn, *args, **kwargs)
 
 
-def _without_caches(observation: Observation) -> Observation:
-    dense = observation.dense
-    return replace(observation, dense=replace(dense) if dense is not None else None)
+def _without_caches(outputs: DetectorOutputs) -> DetectorOutputs:
+    dense = outputs.dense
+    return replace(outputs, dense=replace(dense) if dense is not None else None)
 
 
 def _strip_student_prefix(module, state_dict, prefix, local_metadata) -> None:

@@ -11,7 +11,7 @@ import torch
 from ..weights import DistillWeights
 
 if TYPE_CHECKING:
-    from .observation import Observation
+    from .outputs import DetectorOutputs
     from .wrappers import DetectorWrapper
 
 logger = logging.getLogger(__name__)
@@ -75,8 +75,11 @@ def pair_levels(student: DetectorWrapper, teacher: DetectorWrapper) -> list[Leve
 
 
 def align(
-    pairs: list[LevelPair], student: Observation, teacher: Observation, weights: DistillWeights
-) -> tuple[Observation, Observation, DistillWeights]:
+    pairs: list[LevelPair],
+    student: DetectorOutputs,
+    teacher: DetectorOutputs,
+    weights: DistillWeights,
+) -> tuple[DetectorOutputs, DetectorOutputs, DistillWeights]:
     """Cut the paired maps of both detectors, and the weights, to the cells that both have.
 
     Both pyramids start at the same corner of the image and have the same stride, so that their

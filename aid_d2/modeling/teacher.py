@@ -15,7 +15,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..data import register_coco_json
 from ..losses import Objects, UnreducedLosses
-from .observation import Observation, record_calls
+from .outputs import DetectorOutputs, record_calls
 from .precision import choose_precision, compile_backbone, speed_up
 from .wrappers import wrap
 
@@ -111,7 +111,7 @@ class Teacher:
         with_predictions: bool,
         taps: Iterable[nn.Module] = (),
         images: Tensor | None = None,
-    ) -> Observation:
+    ) -> DetectorOutputs:
         """Run backbone and, if asked, dense head once: no proposals, no decoding, no sampling.
 
         Args:
@@ -125,12 +125,12 @@ class Teacher:
             images = self._prepare(batched_inputs, input_format)
         # Whatever the student trains in.
         with record_calls(taps) as calls, self.autocast():
-            observation = Observation(
+            outputs = DetectorOutputs(
                 self.wrapper.features(self.model.backbone(images)), calls=calls
             )
             if with_predictions and self.wrapper.head is not None:
-                observation.predictions = self.wrapper.head(list(observation.features.values()))
-        return observation
+                outputs.predictions = self.wrapper.head(list(outputs.features.values()))
+        return outputs
 
     def _prepare(self, batched_inputs: list[dict], input_format: str) -> Tensor:
         if input_format != self.input_format:
@@ -139,9 +139,9 @@ class Teacher:
         return self.model.preprocess_image(batched_inputs).tensor
 
     @torch.no_grad()
-    def losses(self, observation: Observation, objects: Objects) -> UnreducedLosses:
+    def losses(self, outputs: DetectorOutputs, objects: Objects) -> UnreducedLosses:
         """The teacher's unreduced losses, see :meth:`DetectorWrapper.unreduced_losses`."""
-        return self.wrapper.unreduced_losses(observation.features, observation.predictions, objects)
+        return self.wrapper.unreduced_losses(outputs.features, outputs.predictions, objects)
 
 
 def load_teacher_config(cfg: CfgNode) -> CfgNode:

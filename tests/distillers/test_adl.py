@@ -18,7 +18,7 @@ from aid_d2.distillers.adl import (
 )
 from aid_d2.distillers.anchors import centred_in_image
 from aid_d2.losses import BACKGROUND, IGNORED, LevelShape, Objects
-from aid_d2.modeling import Observation
+from aid_d2.modeling import DetectorOutputs
 from aid_d2.modeling.dense_output import DenseOutput
 from detectron2.utils.events import EventStorage
 
@@ -154,7 +154,7 @@ def observe(logits):
         ignored=[torch.zeros(0, 4)] * 2,
         image_sizes=IMAGE_SIZES,
     )
-    return Observation({}, dense=dense(logits), objects=objects)
+    return DetectorOutputs({}, dense=dense(logits), objects=objects)
 
 
 def random_pair(shift=0.0):

@@ -10,7 +10,7 @@ from aid_d2.distillers.attention_guided import (
     channel_attention,
     spatial_attention,
 )
-from aid_d2.modeling import Observation
+from aid_d2.modeling import DetectorOutputs
 from aid_d2.weights import DistillWeights
 
 # Maps of 2 images of 800x1333, which are padded to 800x1344.
@@ -98,7 +98,7 @@ def test_losses_against_numpy(two_stage, channels):
     student, teacher = maps(sizes, channels[0], seed=1), maps(sizes, channels[1], seed=2)
     weights = random_weights(teacher)
     method = shake(make(sizes, channels, two_stage))
-    losses = method(Observation(student), Observation(teacher), weights)
+    losses = method(DetectorOutputs(student), DetectorOutputs(teacher), weights)
     expected = reference(method, student, teacher, weights, two_stage)
     assert set(losses) == set(PARTS)
     for part in PARTS:
@@ -122,7 +122,7 @@ def test_gradient_at_the_student_takes_attention_as_constant():
 
     s.requires_grad_()
     weights = DistillWeights({8: torch.as_tensor(weight)})
-    method(Observation({8: s}), Observation({8: t}), weights)["feature"].backward()
+    method(DetectorOutputs({8: s}), DetectorOutputs({8: t}), weights)["feature"].backward()
     step, x = 1e-5, s.detach().numpy()
     for index in np.ndindex(*x.shape):
         up, down = x.copy(), x.copy()
@@ -137,8 +137,12 @@ def test_constant_weight_scales_each_loss(weight):
     sizes = {8: (5, 6), 16: (3, 3)}
     student, teacher = maps(sizes, 4, seed=1), maps(sizes, 4, seed=2)
     method = shake(make(sizes))
-    full = method(Observation(student), Observation(teacher), constant_weights(teacher, 1.0))
-    weighted = method(Observation(student), Observation(teacher), constant_weights(teacher, weight))
+    full = method(
+        DetectorOutputs(student), DetectorOutputs(teacher), constant_weights(teacher, 1.0)
+    )
+    weighted = method(
+        DetectorOutputs(student), DetectorOutputs(teacher), constant_weights(teacher, weight)
+    )
     for part in PARTS:
         assert weighted[part].item() == pytest.approx(weight * full[part].item(), rel=1e-12)
 
@@ -148,7 +152,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
     teacher = {s: x.float() for s, x in maps(sizes, 4).items()}
     student = {s: x.clone().requires_grad_() for s, x in teacher.items()}
     method = make(sizes).float()
-    losses = method(Observation(student), Observation(teacher), random_weights(teacher))
+    losses = method(DetectorOutputs(student), DetectorOutputs(teacher), random_weights(teacher))
     sum(losses.values()).backward()
     assert [loss.item() for loss in losses.values()] == [0.0] * 3
     for x in [*student.values(), *method.parameters()]:
@@ -163,8 +167,8 @@ def test_normalized_losses_equal_the_published_ones_at_two_images_of_800x1333():
     student, teacher = reference_maps(1), reference_maps(2)
     plain, normalized = (make(student, (2, 2), NORMALIZE=flag) for flag in (False, True))
     weights = constant_weights(teacher, 1.0)
-    expected = plain(Observation(student), Observation(teacher), weights)
-    actual = normalized(Observation(student), Observation(teacher), weights)
+    expected = plain(DetectorOutputs(student), DetectorOutputs(teacher), weights)
+    actual = normalized(DetectorOutputs(student), DetectorOutputs(teacher), weights)
     for part in PARTS:
         assert actual[part].item() == pytest.approx(expected[part].item(), rel=1e-12)
 
@@ -179,10 +183,10 @@ def test_how_the_losses_grow_with_the_batch(normalize, factor):
     student, teacher = maps(sizes, 4, seed=1), maps(sizes, 4, seed=2)
     weights = random_weights(teacher)
     method = shake(make(sizes, NORMALIZE=normalize))
-    once = method(Observation(student), Observation(teacher), weights)
+    once = method(DetectorOutputs(student), DetectorOutputs(teacher), weights)
     twice = method(
-        Observation(repeated(student, 2)),
-        Observation(repeated(teacher, 2)),
+        DetectorOutputs(repeated(student, 2)),
+        DetectorOutputs(repeated(teacher, 2)),
         DistillWeights(repeated(weights.maps, 2)),
     )
     for part in PARTS:
@@ -195,7 +199,7 @@ def test_extreme_maps_give_finite_losses_and_gradients(scale):
     student = {s: (scale * x).float().requires_grad_() for s, x in maps(sizes, 4, seed=1).items()}
     teacher = {s: (-scale * x).float() for s, x in maps(sizes, 4, seed=2).items()}
     losses = make(sizes).float()(
-        Observation(student), Observation(teacher), constant_weights(teacher, 1e-35)
+        DetectorOutputs(student), DetectorOutputs(teacher), constant_weights(teacher, 1e-35)
     )
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
@@ -206,8 +210,8 @@ def test_every_adapter_has_a_gradient():
     sizes = {8: (5, 6), 16: (1, 1)}
     method = make(sizes, (3, 5))
     losses = method(
-        Observation(maps(sizes, 3, seed=1)),
-        Observation(maps(sizes, 5, seed=2)),
+        DetectorOutputs(maps(sizes, 3, seed=1)),
+        DetectorOutputs(maps(sizes, 5, seed=2)),
         random_weights(maps(sizes, 5)),
     )
     sum(losses.values()).backward()

@@ -8,7 +8,7 @@ from toy import build, context, rand
 
 from aid_d2.distillers.bckd import BCKD, localization_loss
 from aid_d2.losses import BACKGROUND, IGNORED, LevelShape, Objects
-from aid_d2.modeling import Observation
+from aid_d2.modeling import DetectorOutputs
 from aid_d2.modeling.dense_output import DenseOutput
 from aid_d2.weights import DistillWeights
 from detectron2.utils.events import EventStorage
@@ -27,12 +27,12 @@ def dense_output(seed, classes=3):
     )
 
 
-def observation(seed, classes=3):
+def outputs(seed, classes=3):
     nothing = torch.zeros(0, 4)
     objects = Objects(
         nothing, torch.zeros(0, dtype=torch.int64), [0, 0], [nothing] * 2, [(16, 16)] * 2
     )
-    return Observation({}, dense=dense_output(seed, classes), objects=objects)
+    return DetectorOutputs({}, dense=dense_output(seed, classes), objects=objects)
 
 
 def make(matched_idxs=OWNER, **changes):
@@ -48,7 +48,7 @@ def weight_map(seed=5):
 @pytest.mark.parametrize("ignored", [False, True])
 @pytest.mark.parametrize("classes", [1, 3])
 def test_losses_against_the_formulas(classes, ignored):
-    student, teacher = observation(1, classes), observation(11, classes)
+    student, teacher = outputs(1, classes), outputs(11, classes)
     weight = weight_map()
     matched_idxs = OWNER.where(OWNER != BACKGROUND, IGNORED) if ignored else OWNER
     losses = make(matched_idxs)(student, teacher, DistillWeights({8: weight}))
@@ -69,9 +69,9 @@ def test_published_weights():
     node = BCKD.config()
     assert (node.CLS_WEIGHT, node.BOX_WEIGHT) == (1.0, 4.0)
     doubled = make(CLS_WEIGHT=2.0, BOX_WEIGHT=2.0)(
-        observation(1), observation(11), DistillWeights({8: weight_map()})
+        outputs(1), outputs(11), DistillWeights({8: weight_map()})
     )
-    losses = make()(observation(1), observation(11), DistillWeights({8: weight_map()}))
+    losses = make()(outputs(1), outputs(11), DistillWeights({8: weight_map()}))
     assert doubled["cls"].item() == pytest.approx(2 * losses["cls"].item())
     assert doubled["box"].item() == pytest.approx(losses["box"].item() / 2)
 
@@ -87,8 +87,8 @@ def test_the_box_loss_leaves_the_scores_alone():
 def test_constant_weight_scales_each_loss(weight):
     full, weighted = (
         make()(
-            observation(1),
-            observation(11),
+            outputs(1),
+            outputs(11),
             DistillWeights({8: w * torch.ones(2, 1, 2, 2).double()}),
         )
         for w in (1.0, weight)
@@ -100,16 +100,16 @@ def test_constant_weight_scales_each_loss(weight):
 def test_equal_predictions_have_no_loss_and_without_objects_the_divisor_is_one():
     nothing = torch.full((2, 8), BACKGROUND)
     weights = DistillWeights({8: weight_map()})
-    equal = make(nothing)(observation(1), observation(1), weights)
+    equal = make(nothing)(outputs(1), outputs(1), weights)
     assert [x.item() for x in equal.values()] == [0.0, 0.0]
-    some, none = (make(x)(observation(1), observation(11), weights) for x in (OWNER, nothing))
+    some, none = (make(x)(outputs(1), outputs(11), weights) for x in (OWNER, nothing))
     for part in some:
         assert none[part].item() == pytest.approx(8 * some[part].item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("scale", [0.0, 100.0, 1e4])
 def test_extreme_predictions_have_finite_losses_and_gradients(scale):
-    student, teacher = observation(1), observation(11)
+    student, teacher = outputs(1), outputs(11)
     for x in (student, teacher):
         x.dense.logits = (scale * x.dense.logits).float()
         x.dense.regression = (scale * x.dense.regression).float()

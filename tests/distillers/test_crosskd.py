@@ -11,9 +11,9 @@ from aid_d2.distillers.anchors import counted_anchors
 from aid_d2.distillers.crosskd import CrossKD, rescale
 from aid_d2.distillers.prediction_losses import mimic_losses
 from aid_d2.losses import Objects
-from aid_d2.modeling import Observation
+from aid_d2.modeling import DetectorOutputs
 from aid_d2.modeling.levels import pair_levels
-from aid_d2.modeling.observation import record_calls
+from aid_d2.modeling.outputs import record_calls
 from aid_d2.modeling.wrappers import wrap
 from aid_d2.weights import DistillWeights
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -84,7 +84,7 @@ def observe(method, wrapper, features, cut=None, objects=None):
     for stride, (height, width) in (cut or {}).items():
         features = {**features, stride: features[stride][..., :height, :width]}
     dense = wrapper.dense(features, predictions)
-    return Observation(features, predictions, calls, dense, objects or batch_objects())
+    return DetectorOutputs(features, predictions, calls, dense, objects or batch_objects())
 
 
 def build(student, teacher, position=2):
@@ -149,9 +149,9 @@ def test_rescale_of_constant_channels_is_finite(size):
 # --- the method
 
 
-def by_hand(name, student, teacher, observations, position):
+def by_hand(name, student, teacher, both, position):
     """The crossed predictions: layer by layer in the order in which the heads run."""
-    own, target = observations
+    own, target = both
     crossed = {}
     for branch in ("cls", "box"):
         crossed[branch] = []
@@ -186,17 +186,17 @@ def by_hand(name, student, teacher, observations, position):
 def test_losses_against_the_steps_by_hand(detector_of, name, position):
     student, teacher = detector_of(name, 0), detector_of(name, 50)
     method = build(student, teacher, position)
-    observations = [observe(method, x, maps(16, seed)) for x, seed in ((student, 1), (teacher, 2))]
-    losses = method(*observations, weight_maps())
-    matched_idxs = student.matched_idxs(observations[0].dense, batch_objects())
+    both = [observe(method, x, maps(16, seed)) for x, seed in ((student, 1), (teacher, 2))]
+    losses = method(*both, weight_maps())
+    matched_idxs = student.matched_idxs(both[0].dense, batch_objects())
     assert (matched_idxs >= 0).sum() > 1
     expected = mimic_losses(
-        by_hand(name, student, teacher, observations, position),
-        observations[1].dense,
+        by_hand(name, student, teacher, both, position),
+        both[1].dense,
         name,
         matched_idxs,
-        weight_maps().per_anchor(observations[1].dense.levels),
-        counted_anchors(matched_idxs, observations[1].dense.anchors, batch_objects()),
+        weight_maps().per_anchor(both[1].dense.levels),
+        counted_anchors(matched_idxs, both[1].dense.anchors, batch_objects()),
     )
     _, cls_weight, box_weight = PUBLISHED[name]
     assert losses["cls"].item() == pytest.approx(cls_weight * expected[0].item(), rel=1e-4)
@@ -236,10 +236,8 @@ def test_gradient_reaches_the_student_below_the_cut_alone(detector_of, name):
     student.model.requires_grad_(True)
     method = build(student, teacher)
     assert set(method.adapters) == {"cls", "box"}
-    observations = [
-        observe(method, x, maps(width, 1)) for x, width in ((student, 16), (teacher, 24))
-    ]
-    losses = method(*observations, weight_maps())
+    both = [observe(method, x, maps(width, 1)) for x, width in ((student, 16), (teacher, 24))]
+    losses = method(*both, weight_maps())
     sum(losses.values()).backward()
     for p in method.parameters():
         assert p.grad.isfinite().all() and p.grad.any()
@@ -259,9 +257,9 @@ def test_equal_towers_need_no_adapter(detector_of):
 def test_constant_weight_scales_each_loss(detector_of, name):
     student, teacher = detector_of(name, 0), detector_of(name, 50)
     method = build(student, teacher)
-    observations = [observe(method, x, maps(16, 1)) for x in (student, teacher)]
-    whole = method(*observations, full())
-    part = method(*observations, DistillWeights({s: 0.3 * x for s, x in full().maps.items()}))
+    both = [observe(method, x, maps(16, 1)) for x in (student, teacher)]
+    whole = method(*both, full())
+    part = method(*both, DistillWeights({s: 0.3 * x for s, x in full().maps.items()}))
     for key in whole:
         assert part[key].item() == pytest.approx(0.3 * whole[key].item(), rel=1e-5)
 
@@ -291,14 +289,14 @@ def test_padding_of_one_detector_alone_is_cut(detector_of):
 def test_calls_in_half_precision(detector_of, dtype):
     student, teacher = detector_of("FCOS", 0), detector_of("FCOS", 50)
     method = build(student, teacher)
-    observations = [observe(method, x, maps(16, s)) for x, s in ((student, 1), (teacher, 2))]
-    single = method(*observations, full())
-    for x in observations:
+    both = [observe(method, x, maps(16, s)) for x, s in ((student, 1), (teacher, 2))]
+    single = method(*both, full())
+    for x in both:
         x.calls = {
             relu: [call._replace(inputs=(call.inputs[0].to(dtype),)) for call in calls]
             for relu, calls in x.calls.items()
         }
-    half = method(*observations, full())
+    half = method(*both, full())
     for key in single:
         assert half[key].dtype == torch.float32
         assert half[key].item() == pytest.approx(single[key].item(), rel=0.05)
@@ -310,11 +308,11 @@ def test_extreme_maps_and_no_objects(detector_of, name, scale):
     student, teacher = detector_of(name, 0, width=16), detector_of(name, 50, width=24)
     method = build(student, teacher)
     leaves = {s: (scale * x).requires_grad_() for s, x in maps(16, 1).items()}
-    observations = [
+    both = [
         observe(method, x, features, objects=batch_objects(0))
         for x, features in ((student, leaves), (teacher, maps(24, 2)))
     ]
-    losses = method(*observations, weight_maps())
+    losses = method(*both, weight_maps())
     sum(losses.values()).backward()
     assert all(x.isfinite() for x in losses.values())
     assert all(x.grad.isfinite().all() for x in [*leaves.values(), *method.parameters()])

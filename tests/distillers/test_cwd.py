@@ -6,7 +6,7 @@ import torch
 from toy import build, constant_weights, context, maps, rand, random_weights, shake
 
 from aid_d2.distillers.cwd import CWD, channel_divergence
-from aid_d2.modeling import Observation
+from aid_d2.modeling import DetectorOutputs
 
 SIZES = {8: (5, 6), 16: (3, 3), 32: (1, 2), 64: (1, 1)}
 
@@ -16,7 +16,7 @@ def make(channels=(4, 4), sizes=SIZES, **changes):
 
 
 def run(method, student, teacher, weights):
-    return method(Observation(student), Observation(teacher), weights)["channel"]
+    return method(DetectorOutputs(student), DetectorOutputs(teacher), weights)["channel"]
 
 
 def distribution(values, temperature):

@@ -14,9 +14,9 @@ from aid_d2.distillers.anchors import counted_anchors
 from aid_d2.distillers.dist2 import Dist2, detection_loss
 from aid_d2.distillers.prediction_losses import mimic_losses
 from aid_d2.losses import LevelShape, Objects, UnreducedLosses
-from aid_d2.modeling import Observation
+from aid_d2.modeling import DetectorOutputs
 from aid_d2.modeling.levels import LevelPair, pair_levels
-from aid_d2.modeling.observation import Call
+from aid_d2.modeling.outputs import Call
 from aid_d2.weights import DistillWeights
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
@@ -55,7 +55,7 @@ def features_of(wrapper, width, seed, images=2):
 
 def observe(detector, width, seed, counts=(2, 1)):
     objects = Objects.from_instances(batch(counts), CPU)
-    return Observation(features_of(detector, width, seed, len(counts)), objects=objects)
+    return DetectorOutputs(features_of(detector, width, seed, len(counts)), objects=objects)
 
 
 def detection_imitation(student, teacher, **changes):
@@ -188,7 +188,7 @@ def test_gradient_of_di_against_finite_differences(detector_of, name):
     )
 
     def loss(features):
-        return method(Observation(features, objects=seen.objects), theirs, weights)["di"]
+        return method(DetectorOutputs(features, objects=seen.objects), theirs, weights)["di"]
 
     leaves = {s: x.clone().requires_grad_() for s, x in seen.features.items()}
     gradient = dict(zip(leaves, gradients(loss(leaves), leaves)))
@@ -252,7 +252,7 @@ def test_di_with_the_teacher_as_target(detector_of, name):
 
     theirs.predictions = teacher.head(list(theirs.features.values()))
     assert torch.equal(method(seen, theirs, weights)["di"], loss)
-    same = Observation(theirs.features, objects=seen.objects)
+    same = DetectorOutputs(theirs.features, objects=seen.objects)
     assert method(same, theirs, weights)["di"] < 1e-6 * loss
 
 
@@ -319,7 +319,7 @@ def toy_setting(student=(2, 3, 5), teacher=(2, 4, 5), necks=(4, 6), strides=(8, 
 SIZES = {8: (5, 6), 16: (3, 3), 64: (1, 1)}
 
 
-def toy_observation(wrapper, neck, seed, padding=0, dtype=torch.float32):
+def toy_outputs(wrapper, neck, seed, padding=0, dtype=torch.float32):
     """The maps of the backbone are larger by the padding."""
     bottom_up = wrapper.model.backbone.bottom_up
     output = {}
@@ -328,13 +328,13 @@ def toy_observation(wrapper, neck, seed, padding=0, dtype=torch.float32):
         x = rand(2, shape.channels, height, width, seed=seed + shape.stride)
         output[name] = torch.nn.functional.pad(x, (0, padding, 0, padding), value=9.0).to(dtype)
     features = {s: x.float() for s, x in maps(SIZES, neck, seed=seed + 50).items()}
-    return Observation(features, calls={bottom_up: [Call((), output)]})
+    return DetectorOutputs(features, calls={bottom_up: [Call((), output)]})
 
 
-def map_of(kind, observation, stride, wrapper):
+def map_of(kind, outputs, stride, wrapper):
     if kind == "N":
-        return observation.features[stride].numpy()
-    (call,) = observation.calls[wrapper.model.backbone.bottom_up]
+        return outputs.features[stride].numpy()
+    (call,) = outputs.calls[wrapper.model.backbone.bottom_up]
     height, width = SIZES[stride]
     name = {8: "res3", 16: "res4", 32: "res5"}[stride]
     return call.output[name][..., :height, :width].float().numpy()
@@ -355,8 +355,8 @@ def test_fi_against_numpy(imitation, padding):
     method = feature_imitation(context, *imitation, FI_WEIGHT=1.5)
     for i, p in enumerate(method.parameters()):
         p.data.copy_(rand(*p.shape, seed=i) / 2)
-    student = toy_observation(context.student, 4, 1, padding)
-    teacher = toy_observation(context.teacher, 6, 200, padding)
+    student = toy_outputs(context.student, 4, 1, padding)
+    teacher = toy_outputs(context.teacher, 6, 200, padding)
     weights = DistillWeights(
         {s: x.float() for s, x in random_weights(student.features).maps.items()}
     )
@@ -392,8 +392,8 @@ def test_only_the_backbones_that_are_compared_are_tapped():
 def test_a_student_equal_to_its_teacher_has_no_feature_loss():
     context = toy_setting(teacher=(2, 3, 5), necks=(4, 4))
     method = feature_imitation(context, "B2B", "N2N")
-    student = toy_observation(context.student, 4, 1)
-    teacher = toy_observation(context.teacher, 4, 1)
+    student = toy_outputs(context.student, 4, 1)
+    teacher = toy_outputs(context.teacher, 4, 1)
     loss = method(student, teacher, full(student.features))["fi"]
     loss.backward()
     assert loss == 0 and all((p.grad == 0).all() for p in method.parameters())
@@ -405,8 +405,8 @@ def test_backbones_in_half_precision(dtype):
     method = feature_imitation(context, "All2All")
     single, half = (
         method(
-            toy_observation(context.student, 4, 1, dtype=x),
-            toy_observation(context.teacher, 6, 200, dtype=x),
+            toy_outputs(context.student, 4, 1, dtype=x),
+            toy_outputs(context.teacher, 6, 200, dtype=x),
             full({s: torch.ones(2, 1, *size) for s, size in SIZES.items()}),
         )["fi"]
         for x in (torch.float32, dtype)
@@ -421,8 +421,8 @@ def test_constant_weight_scales_fi(weight):
     context = toy_setting()
     method = feature_imitation(context, "All2All")
     student, teacher = (
-        toy_observation(context.student, 4, 1),
-        toy_observation(context.teacher, 6, 9),
+        toy_outputs(context.student, 4, 1),
+        toy_outputs(context.teacher, 6, 9),
     )
     whole, part = (
         method(student, teacher, full(student.features, w))["fi"].item() for w in (1.0, weight)

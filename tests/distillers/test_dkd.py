@@ -12,9 +12,9 @@ from toy import build, constant_weights, maps, rand, random_weights
 from aid_d2.distillers import DistillContext
 from aid_d2.distillers.dkd import DKD, decoupled_divergence, proposal_classes
 from aid_d2.losses import Objects
-from aid_d2.modeling import Observation
+from aid_d2.modeling import DetectorOutputs
 from aid_d2.modeling.levels import Level, LevelPair
-from aid_d2.modeling.observation import Call
+from aid_d2.modeling.outputs import Call
 from aid_d2.modeling.wrappers.faster_rcnn import FasterRCNNWrapper
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
@@ -180,7 +180,7 @@ def observe(method, proposals, logits):
         # Boxes are float32 by their class; the toy is not.
         for boxes, tensor in zip(call.inputs[1], proposals):
             boxes.tensor = tensor
-    return Observation({}, calls=calls, objects=TRUTH)
+    return DetectorOutputs({}, calls=calls, objects=TRUTH)
 
 
 def run(weights, proposals=PROPOSALS, **changes):
@@ -189,7 +189,7 @@ def run(weights, proposals=PROPOSALS, **changes):
     teacher = Wrapper(3 * rand(count, CLASSES, seed=2))
     logits = (3 * rand(count, CLASSES, seed=1)).requires_grad_()
     method = make(teacher, **changes)
-    losses = method(observe(method, proposals, logits), Observation(maps(SIZES, 4, 3)), weights)
+    losses = method(observe(method, proposals, logits), DetectorOutputs(maps(SIZES, 4, 3)), weights)
     return losses, logits, teacher
 
 

@@ -11,7 +11,7 @@ from aid_d2.distillers import build_distillers
 from aid_d2.distillers.base import DistillContext
 from aid_d2.distillers.fgfi import FGFI, imitation_loss, near_objects
 from aid_d2.losses import Objects
-from aid_d2.modeling import Observation
+from aid_d2.modeling import DetectorOutputs
 from aid_d2.modeling.levels import LevelPair
 from aid_d2.modeling.wrappers import DetectorWrapper
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
@@ -45,7 +45,7 @@ def make(channels=(4, 4), paired=STRIDES, offset=0.5, **changes):
 
 def run(method, student, teacher, weights, truth):
     losses = method(
-        Observation(student, objects=truth), Observation(teacher, objects=truth), weights
+        DetectorOutputs(student, objects=truth), DetectorOutputs(teacher, objects=truth), weights
     )
     return losses["feature"]
 

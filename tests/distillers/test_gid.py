@@ -22,7 +22,7 @@ from aid_d2.distillers.gid import (
     select_instances,
 )
 from aid_d2.losses import LevelShape, Objects
-from aid_d2.modeling import Observation
+from aid_d2.modeling import DetectorOutputs
 from aid_d2.modeling.dense_output import DenseOutput
 from aid_d2.modeling.gfl_losses import BoxDistribution
 from aid_d2.modeling.wrappers.assignment import match_by_iou
@@ -340,12 +340,12 @@ def make_objects(counts=(2, 0)):
     return Objects(boxes, classes, list(counts), empty, IMAGE_SIZES)
 
 
-def observations(channels=(4, 4), counts=(2, 0)):
+def both(channels=(4, 4), counts=(2, 0)):
     objects = make_objects(counts)
     s, t = maps(SIZES, channels[0], seed=1), maps(SIZES, channels[1], seed=2)
     return (
-        Observation(s, dense=make_dense(30), objects=objects),
-        Observation(t, dense=make_dense(40), objects=objects),
+        DetectorOutputs(s, dense=make_dense(30), objects=objects),
+        DetectorOutputs(t, dense=make_dense(40), objects=objects),
     )
 
 
@@ -357,14 +357,14 @@ def make(channels=(4, 4), **changes):
     return build(GID, of_toy, **changes)
 
 
-def requiring_grad(observation):
+def requiring_grad(outputs):
     """A copy with leaves that collect gradients, and these."""
-    features = {s: x.clone().requires_grad_() for s, x in observation.features.items()}
+    features = {s: x.clone().requires_grad_() for s, x in outputs.features.items()}
     logits, regression = (
-        x.clone().requires_grad_() for x in (observation.dense.logits, observation.dense.regression)
+        x.clone().requires_grad_() for x in (outputs.dense.logits, outputs.dense.regression)
     )
-    dense = replace(observation.dense, logits=logits, regression=regression)
-    copy = replace(observation, features=features, dense=dense)
+    dense = replace(outputs.dense, logits=logits, regression=regression)
+    copy = replace(outputs, features=features, dense=dense)
     return copy, [*features.values(), logits, regression]
 
 
@@ -390,7 +390,7 @@ def numpy_mask(boxes, anchors):
 
 @pytest.mark.parametrize("channels", [(4, 4), (3, 5)], ids=str)
 def test_losses_against_numpy(channels):
-    student, teacher = observations(channels)
+    student, teacher = both(channels)
     method, weights = shake(make(channels)), random_weights(student.features)
     losses = method(student, teacher, weights)
 
@@ -429,7 +429,7 @@ def test_published_constants():
 
 @pytest.mark.parametrize("weight", [0.3, 1e-3])
 def test_constant_weight_scales_each_loss(weight):
-    student, teacher = observations()
+    student, teacher = both()
     method = shake(make())
     full = method(student, teacher, constant_weights(student.features))
     weighted = method(student, teacher, constant_weights(student.features, weight))
@@ -441,7 +441,7 @@ def test_constant_weight_scales_each_loss(weight):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_full_weight_is_the_method_without_weight(dtype):
     """Against the losses with the weights 1.0 written out, bit by bit."""
-    student, teacher = observations()
+    student, teacher = both()
     student, teacher = (
         replace(
             x,
@@ -487,7 +487,7 @@ def test_relation_takes_the_smaller_weight_of_two_instances():
 
 def test_a_student_equal_to_its_teacher():
     """No feature, relation or box loss, and no gradient; the cross-entropy has its entropy left."""
-    _, teacher = observations()
+    _, teacher = both()
     student, leaves = requiring_grad(teacher)
     losses = make()(student, teacher, random_weights(student.features))
     sum(losses.values()).backward()
@@ -499,7 +499,7 @@ def test_a_student_equal_to_its_teacher():
 
 
 def test_selection_lets_no_gradient_through_and_keeps_that_of_the_boxes():
-    student, teacher = observations()
+    student, teacher = both()
     student, leaves = requiring_grad(student)
     losses = make()(student, teacher, random_weights(student.features))
     *features, logits, regression = leaves
@@ -523,7 +523,7 @@ def test_selection_lets_no_gradient_through_and_keeps_that_of_the_boxes():
 
 @pytest.mark.parametrize("selection", ["positive", "semi_positive", "negative"])
 def test_selection_of_kinds(selection):
-    student, teacher = observations()
+    student, teacher = both()
     method = make(SELECTION=selection)
     instances = method._instances(student, teacher)
     matched_idxs = match_by_iou(MATCHER, student.dense.anchors, student.objects)
@@ -548,10 +548,10 @@ def test_selection_of_kinds(selection):
         np.testing.assert_allclose(instances[n].numpy(), np.array(expected).reshape(-1, 4))
 
 
-def nowhere(observation):
+def nowhere(outputs):
     """All boxes outside all images."""
-    regression = torch.full_like(observation.dense.regression, 1000)
-    return replace(observation, dense=replace(observation.dense, regression=regression))
+    regression = torch.full_like(outputs.dense.regression, 1000)
+    return replace(outputs, dense=replace(outputs.dense, regression=regression))
 
 
 EMPTY = {
@@ -568,7 +568,7 @@ EMPTY = {
 
 @pytest.mark.parametrize("case", EMPTY)
 def test_every_part_has_a_graph_whatever_is_selected(case):
-    student, teacher, changes = EMPTY[case](*observations())
+    student, teacher, changes = EMPTY[case](*both())
     student, leaves = requiring_grad(student)
     method = make(**changes)
     losses = method(student, teacher, random_weights(student.features))
@@ -590,7 +590,7 @@ def test_every_part_has_a_graph_whatever_is_selected(case):
 
 @pytest.mark.parametrize("scale", [0.0, 65504.0])
 def test_extreme_maps_give_finite_losses_and_gradients(scale):
-    student, teacher = observations()
+    student, teacher = both()
     student.features = {s: (scale * x).float() for s, x in student.features.items()}
     student, leaves = requiring_grad(student)
     teacher.features = {s: (-scale * x).float() for s, x in teacher.features.items()}

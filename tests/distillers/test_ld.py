@@ -11,7 +11,7 @@ from toy import build, constant_weights, maps, rand, random_weights
 from aid_d2.distillers import DistillContext
 from aid_d2.distillers.ld import LD, side_divergence
 from aid_d2.losses import BACKGROUND, IGNORED, LevelShape
-from aid_d2.modeling import Observation
+from aid_d2.modeling import DetectorOutputs
 from aid_d2.modeling.dense_output import DenseOutput
 from detectron2.utils.events import EventStorage
 
@@ -88,7 +88,7 @@ def observe(seed):
     logits = (2 * rand(2, NUM_ANCHORS, K, seed=seed)).requires_grad_()
     regression = (3 * rand(2, NUM_ANCHORS, 4 * BINS, seed=seed + 1)).requires_grad_()
     dense = DenseOutput(LEVELS, torch.zeros(NUM_ANCHORS, 4), logits, regression, None)
-    return Observation({}, dense=dense)
+    return DetectorOutputs({}, dense=dense)
 
 
 def random_pair():

@@ -4,7 +4,7 @@ import pytest
 from toy import build, constant_weights, context, maps, random_weights, shake
 
 from aid_d2.distillers import DISTILLER_REGISTRY
-from aid_d2.modeling import Observation
+from aid_d2.modeling import DetectorOutputs
 
 # The masks of MGD depend on the iteration.
 pytestmark = pytest.mark.usefixtures("storage")
@@ -19,7 +19,7 @@ def make(name, sizes=SIZES):
 
 def run(method, student, teacher, weights):
     """The one loss of the method."""
-    (loss,) = method(Observation(student), Observation(teacher), weights).values()
+    (loss,) = method(DetectorOutputs(student), DetectorOutputs(teacher), weights).values()
     return loss
 
 

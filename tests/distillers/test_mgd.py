@@ -6,7 +6,7 @@ import torch
 from toy import build, constant_weights, context, maps, rand, random_weights, shake
 
 from aid_d2.distillers.mgd import MGD, generation_loss, random_mask
-from aid_d2.modeling import Observation
+from aid_d2.modeling import DetectorOutputs
 from detectron2.utils.events import EventStorage
 
 pytestmark = pytest.mark.usefixtures("storage")
@@ -27,7 +27,7 @@ def make(channels=(4, 4), detector="RetinaNet", sizes=SIZES):
 
 
 def run(method, student, teacher, weights):
-    return method(Observation(student), Observation(teacher), weights)["generation"]
+    return method(DetectorOutputs(student), DetectorOutputs(teacher), weights)["generation"]
 
 
 def numpy_conv(x, conv):

@@ -9,7 +9,7 @@ from torch import nn
 from toy import build, constant_weights, context, maps, rand, random_weights, shake
 
 from aid_d2.distillers.non_local import NonLocal, NonLocalBlock, non_local
-from aid_d2.modeling import Observation
+from aid_d2.modeling import DetectorOutputs
 from aid_d2.weights import DistillWeights
 
 REFERENCE_SIZES = {4: (200, 336), 8: (100, 168), 16: (50, 84), 32: (25, 42), 64: (13, 21)}
@@ -120,7 +120,7 @@ def test_loss_against_numpy(two_stage, channels):
     student, teacher = maps(sizes, channels[0], seed=1), maps(sizes, channels[1], seed=2)
     weights = random_weights(teacher)
     method = shake(make(sizes, channels, two_stage))
-    losses = method(Observation(student), Observation(teacher), weights)
+    losses = method(DetectorOutputs(student), DetectorOutputs(teacher), weights)
     expected = 0.0
     # (inner channels, pooling), finest level first.
     published = [(64, 8), (64, 4), (128, 2), (128, 2), (128, 2)]
@@ -138,7 +138,10 @@ def test_loss_against_numpy(two_stage, channels):
 @pytest.mark.parametrize("weight", [0.3, 1e-3])
 def test_constant_weight_scales_the_loss(weight):
     sizes = {8: (5, 6), 16: (3, 3)}
-    student, teacher = Observation(maps(sizes, 4, seed=1)), Observation(maps(sizes, 4, seed=2))
+    student, teacher = (
+        DetectorOutputs(maps(sizes, 4, seed=1)),
+        DetectorOutputs(maps(sizes, 4, seed=2)),
+    )
     method = shake(make(sizes))
     full = method(student, teacher, constant_weights(teacher.features))["relation"]
     weighted = method(student, teacher, constant_weights(teacher.features, weight))["relation"]
@@ -150,7 +153,9 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
     teacher = {s: x.float() for s, x in maps(sizes, 4).items()}
     student = {s: x.clone().requires_grad_() for s, x in teacher.items()}
     method = make(sizes).float()
-    loss = method(Observation(student), Observation(teacher), random_weights(teacher))["relation"]
+    loss = method(DetectorOutputs(student), DetectorOutputs(teacher), random_weights(teacher))[
+        "relation"
+    ]
     loss.backward()
     assert loss.item() == 0
     for x in [*student.values(), *method.parameters()]:
@@ -160,7 +165,10 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
 def test_detached_teacher_keeps_its_block():
     sizes = {8: (5, 6)}
     method = make(sizes, DETACH_TEACHER=True)
-    student, teacher = Observation(maps(sizes, 4, seed=1)), Observation(maps(sizes, 4, seed=2))
+    student, teacher = (
+        DetectorOutputs(maps(sizes, 4, seed=1)),
+        DetectorOutputs(maps(sizes, 4, seed=2)),
+    )
     method(student, teacher, constant_weights(teacher.features))["relation"].backward()
     assert all(p.grad is None for p in method.teacher_blocks.parameters())
     assert all(p.grad is not None for p in method.student_blocks.parameters())
@@ -170,7 +178,10 @@ def test_detached_teacher_keeps_its_block():
 def test_every_parameter_has_a_gradient_although_the_blocks_start_as_the_identity():
     sizes = {8: (5, 6), 16: (1, 1)}
     method = make(sizes, (3, 5))
-    student, teacher = Observation(maps(sizes, 3, seed=1)), Observation(maps(sizes, 5, seed=2))
+    student, teacher = (
+        DetectorOutputs(maps(sizes, 3, seed=1)),
+        DetectorOutputs(maps(sizes, 5, seed=2)),
+    )
     method(student, teacher, constant_weights(teacher.features))["relation"].backward()
     assert all(p.grad is not None for p in method.parameters())
     for blocks in (method.student_blocks, method.teacher_blocks):
@@ -180,8 +191,8 @@ def test_every_parameter_has_a_gradient_although_the_blocks_start_as_the_identit
 
 def test_normalized_loss_equals_the_published_one_at_two_images_of_800x1333():
     channels = (2, 2)
-    student = Observation(maps(REFERENCE_SIZES, 2, seed=1))
-    teacher = Observation(maps(REFERENCE_SIZES, 2, seed=2))
+    student = DetectorOutputs(maps(REFERENCE_SIZES, 2, seed=1))
+    teacher = DetectorOutputs(maps(REFERENCE_SIZES, 2, seed=2))
     weights = constant_weights(teacher.features)
     small = {"INNER_CHANNELS": (2,) * 5}
     plain = make(REFERENCE_SIZES, channels, **small)(student, teacher, weights)
@@ -195,11 +206,13 @@ def test_how_the_loss_grows_with_the_batch(normalize, factor):
     student, teacher = maps(sizes, 4, seed=1), maps(sizes, 4, seed=2)
     weights = random_weights(teacher)
     method = shake(make(sizes, NORMALIZE=normalize))
-    once = method(Observation(student), Observation(teacher), weights)["relation"]
+    once = method(DetectorOutputs(student), DetectorOutputs(teacher), weights)["relation"]
     repeated = [
         {s: x.repeat(2, 1, 1, 1) for s, x in y.items()} for y in (student, teacher, weights.maps)
     ]
-    twice = method(Observation(repeated[0]), Observation(repeated[1]), DistillWeights(repeated[2]))
+    twice = method(
+        DetectorOutputs(repeated[0]), DetectorOutputs(repeated[1]), DistillWeights(repeated[2])
+    )
     assert twice["relation"].item() == pytest.approx(factor * once.item(), rel=1e-9)
 
 
@@ -211,7 +224,9 @@ def test_tiny_maps(images, size):
     method = shake(make(sizes))
     student = {128: rand(images, 4, *size, seed=1).requires_grad_()}
     teacher = maps(sizes, 4, images=images, seed=2)
-    loss = method(Observation(student), Observation(teacher), constant_weights(teacher))["relation"]
+    loss = method(DetectorOutputs(student), DetectorOutputs(teacher), constant_weights(teacher))[
+        "relation"
+    ]
     loss.backward()
     assert loss.isfinite() and loss > 0
     assert student[128].grad.isfinite().all()
@@ -223,7 +238,9 @@ def test_extreme_maps_give_a_finite_loss_and_gradients(scale):
     student = {8: (scale * rand(2, 4, 5, 6, seed=1)).float().requires_grad_()}
     teacher = {8: (-scale * rand(2, 4, 5, 6, seed=2)).float()}
     method = shake(make(sizes)).float()
-    loss = method(Observation(student), Observation(teacher), constant_weights(teacher))["relation"]
+    loss = method(DetectorOutputs(student), DetectorOutputs(teacher), constant_weights(teacher))[
+        "relation"
+    ]
     loss.backward()
     assert loss.isfinite() and student[8].grad.isfinite().all()
 

@@ -6,7 +6,7 @@ import torch
 from toy import build, context, maps, rand, random_weights
 
 from aid_d2.distillers.pairwise import Pairwise, pairwise_loss
-from aid_d2.modeling import Observation
+from aid_d2.modeling import DetectorOutputs
 
 SIZES = {8: (6, 8), 16: (5, 3), 32: (1, 3), 64: (1, 1)}
 
@@ -16,7 +16,7 @@ def make(channels=(4, 4), **changes):
 
 
 def run(method, student, teacher, weights):
-    return method(Observation(student), Observation(teacher), weights)["similarity"]
+    return method(DetectorOutputs(student), DetectorOutputs(teacher), weights)["similarity"]
 
 
 def pool(x, reduce):

@@ -6,7 +6,7 @@ import torch
 from toy import build, constant_weights, context, maps, rand, random_weights, shake
 
 from aid_d2.distillers.pkd import PKD, correlation_loss, standardize
-from aid_d2.modeling import Observation
+from aid_d2.modeling import DetectorOutputs
 
 SIZES = {8: (5, 6), 16: (3, 3), 32: (1, 2), 64: (1, 1)}
 # Weight on each level (released configs).
@@ -18,7 +18,7 @@ def make(channels=(4, 4), detector="RetinaNet", sizes=SIZES):
 
 
 def run(method, student, teacher, weights):
-    return method(Observation(student), Observation(teacher), weights)["feature"]
+    return method(DetectorOutputs(student), DetectorOutputs(teacher), weights)["feature"]
 
 
 def numpy_standardize(x):

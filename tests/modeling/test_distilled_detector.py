@@ -595,9 +595,9 @@ def test_precision_of_the_teacher_is_its_own(
     model = build_seeded(distilled_cfg("RetinaNet", {"DISTILL.PRECISION": precision}), 0)
     for autocast in (True, False):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            observation = model.teacher.observe(make_batch(), "BGR", True)
-        assert {x.dtype for x in observation.features.values()} == {dtype}
-        assert observation.predictions[0][0].dtype == dtype
+            outputs = model.teacher.observe(make_batch(), "BGR", True)
+        assert {x.dtype for x in outputs.features.values()} == {dtype}
+        assert outputs.predictions[0][0].dtype == dtype
 
 
 def test_a_compiled_backbone_is_not_looked_into(build_seeded, distilled_cfg):

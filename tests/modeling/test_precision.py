@@ -41,8 +41,8 @@ def observe(model, batch, precision):
     return teacher.observe(batch, "BGR", with_predictions=True)
 
 
-def maps_of(observation):
-    return [*observation.features.values(), *(x for y in observation.predictions for x in y)]
+def maps_of(outputs):
+    return [*outputs.features.values(), *(x for y in outputs.predictions for x in y)]
 
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
@@ -65,7 +65,7 @@ def test_bfloat16_is_near(small_cfg, build_seeded, make_batch, wrapper):
     batch = make_batch()
     exact, fast = (
         maps_of(observe(detector(small_cfg, build_seeded, wrapper), batch, precision))
-        for precision in ("float32", "bfloat16")
+        for dtype in ("float32", "bfloat16")
     )
     for x, y in zip(exact, fast):
         # Eight bits of a mantissa are half a percent.
@@ -98,8 +98,8 @@ def test_float32_is_exact(small_cfg, build_seeded, make_batch):
     with torch.no_grad():
         features = model.backbone(model.preprocess_image(batch).tensor)
         expected = model.head([features[name] for name in model.head_in_features])
-    observation = observe(model, batch, "float32")
-    for x, y in zip(expected, observation.predictions):
+    outputs = observe(model, batch, "float32")
+    for x, y in zip(expected, outputs.predictions):
         assert all(map(torch.equal, x, y))
 
 
@@ -115,18 +115,18 @@ def test_auto_takes_bfloat16_where_it_is_fast(monkeypatch, available):
 def test_a_step_with_a_fast_teacher(distilled_cfg, build_seeded, make_batch, detector):
     """Near the step with the exact one; nothing of the teacher is in half precision by then."""
     losses = {}
-    for precision in ("float32", "bfloat16"):
+    for dtype in ("float32", "bfloat16"):
         changes = {
-            "DISTILL.PRECISION": precision,
+            "DISTILL.PRECISION": dtype,
             "DISTILL.METHODS": ("AttentionGuided", "PKD", "BCKD"),
             "DISTILL.INHERIT": True,
         }
         model = build_seeded(distilled_cfg(detector, changes), seed=0).train()
         torch.manual_seed(0)
         with EventStorage(0):
-            losses[precision] = model(make_batch())
-        sum(losses[precision].values()).backward()
-        assert all(x.dtype == torch.float32 and x.isfinite() for x in losses[precision].values())
+            losses[dtype] = model(make_batch())
+        sum(losses[dtype].values()).backward()
+        assert all(x.dtype == torch.float32 and x.isfinite() for x in losses[dtype].values())
     for name, exact in losses["float32"].items():
         assert losses["bfloat16"][name].item() == pytest.approx(exact.item(), rel=0.1, abs=1e-3)
 

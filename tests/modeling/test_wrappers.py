@@ -43,8 +43,8 @@ def objects_of(batch):
 
 
 def observe(teacher, batch):
-    observation = teacher.observe(batch, "BGR", with_predictions=True)
-    return observation, teacher.losses(observation, objects_of(batch))
+    outputs = teacher.observe(batch, "BGR", with_predictions=True)
+    return outputs, teacher.losses(outputs, objects_of(batch))
 
 
 def test_the_wrapper_is_that_of_the_nearest_base_class(small_cfg, build_seeded, monkeypatch):
@@ -120,8 +120,8 @@ def test_retinanet_images_add_up_to_the_loss_on_each(teacher_of, make_batch):
 
 def test_retinanet_matches_are_its_own_labels(teacher_of, make_batch):
     teacher, batch = teacher_of("RetinaNet"), make_batch((4, 0, 3))
-    observation, losses = observe(teacher, batch)
-    anchors = teacher.model.anchor_generator(list(observation.features.values()))
+    outputs, losses = observe(teacher, batch)
+    anchors = teacher.model.anchor_generator(list(outputs.features.values()))
     labels, boxes = teacher.model.label_anchors(anchors, [x["instances"] for x in batch])
     objects = objects_of(batch)
     for image in range(3):
@@ -135,12 +135,12 @@ def test_retinanet_matches_are_its_own_labels(teacher_of, make_batch):
 def test_retinanet_anchors_lie_in_the_documented_order(teacher_of, make_batch):
     """A logit raised at one place of one level's map appears at that place of `split`."""
     teacher, batch = teacher_of("RetinaNet"), make_batch((1, 1))
-    observation, before = observe(teacher, batch)
-    logits = [x.clone() for x in observation.predictions[0]]
+    outputs, before = observe(teacher, batch)
+    logits = [x.clone() for x in outputs.predictions[0]]
     num_classes = teacher.model.num_classes
     anchor, row, column = 1, 2, 3
     logits[1][1, anchor * num_classes, row, column] += 20
-    raised = replace(observation, predictions=[logits, observation.predictions[1]])
+    raised = replace(outputs, predictions=[logits, outputs.predictions[1]])
     after = teacher.losses(raised, objects_of(batch))
     for level, (old, new) in enumerate(zip(before.split(before.cls), after.split(after.cls))):
         changed = (old != new).nonzero().tolist()
@@ -150,11 +150,11 @@ def test_retinanet_anchors_lie_in_the_documented_order(teacher_of, make_batch):
 # --- Faster R-CNN
 
 
-def rpn_losses(rpn, observation, batch, draws):
+def rpn_losses(rpn, outputs, batch, draws):
     """(draws,) Detectron2's sampled RPN loss."""
-    features = list(observation.features.values())
+    features = list(outputs.features.values())
     anchors = rpn.anchor_generator(features)
-    logits, deltas = observation.predictions
+    logits, deltas = outputs.predictions
     logits = [x.permute(0, 2, 3, 1).flatten(1) for x in logits]
     deltas = [
         x.view(len(x), -1, 4, *x.shape[-2:]).permute(0, 3, 4, 1, 2).flatten(1, -2) for x in deltas
@@ -185,8 +185,8 @@ def rpn_losses(rpn, observation, batch, draws):
 def test_rpn_levels_add_up_to_the_mean_of_its_sampled_loss(teacher_of, make_batch, changes):
     torch.manual_seed(0)
     teacher, batch = teacher_of("FasterRCNN", changes), make_batch((4, 0, 3))
-    observation, losses = observe(teacher, batch)
-    sampled = rpn_losses(teacher.model.proposal_generator, observation, batch, draws=300)
+    outputs, losses = observe(teacher, batch)
+    sampled = rpn_losses(teacher.model.proposal_generator, outputs, batch, draws=300)
     error = sampled.std() / 300**0.5
     actual = level_loss(replace(losses, roi=None)).sum()
     assert error < 0.02 * sampled.mean()
@@ -224,8 +224,8 @@ def test_box_head_is_judged_by_its_own_loss_on_the_object(teacher_of, make_batch
     teacher, batch = teacher_of("FasterRCNN", changes), make_batch((3, 0, 2))
     heads = teacher.model.roi_heads
     heads.box_predictor.bbox_pred.weight.data.mul_(300)
-    observation, losses = observe(teacher, batch)
-    features = [observation.features[stride] for stride in (4, 8, 16, 32)]
+    outputs, losses = observe(teacher, batch)
+    features = [outputs.features[stride] for stride in (4, 8, 16, 32)]
     index = 0
     for image, record in enumerate(batch):
         for box, label in zip(record["instances"].gt_boxes, record["instances"].gt_classes):
@@ -321,15 +321,15 @@ def test_faster_rcnn_is_not_trusted_on_an_object_that_it_misses(teacher_of):
 def test_retinanet_is_not_trusted_on_an_object_that_it_misclassifies(teacher_of):
     """Logits by hand: object 0 is found, on object 1 the teacher says class 0."""
     teacher, batch = teacher_of("RetinaNet"), two_objects()
-    observation, losses = observe(teacher, batch)
-    logits, deltas = ([x.clone() for x in maps] for maps in observation.predictions)
+    outputs, losses = observe(teacher, batch)
+    logits, deltas = ([x.clone() for x in maps] for maps in outputs.predictions)
     for per_level, matched_idxs in zip(logits, losses.split(losses.matched_idxs)):
         per_level.fill_(-8.0)
         by_class = per_level.view(1, -1, 3, *per_level.shape[-2:])
         by_class[:, :, 0][(matched_idxs >= 0).permute(0, 3, 1, 2)] = 8.0
     for x in deltas:
         x.zero_()
-    losses = teacher.losses(replace(observation, predictions=[logits, deltas]), objects_of(batch))
+    losses = teacher.losses(replace(outputs, predictions=[logits, deltas]), objects_of(batch))
     assert losses.known_objects.all()
     cls = [losses.cls[losses.matched_idxs == index].mean() for index in range(2)]
     assert cls[0] < 1e-3 and cls[1] > 5
@@ -344,14 +344,14 @@ def test_a_false_alarm_lowers_the_weight_in_the_background_of_its_image_and_leve
     teacher_of, make_batch, detector
 ):
     teacher, batch = teacher_of(detector), make_batch((2, 2))
-    observation, before = observe(teacher, batch)
+    outputs, before = observe(teacher, batch)
     level, image = 0, 1
     negative = before.split(before.matched_idxs)[level][image] == BACKGROUND
     row, column, anchor = negative.nonzero()[0].tolist()
-    logits = [x.clone() for x in observation.predictions[0]]
+    logits = [x.clone() for x in outputs.predictions[0]]
     channels = logits[level].shape[1] // negative.shape[-1]
     logits[level][image, anchor * channels, row, column] += 40
-    raised = replace(observation, predictions=[logits, observation.predictions[1]])
+    raised = replace(outputs, predictions=[logits, outputs.predictions[1]])
     after = teacher.losses(raised, objects_of(batch))
 
     higher = after.background > before.background + 1e-3
@@ -390,13 +390,13 @@ def test_ignore_regions_say_nothing(teacher_of, make_batch, wrapper):
         gt_boxes=Boxes(torch.cat([instances.gt_boxes.tensor, region])),
         gt_classes=torch.cat([instances.gt_classes, torch.tensor([-1])]),
     )
-    observation, plain = observe(teacher, batch)
+    outputs, plain = observe(teacher, batch)
     _, masked = observe(teacher, [batch[0], {**batch[1], "instances": marked}])
 
     wrapper = teacher.wrapper
     generator = teacher.model if wrapper.detector.__name__ == "RetinaNet" else None
     generator = generator or teacher.model.proposal_generator
-    anchors = Boxes.cat(generator.anchor_generator(list(observation.features.values())))
+    anchors = Boxes.cat(generator.anchor_generator(list(outputs.features.values())))
     x1, y1, x2, y2 = anchors.tensor.unbind(1)
     overlap = (x2.clamp(max=96) - x1.clamp(min=0)).clamp(min=0) * (
         y2.clamp(max=40) - y1.clamp(min=0)
@@ -443,18 +443,18 @@ def test_unreduced_losses_draw_no_random_numbers(teacher_of, make_batch, detecto
 def test_dense_cls_losses_against_formulas(teacher_of, make_batch):
     """RPN: binary cross-entropy. RetinaNet: focal loss, alpha .25, gamma 2. In float64."""
     teacher, batch = teacher_of("FasterRCNN"), make_batch((2, 0))
-    observation, losses = observe(teacher, batch)
-    logits = torch.cat([x.permute(0, 2, 3, 1).flatten(1) for x in observation.predictions[0]], 1)
+    outputs, losses = observe(teacher, batch)
+    logits = torch.cat([x.permute(0, 2, 3, 1).flatten(1) for x in outputs.predictions[0]], 1)
     positive, known = losses.matched_idxs >= 0, losses.matched_idxs != IGNORED
     expected = torch.where(positive, F.softplus(-logits.double()), F.softplus(logits.double()))
     np.testing.assert_allclose(losses.cls, expected * known, rtol=1e-4, atol=1e-6)
 
     teacher = teacher_of("RetinaNet")
-    observation, losses = observe(teacher, batch)
+    outputs, losses = observe(teacher, batch)
     logits = torch.cat(
         [
             x.double().view(2, -1, 3, *x.shape[-2:]).permute(0, 3, 4, 1, 2).reshape(2, -1, 3)
-            for x in observation.predictions[0]
+            for x in outputs.predictions[0]
         ],
         1,
     )
@@ -472,11 +472,11 @@ def test_positive_anchors_overlap_their_object(teacher_of, make_batch):
     """Thresholds of the matchers: .5 in RetinaNet, .7 in the RPN, or the best of the object."""
     for detector, threshold in (("RetinaNet", 0.5), ("FasterRCNN", 0.7)):
         teacher, batch = teacher_of(detector), make_batch((3, 2))
-        observation, losses = observe(teacher, batch)
+        outputs, losses = observe(teacher, batch)
         matched_idxs = (
             teacher.model if detector == "RetinaNet" else teacher.model.proposal_generator
         )
-        anchors = Boxes.cat(matched_idxs.anchor_generator(list(observation.features.values())))
+        anchors = Boxes.cat(matched_idxs.anchor_generator(list(outputs.features.values())))
         objects = objects_of(batch)
         iou = pairwise_iou(Boxes(objects.boxes), anchors)
         for image, anchor in (losses.matched_idxs >= 0).nonzero().tolist():

@@ -21,7 +21,7 @@ class Call(NamedTuple):
 
 
 @dataclass
-class Observation:
+class DetectorOutputs:
     """
     Attributes:
         features: the maps (N, C, H, W) that the detector's head looks at, per stride, finest first.
