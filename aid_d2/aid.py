@@ -238,7 +238,7 @@ def smallest_object(objects: Objects, level: LevelShape, among: Tensor | None = 
 
 def _level_sums(losses: UnreducedLosses) -> tuple[Tensor, Tensor]:
     """(N, L) sum of the anchors' losses, and number of positive anchors."""
-    values = losses.split(losses.dense)
+    values = losses.split(losses.anchor_losses)
     matched_idxs = losses.split(losses.matched_idxs)
     return (
         torch.stack([x.flatten(1).sum(1) for x in values], dim=1),

@@ -123,7 +123,7 @@ class UnreducedLosses:
         return anchors.new_zeros(num_objects + 1).index_add(0, bins, anchors.flatten())[:-1]
 
     @property
-    def dense(self) -> Tensor:
+    def anchor_losses(self) -> Tensor:
         """(N, R) what each anchor adds to the detector's own dense loss, before its normaliser."""
         return self.factor * (self.cls + self.box)
 

@@ -112,16 +112,16 @@ class ADL(Distiller):
         self.student = context.student
 
     def forward(self, student, teacher, weights):
-        constants, dense, objects = self.constants, student.dense, student.objects
-        s, t = (x.dense.logits / constants.TEMPERATURE for x in (student, teacher))
+        constants, predictions, objects = self.constants, student.predictions, student.objects
+        s, t = (x.predictions.logits / constants.TEMPERATURE for x in (student, teacher))
         if constants.FORM == "kl":
             divergence = binary_kl(s, t)
         else:
             divergence = weighted_cross_entropy(s, t, constants.ALPHA)
         loss = adaptive_loss(divergence, binary_entropy(t), constants.BETA, constants.GAMMA).sum(-1)
 
-        matched_idxs = self.student.matched_idxs(dense, objects)
-        counted = counted_anchors(matched_idxs, dense.anchors, objects)
+        matched_idxs = self.student.matched_idxs(predictions, objects)
+        counted = counted_anchors(matched_idxs, predictions.anchors, objects)
         normalizer = (counted * (t.sigmoid() ** constants.THETA).sum(-1)).sum().clamp(min=1)
-        weight = weights.per_anchor(dense.levels) * counted
+        weight = weights.per_anchor(predictions.levels) * counted
         return {"cls": self.weight * (weight * loss).sum() / normalizer}

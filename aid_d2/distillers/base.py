@@ -56,7 +56,7 @@ class Distiller(nn.Module):
     Attributes:
         detectors: names of the meta-architectures that student and teacher may have; empty for any
             with a Detectron2 backbone.
-        needs_predictions: whether it compares the dense predictions, `DetectorOutputs.dense`. Student
+        needs_predictions: whether it compares the dense predictions, `DetectorOutputs.predictions`. Student
             and teacher then need equal classes, anchors and levels.
         supports_bf16: whether it runs under autocast to bfloat16 where the teacher does. What its
             layers and products of matrices give is then rounded to 8 bits, which differences and

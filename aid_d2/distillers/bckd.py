@@ -62,7 +62,7 @@ class BCKD(Distiller):
         self.student = context.student
 
     def forward(self, student, teacher, weights):
-        mine, theirs = student.dense, teacher.dense
+        mine, theirs = student.predictions, teacher.predictions
         matched_idxs = self.student.matched_idxs(mine, student.objects)
         num_positive = count_positive(matched_idxs)
         weight = weights.per_anchor(mine.levels)

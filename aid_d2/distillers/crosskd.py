@@ -92,15 +92,15 @@ class CrossKD(Distiller):
 
     def forward(self, student, teacher, weights):
         crossed = {branch: self._cross(branch, student, teacher) for branch in self.adapters}
-        predicted = self.teacher.dense(teacher.features, self.teacher.predict(crossed))
-        matched_idxs = self.student.matched_idxs(student.dense, student.objects)
+        predicted = self.teacher.predictions(teacher.features, self.teacher.predict(crossed))
+        matched_idxs = self.student.matched_idxs(student.predictions, student.objects)
         cls, box = mimic_losses(
             predicted,
-            teacher.dense,
+            teacher.predictions,
             self.teacher.detector.__name__,
             matched_idxs,
-            weights.per_anchor(teacher.dense.levels),
-            counted_anchors(matched_idxs, teacher.dense.anchors, student.objects),
+            weights.per_anchor(teacher.predictions.levels),
+            counted_anchors(matched_idxs, teacher.predictions.anchors, student.objects),
         )
         return {"cls": self.constants.CLS_WEIGHT * cls, "box": self.constants.BOX_WEIGHT * box}
 

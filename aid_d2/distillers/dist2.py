@@ -27,7 +27,9 @@ def detection_loss(losses: UnreducedLosses, weights: DistillWeights) -> Tensor:
     ``sum W (L_cls + L_box) / N`` over the anchors, and of a two-stage detector ``sum W L_roi / M``
     over the M objects.
     """
-    total = (weights.per_anchor(losses.levels) * losses.dense).sum() / losses.batch_normalizer
+    total = (
+        weights.per_anchor(losses.levels) * losses.anchor_losses
+    ).sum() / losses.batch_normalizer
     if losses.roi is None:
         return total
     objects = losses.objects
@@ -113,11 +115,11 @@ class Dist2(Distiller):
 
     def _imitate_detection(self, student, teacher, weights) -> Tensor:
         features = {s: self.adapters[str(s)](x) for s, x in student.features.items()}
-        predictions = self.teacher.head(list(features.values()))
+        head_outputs = self.teacher.head(list(features.values()))
         if self.node.DI_TARGET == "ground_truth":
-            losses = self.teacher.unreduced_losses(features, predictions, student.objects)
+            losses = self.teacher.unreduced_losses(features, head_outputs, student.objects)
             return detection_loss(losses, weights)
-        predicted = self.teacher.dense(features, predictions)
+        predicted = self.teacher.predictions(features, head_outputs)
         detector = self.teacher.detector.__name__
         matched_idxs = self.teacher.matched_idxs(predicted, student.objects)
         cls, box = mimic_losses(
@@ -133,10 +135,10 @@ class Dist2(Distiller):
     @torch.no_grad()
     def _target(self, teacher):
         """The teacher's own predictions, which are there if AID or a method asked for them."""
-        predictions = teacher.predictions
-        if predictions is None:
-            predictions = self.teacher.head(list(teacher.features.values()))
-        return self.teacher.dense(teacher.features, predictions)
+        head_outputs = teacher.head_outputs
+        if head_outputs is None:
+            head_outputs = self.teacher.head(list(teacher.features.values()))
+        return self.teacher.predictions(teacher.features, head_outputs)
 
     def _imitate_features(self, strategy, student, teacher, weights) -> list[Tensor]:
         source = _maps(strategy[0], self.student, student)

@@ -174,22 +174,24 @@ def regression_loss(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
     return (weight * (student - teacher).abs().sum(-1)).sum() / max(len(student), 1)
 
 
-def box_deltas(dense, image: Tensor, anchor: Tensor) -> Tensor:
+def box_deltas(predictions, image: Tensor, anchor: Tensor) -> Tensor:
     """What a detector says of the boxes of P anchors, in its own units.
 
     Args:
-        dense: :class:`DenseOutput`.
+        predictions: :class:`DensePredictions`.
         image, anchor: (P,) indices of the anchors.
 
     Returns:
         (P, 4) the raw output; where that is logits of distributions (GFL), the expected distances
         in strides.
     """
-    raw = dense.regression[image, anchor]
+    raw = predictions.regression[image, anchor]
     if raw.shape[-1] == 4:
         return raw
-    anchors = dense.anchors[anchor]
-    return dense.transform.get_deltas(anchors, dense.transform.apply_deltas(raw, anchors))
+    anchors = predictions.anchors[anchor]
+    return predictions.transform.get_deltas(
+        anchors, predictions.transform.apply_deltas(raw, anchors)
+    )
 
 
 @DISTILLER_REGISTRY.register()
@@ -264,9 +266,9 @@ class GID(Distiller):
         )
         of_box = weights.per_box(boxes)
         masked = self._mask(student, boxes).nonzero(as_tuple=True)
-        of_anchor = weights.per_anchor(student.dense.levels)[masked]
-        logits = (x.dense.logits[masked] for x in (student, teacher))
-        deltas = (box_deltas(x.dense, *masked) for x in (student, teacher))
+        of_anchor = weights.per_anchor(student.predictions.levels)[masked]
+        logits = (x.predictions.logits[masked] for x in (student, teacher))
+        deltas = (box_deltas(x.predictions, *masked) for x in (student, teacher))
         losses = {
             "feature": feature_loss(s, t, of_box),
             "relation": relation_loss(s.flatten(1), t.flatten(1), of_box),
@@ -277,12 +279,12 @@ class GID(Distiller):
 
     def _instances(self, student, teacher) -> list[Tensor]:
         """Boxes (B_i, 4) of the general instances of each image."""
-        # `dense.boxes` is kept for whoever asks next, and then with gradient.
+        # `predictions.boxes` is kept for whoever asks next, and then with gradient.
         scores, boxes = disagreement(
-            student.dense.logits.detach(),
-            teacher.dense.logits,
-            student.dense.boxes.detach(),
-            teacher.dense.boxes,
+            student.predictions.logits.detach(),
+            teacher.predictions.logits,
+            student.predictions.boxes.detach(),
+            teacher.predictions.boxes,
         )
         objects, node = student.objects, self.node
         boxes = clip_boxes(boxes, objects.image_sizes)
@@ -292,7 +294,7 @@ class GID(Distiller):
         instances = [x[index] for x, index in zip(boxes, selected)]
         if node.SELECTION == "paper":
             return instances
-        positive = self.wrapper.matched_idxs(student.dense, objects) >= 0
+        positive = self.wrapper.matched_idxs(student.predictions, objects) >= 0
         kinds = map(
             instance_kinds,
             instances,
@@ -310,4 +312,4 @@ class GID(Distiller):
             classes=torch.zeros(len(instances), dtype=torch.int64, device=instances.device),
             counts=[len(x) for x in boxes],
         )
-        return self.wrapper.matched_idxs(student.dense, as_objects) >= 0
+        return self.wrapper.matched_idxs(student.predictions, as_objects) >= 0

@@ -59,12 +59,15 @@ class LD(Distiller):
         self.student = context.student
 
     def forward(self, student, teacher, weights):
-        dense = student.dense
+        predictions = student.predictions
         loss = side_divergence(
-            dense.regression, teacher.dense.regression, self.bins, self.constants.TEMPERATURE
+            predictions.regression,
+            teacher.predictions.regression,
+            self.bins,
+            self.constants.TEMPERATURE,
         )
         # To compute it for all anchors and select by weight needs no wait for the device.
-        positive = self.student.matched_idxs(dense, student.objects) >= 0
-        weight = positive * dense.logits.detach().sigmoid().amax(-1)
-        total = (weights.per_anchor(dense.levels) * weight * loss).sum()
+        positive = self.student.matched_idxs(predictions, student.objects) >= 0
+        weight = positive * predictions.logits.detach().sigmoid().amax(-1)
+        total = (weights.per_anchor(predictions.levels) * weight * loss).sum()
         return {"box": self.constants.WEIGHT * total}

@@ -16,7 +16,7 @@ from ..iou import area, giou_loss
 from .anchors import count_positive
 
 if TYPE_CHECKING:
-    from ..modeling.dense_output import DenseOutput
+    from ..modeling.dense_predictions import DensePredictions
 
 # CrossKD's factor on the box loss, by meta-architecture of the teacher. The RPN's is that of
 # RetinaNet; CrossKD has none.
@@ -77,8 +77,8 @@ def distribution_divergence(logits: Tensor, target_logits: Tensor) -> Tensor:
 
 
 def mimic_losses(
-    predicted: DenseOutput,
-    target: DenseOutput,
+    predicted: DensePredictions,
+    target: DensePredictions,
     detector: str,
     matched_idxs: Tensor,
     weight: Tensor,

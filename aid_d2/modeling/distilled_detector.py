@@ -197,8 +197,8 @@ class DistilledDetector(nn.Module):
         with record_calls([*own, *self._taps(wrapper)]) as calls:
             with wrapper.sharing_matches(features, objects):
                 losses = self.student(batched_inputs)
-        predictions = calls[wrapper.head][-1].output if wrapper.head is not None else None
-        return DetectorOutputs(features(), predictions, calls, objects=objects), losses
+        head_outputs = calls[wrapper.head][-1].output if wrapper.head is not None else None
+        return DetectorOutputs(features(), head_outputs, calls, objects=objects), losses
 
     def _weight(
         self, student: DetectorOutputs, teacher: DetectorOutputs, batched_inputs: list[dict]
@@ -219,7 +219,7 @@ class DistilledDetector(nn.Module):
         # In eval mode, lest what is computed here again moves the statistics of a batch norm.
         with inference_context(self.student):
             return self._wrapper.unreduced_losses(
-                student.features, student.predictions, student.objects
+                student.features, student.head_outputs, student.objects
             )
 
     def _distill(
@@ -227,8 +227,10 @@ class DistilledDetector(nn.Module):
     ) -> dict[str, Tensor]:
         student, teacher, weights = align(self.pairs, student, teacher, weights)
         if self._needs_predictions:
-            student.dense = self._wrapper.dense(student.features, student.predictions)
-            teacher.dense = self.teacher.wrapper.dense(teacher.features, teacher.predictions)
+            student.predictions = self._wrapper.predictions(student.features, student.head_outputs)
+            teacher.predictions = self.teacher.wrapper.predictions(
+                teacher.features, teacher.head_outputs
+            )
         factor = self.weight
         if self.warmup_iters > 0:
             factor *= min(get_event_storage().iter / self.warmup_iters, 1.0)
@@ -262,7 +264,7 @@ class DistilledDetector(nn.Module):
         # Other processes have no writer, which would empty their storage.
         if (storage.iter + 1) % _LOG_PERIOD or not comm.is_main_process():
             return
-        scalars = {"teacher/loss_dense": losses.dense.sum() / losses.batch_normalizer}
+        scalars = {"teacher/loss_dense": losses.anchor_losses.sum() / losses.batch_normalizer}
         if losses.roi is not None:
             scalars["teacher/loss_roi"] = losses.mean_roi
         for stride, x in weights.maps.items():
@@ -279,8 +281,8 @@ class DistilledDetector(nn.Module):
 
 
 def _without_caches(outputs: DetectorOutputs) -> DetectorOutputs:
-    dense = outputs.dense
-    return replace(outputs, dense=replace(dense) if dense is not None else None)
+    predictions = outputs.predictions
+    return replace(outputs, predictions=replace(predictions) if predictions is not None else None)
 
 
 def _strip_student_prefix(module, state_dict, prefix, local_metadata) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ..losses import Objects
-from .dense_output import DenseOutput
+from .dense_predictions import DensePredictions
 
 
 class Call(NamedTuple):
@@ -25,17 +25,17 @@ class DetectorOutputs:
     """
     Attributes:
         features: the maps (N, C, H, W) that the detector's head looks at, per stride, finest first.
-        predictions: output of the dense head (`DetectorWrapper.head`), or None.
+        head_outputs: output of the dense head (`DetectorWrapper.head`), or None.
         calls: of the modules that distillers asked for (`Distiller.taps`), in order.
-        dense: the predictions, aligned with those of the other detector, where a distiller needs
+        predictions: the predictions, aligned with those of the other detector, where a distiller needs
             them.
         objects: ground truth of the images, if it was given.
     """
 
     features: dict[int, Tensor]
-    predictions: Any = None
+    head_outputs: Any = None
     calls: dict[nn.Module, list[Call]] = field(default_factory=dict)
-    dense: DenseOutput | None = None
+    predictions: DensePredictions | None = None
     objects: Objects | None = None
 
 

@@ -129,7 +129,7 @@ class Teacher:
                 self.wrapper.features(self.model.backbone(images)), calls=calls
             )
             if with_predictions and self.wrapper.head is not None:
-                outputs.predictions = self.wrapper.head(list(outputs.features.values()))
+                outputs.head_outputs = self.wrapper.head(list(outputs.features.values()))
         return outputs
 
     def _prepare(self, batched_inputs: list[dict], input_format: str) -> Tensor:
@@ -141,7 +141,7 @@ class Teacher:
     @torch.no_grad()
     def losses(self, outputs: DetectorOutputs, objects: Objects) -> UnreducedLosses:
         """The teacher's unreduced losses, see :meth:`DetectorWrapper.unreduced_losses`."""
-        return self.wrapper.unreduced_losses(outputs.features, outputs.predictions, objects)
+        return self.wrapper.unreduced_losses(outputs.features, outputs.head_outputs, objects)
 
 
 def load_teacher_config(cfg: CfgNode) -> CfgNode:

@@ -19,7 +19,7 @@ from aid_d2.distillers.adl import (
 from aid_d2.distillers.anchors import centred_in_image
 from aid_d2.losses import BACKGROUND, IGNORED, LevelShape, Objects
 from aid_d2.modeling import DetectorOutputs
-from aid_d2.modeling.dense_output import DenseOutput
+from aid_d2.modeling.dense_predictions import DensePredictions
 from detectron2.utils.events import EventStorage
 
 SIZES = {8: (4, 6), 16: (2, 3)}
@@ -117,7 +117,7 @@ def test_gradient_where_the_weight_is_zero(gamma):
 # --- the method
 
 
-def dense(logits):
+def predictions(logits):
     centres = [
         (x * level.stride, y * level.stride)
         for level in LEVELS
@@ -127,7 +127,7 @@ def dense(logits):
     ]
     centres = torch.tensor(centres, dtype=torch.float64)
     anchors = torch.cat([centres - 20, centres + 20], dim=1)
-    return DenseOutput(LEVELS, anchors, logits, logits.new_zeros(*logits.shape[:2], 4), None)
+    return DensePredictions(LEVELS, anchors, logits, logits.new_zeros(*logits.shape[:2], 4), None)
 
 
 def random_matched_idxs(seed=7):
@@ -138,7 +138,7 @@ def random_matched_idxs(seed=7):
 
 def make(matched_idxs, preset="PAPER", **changes):
     """The changes are to the preset's constants."""
-    wrapper = SimpleNamespace(matched_idxs=lambda dense, objects: matched_idxs)
+    wrapper = SimpleNamespace(matched_idxs=lambda predictions, objects: matched_idxs)
     constants = ADL.config().get(preset)
     for key, value in changes.items():
         constants[key] = value
@@ -154,7 +154,7 @@ def observe(logits):
         ignored=[torch.zeros(0, 4)] * 2,
         image_sizes=IMAGE_SIZES,
     )
-    return DetectorOutputs({}, dense=dense(logits), objects=objects)
+    return DetectorOutputs({}, predictions=predictions(logits), objects=objects)
 
 
 def random_pair(shift=0.0):
@@ -168,14 +168,14 @@ def reference(
 ):
     total = divisor = 0.0
     values = weights.per_anchor(LEVELS)
-    centres = (student.dense.anchors[:, :2] + student.dense.anchors[:, 2:]) / 2
+    centres = (student.predictions.anchors[:, :2] + student.predictions.anchors[:, 2:]) / 2
     for n, (height, width) in enumerate(IMAGE_SIZES):
         for r, (x, y) in enumerate(centres.tolist()):
             if matched_idxs[n, r] == IGNORED or x >= width or y >= height:
                 continue
             for k in range(K):
-                s = student.dense.logits[n, r, k].item() / temperature
-                t = teacher.dense.logits[n, r, k].item() / temperature
+                s = student.predictions.logits[n, r, k].item() / temperature
+                t = teacher.predictions.logits[n, r, k].item() / temperature
                 kl, ce, entropy = reference_parts(s, t, alpha)
                 d = kl if form == "kl" else ce
                 weight = (1 - math.exp(-(d + beta * entropy))) ** gamma
@@ -216,9 +216,9 @@ def test_constant_weight_scales_the_loss_and_one_changes_no_bit(form):
     }
     assert loss[0.3].item() == pytest.approx(0.3 * loss[1.0].item(), rel=1e-12)
 
-    s, t = student.dense.logits, teacher.dense.logits
+    s, t = student.predictions.logits, teacher.predictions.logits
     values = adl(s, t, form, method.constants.BETA, method.constants.GAMMA).sum(-1)
-    counted = (matched_idxs != IGNORED) & centred_in_image(student.dense.anchors, IMAGE_SIZES)
+    counted = (matched_idxs != IGNORED) & centred_in_image(student.predictions.anchors, IMAGE_SIZES)
     divisor = (counted * (t.sigmoid() ** 1.8).sum(-1)).sum().clamp(min=1)
     assert torch.equal(loss[1.0], (counted * values).sum() / divisor)
 
@@ -229,7 +229,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
     loss = make(random_matched_idxs())(student, teacher, random_weights(maps(SIZES, 1)))["cls"]
     loss.backward()
     assert loss.item() == 0
-    assert student.dense.logits.grad.abs().max() < 1e-12
+    assert student.predictions.logits.grad.abs().max() < 1e-12
 
 
 def test_without_anchors_to_compare_the_loss_is_a_zero_with_a_graph():
@@ -238,7 +238,7 @@ def test_without_anchors_to_compare_the_loss_is_a_zero_with_a_graph():
     loss = make(matched_idxs)(student, teacher, random_weights(maps(SIZES, 1)))["cls"]
     loss.backward()
     assert loss.item() == 0
-    assert (student.dense.logits.grad == 0).all()
+    assert (student.predictions.logits.grad == 0).all()
 
 
 def test_published_constants():

@@ -9,16 +9,16 @@ from toy import build, context, rand
 from aid_d2.distillers.bckd import BCKD, localization_loss
 from aid_d2.losses import BACKGROUND, IGNORED, LevelShape, Objects
 from aid_d2.modeling import DetectorOutputs
-from aid_d2.modeling.dense_output import DenseOutput
+from aid_d2.modeling.dense_predictions import DensePredictions
 from aid_d2.weights import DistillWeights
 from detectron2.utils.events import EventStorage
 
 OWNER = torch.tensor([[0, BACKGROUND, 1, BACKGROUND] * 2, [BACKGROUND, 2, BACKGROUND, 2] * 2])
 
 
-def dense_output(seed, classes=3):
+def dense_predictions(seed, classes=3):
     """Two images of 2x2 locations with two anchors each."""
-    return DenseOutput(
+    return DensePredictions(
         levels=[LevelShape(8, 2, 2, 2)],
         anchors=torch.zeros(8, 4),
         logits=2 * rand(2, 8, classes, seed=seed),
@@ -32,12 +32,12 @@ def outputs(seed, classes=3):
     objects = Objects(
         nothing, torch.zeros(0, dtype=torch.int64), [0, 0], [nothing] * 2, [(16, 16)] * 2
     )
-    return DetectorOutputs({}, dense=dense_output(seed, classes), objects=objects)
+    return DetectorOutputs({}, predictions=dense_predictions(seed, classes), objects=objects)
 
 
 def make(matched_idxs=OWNER, **changes):
     method = build(BCKD, context([8]), **changes)
-    method.student.matched_idxs = lambda dense, objects: matched_idxs
+    method.student.matched_idxs = lambda predictions, objects: matched_idxs
     return method
 
 
@@ -57,9 +57,9 @@ def test_losses_against_the_formulas(classes, ignored):
         if matched_idxs[image, anchor] == IGNORED:
             continue
         w = weight[image, 0].flatten()[anchor // 2].item()
-        z, t = (x.dense.logits[image, anchor].tolist() for x in (student, teacher))
+        z, t = (x.predictions.logits[image, anchor].tolist() for x in (student, teacher))
         difference = max(abs(sigmoid(a) - sigmoid(b)) for a, b in zip(z, t))
-        b, b_t = (x.dense.boxes[image, anchor].tolist() for x in (student, teacher))
+        b, b_t = (x.predictions.boxes[image, anchor].tolist() for x in (student, teacher))
         expected["cls"] += w * reference_quality(z, t) / 8
         expected["box"] += 4 * w * difference * reference_giou(b, b_t) / 8
     assert {k: x.item() for k, x in losses.items()} == pytest.approx(expected, rel=1e-8)
@@ -111,9 +111,9 @@ def test_equal_predictions_have_no_loss_and_without_objects_the_divisor_is_one()
 def test_extreme_predictions_have_finite_losses_and_gradients(scale):
     student, teacher = outputs(1), outputs(11)
     for x in (student, teacher):
-        x.dense.logits = (scale * x.dense.logits).float()
-        x.dense.regression = (scale * x.dense.regression).float()
-    leaves = [student.dense.logits, student.dense.regression]
+        x.predictions.logits = (scale * x.predictions.logits).float()
+        x.predictions.regression = (scale * x.predictions.regression).float()
+    leaves = [student.predictions.logits, student.predictions.regression]
     for leaf in leaves:
         leaf.requires_grad_()
     losses = make()(student, teacher, DistillWeights({8: torch.ones(2, 1, 2, 2)}))

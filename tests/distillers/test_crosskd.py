@@ -80,11 +80,11 @@ def maps(width, seed, sizes=SIZES):
 def observe(method, wrapper, features, cut=None, objects=None):
     """The head on the features, whose maps are then cut to the sizes `cut`."""
     with record_calls(method.taps(wrapper)) as calls:
-        predictions = wrapper.head(list(features.values()))
+        head_outputs = wrapper.head(list(features.values()))
     for stride, (height, width) in (cut or {}).items():
         features = {**features, stride: features[stride][..., :height, :width]}
-    dense = wrapper.dense(features, predictions)
-    return DetectorOutputs(features, predictions, calls, dense, objects or batch_objects())
+    predictions = wrapper.predictions(features, head_outputs)
+    return DetectorOutputs(features, head_outputs, calls, predictions, objects or batch_objects())
 
 
 def build(student, teacher, position=2):
@@ -178,7 +178,7 @@ def by_hand(name, student, teacher, both, position):
     ]
     if name == "GFL":
         outputs[1] = [x * scale for x, scale in zip(outputs[1], teacher.head.scales)]
-    return teacher.dense(target.features, outputs)
+    return teacher.predictions(target.features, outputs)
 
 
 @pytest.mark.parametrize("position", [1, 2, 3])
@@ -188,15 +188,15 @@ def test_losses_against_the_steps_by_hand(detector_of, name, position):
     method = build(student, teacher, position)
     both = [observe(method, x, maps(16, seed)) for x, seed in ((student, 1), (teacher, 2))]
     losses = method(*both, weight_maps())
-    matched_idxs = student.matched_idxs(both[0].dense, batch_objects())
+    matched_idxs = student.matched_idxs(both[0].predictions, batch_objects())
     assert (matched_idxs >= 0).sum() > 1
     expected = mimic_losses(
         by_hand(name, student, teacher, both, position),
-        both[1].dense,
+        both[1].predictions,
         name,
         matched_idxs,
-        weight_maps().per_anchor(both[1].dense.levels),
-        counted_anchors(matched_idxs, both[1].dense.anchors, batch_objects()),
+        weight_maps().per_anchor(both[1].predictions.levels),
+        counted_anchors(matched_idxs, both[1].predictions.anchors, batch_objects()),
     )
     _, cls_weight, box_weight = PUBLISHED[name]
     assert losses["cls"].item() == pytest.approx(cls_weight * expected[0].item(), rel=1e-4)

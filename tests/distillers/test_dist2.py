@@ -124,23 +124,23 @@ def test_full_weight_is_bit_equal_to_the_loss_without(roi):
 def own_loss(name, wrapper, features, instances):
     """What the detector itself would train on, on these maps."""
     model, maps = wrapper.model, list(features.values())
-    predictions = wrapper.head(maps)
+    head_outputs = wrapper.head(maps)
     with EventStorage():
         if name == "FasterRCNN":
-            return rpn_loss(model, maps, predictions, instances) + roi_loss(model, maps, instances)
+            return rpn_loss(model, maps, head_outputs, instances) + roi_loss(model, maps, instances)
         if name != "GFL":
             # Where the running mean settles.
-            dense = wrapper.dense(features, predictions)
-            matched_idxs = wrapper.matched_idxs(dense, Objects.from_instances(instances, CPU))
+            predictions = wrapper.predictions(features, head_outputs)
+            matched_idxs = wrapper.matched_idxs(predictions, Objects.from_instances(instances, CPU))
             model.loss_normalizer = max(int((matched_idxs >= 0).sum()), 1)
         images = ImageList(torch.zeros(len(instances), 3, 64, 96), [(64, 96)] * len(instances))
-        return sum(model.forward_training(images, maps, predictions, instances).values())
+        return sum(model.forward_training(images, maps, head_outputs, instances).values())
 
 
-def rpn_loss(model, maps, predictions, instances):
+def rpn_loss(model, maps, head_outputs, instances):
     rpn = model.proposal_generator
     anchors = rpn.anchor_generator(maps)
-    logits, deltas = predictions
+    logits, deltas = head_outputs
     labels, boxes = rpn.label_and_sample_anchors(anchors, instances)
     logits = [permute_to_N_HWA_K(x, 1).squeeze(-1) for x in logits]
     deltas = [permute_to_N_HWA_K(x, 4) for x in deltas]
@@ -150,10 +150,10 @@ def rpn_loss(model, maps, predictions, instances):
 def roi_loss(model, maps, instances):
     heads = model.roi_heads
     boxes = [x.gt_boxes for x in instances]
-    predictions = heads.box_predictor(heads.box_head(heads.box_pooler(maps[:4], boxes)))
+    head_outputs = heads.box_predictor(heads.box_head(heads.box_pooler(maps[:4], boxes)))
     for x in instances:
         x.proposal_boxes = x.gt_boxes
-    return sum(heads.box_predictor.losses(predictions, instances).values())
+    return sum(heads.box_predictor.losses(head_outputs, instances).values())
 
 
 def gradients(loss, features):
@@ -236,7 +236,8 @@ def test_di_with_the_teacher_as_target(detector_of, name):
     weights = DistillWeights({s: x.float() for s, x in random_weights(seen.features).maps.items()})
     loss = method(seen, theirs, weights)["di"]
     predicted, target = (
-        teacher.dense(x.features, teacher.head(list(x.features.values()))) for x in (seen, theirs)
+        teacher.predictions(x.features, teacher.head(list(x.features.values())))
+        for x in (seen, theirs)
     )
     matched_idxs = teacher.matched_idxs(predicted, seen.objects)
     cls, box = mimic_losses(
@@ -250,7 +251,7 @@ def test_di_with_the_teacher_as_target(detector_of, name):
     assert (matched_idxs >= 0).any()
     assert loss.item() == pytest.approx((cls + BOX_WEIGHTS[name] * box).item(), rel=1e-5)
 
-    theirs.predictions = teacher.head(list(theirs.features.values()))
+    theirs.head_outputs = teacher.head(list(theirs.features.values()))
     assert torch.equal(method(seen, theirs, weights)["di"], loss)
     same = DetectorOutputs(theirs.features, objects=seen.objects)
     assert method(same, theirs, weights)["di"] < 1e-6 * loss

@@ -23,7 +23,7 @@ from aid_d2.distillers.gid import (
 )
 from aid_d2.losses import LevelShape, Objects
 from aid_d2.modeling import DetectorOutputs
-from aid_d2.modeling.dense_output import DenseOutput
+from aid_d2.modeling.dense_predictions import DensePredictions
 from aid_d2.modeling.gfl_losses import BoxDistribution
 from aid_d2.modeling.wrappers.assignment import match_by_iou
 from aid_d2.weights import DistillWeights, pool_boxes
@@ -282,9 +282,11 @@ def test_relation_knows_no_scale():
 
 
 def test_deltas_are_the_raw_output():
-    dense = make_dense(1)
+    predictions = make_dense(1)
     image, anchor = torch.tensor([0, 1, 1]), torch.tensor([5, 0, 100])
-    assert torch.equal(box_deltas(dense, image, anchor), dense.regression[image, anchor])
+    assert torch.equal(
+        box_deltas(predictions, image, anchor), predictions.regression[image, anchor]
+    )
 
 
 def test_deltas_of_distributions_are_expected_distances():
@@ -293,8 +295,10 @@ def test_deltas_of_distributions_are_expected_distances():
     centre = torch.tensor([[8.0, 16.0], [0.0, 0.0], [640.0, 320.0]], dtype=torch.float64)
     stride = torch.tensor([[8.0], [8.0], [64.0]], dtype=torch.float64)
     anchors = torch.cat([centre - 4 * stride, centre + 4 * stride], dim=1)
-    dense = DenseOutput([], anchors, regression[..., :1], regression, BoxDistribution(16))
-    actual = box_deltas(dense, torch.tensor([0, 1, 1]), torch.tensor([0, 1, 2]))
+    predictions = DensePredictions(
+        [], anchors, regression[..., :1], regression, BoxDistribution(16)
+    )
+    actual = box_deltas(predictions, torch.tensor([0, 1, 1]), torch.tensor([0, 1, 2]))
     for row, (n, r) in zip(actual.numpy(), [(0, 0), (1, 1), (1, 2)]):
         logits = regression[n, r].numpy().reshape(4, 17)
         probability = np.exp(logits - logits.max(1, keepdims=True))
@@ -324,7 +328,7 @@ def make_anchors():
 
 def make_dense(seed):
     anchors = make_anchors()
-    return DenseOutput(
+    return DensePredictions(
         LEVELS,
         anchors,
         logits=2 * rand(2, len(anchors), K, seed=seed),
@@ -344,15 +348,15 @@ def both(channels=(4, 4), counts=(2, 0)):
     objects = make_objects(counts)
     s, t = maps(SIZES, channels[0], seed=1), maps(SIZES, channels[1], seed=2)
     return (
-        DetectorOutputs(s, dense=make_dense(30), objects=objects),
-        DetectorOutputs(t, dense=make_dense(40), objects=objects),
+        DetectorOutputs(s, predictions=make_dense(30), objects=objects),
+        DetectorOutputs(t, predictions=make_dense(40), objects=objects),
     )
 
 
 def make(channels=(4, 4), **changes):
     of_toy = context(SIZES, channels)
-    of_toy.student.matched_idxs = lambda dense, objects: match_by_iou(
-        MATCHER, dense.anchors, objects
+    of_toy.student.matched_idxs = lambda predictions, objects: match_by_iou(
+        MATCHER, predictions.anchors, objects
     )
     return build(GID, of_toy, **changes)
 
@@ -361,10 +365,11 @@ def requiring_grad(outputs):
     """A copy with leaves that collect gradients, and these."""
     features = {s: x.clone().requires_grad_() for s, x in outputs.features.items()}
     logits, regression = (
-        x.clone().requires_grad_() for x in (outputs.dense.logits, outputs.dense.regression)
+        x.clone().requires_grad_()
+        for x in (outputs.predictions.logits, outputs.predictions.regression)
     )
-    dense = replace(outputs.dense, logits=logits, regression=regression)
-    copy = replace(outputs, features=features, dense=dense)
+    predictions = replace(outputs.predictions, logits=logits, regression=regression)
+    copy = replace(outputs, features=features, predictions=predictions)
     return copy, [*features.values(), logits, regression]
 
 
@@ -372,9 +377,9 @@ def numpy_instances(student, teacher, count=10):
     """Boxes of each image, and the anchors they come from."""
     result = []
     for n, (height, width) in enumerate(IMAGE_SIZES):
-        p_s, p_t = (sigmoid(x.dense.logits[n].numpy()) for x in (student, teacher))
+        p_s, p_t = (sigmoid(x.predictions.logits[n].numpy()) for x in (student, teacher))
         higher = p_t.max(1) > p_s.max(1)
-        b_s, b_t = (x.dense.boxes[n].numpy() for x in (student, teacher))
+        b_s, b_t = (x.predictions.boxes[n].numpy() for x in (student, teacher))
         boxes = np.where(higher[:, None], b_t, b_s)
         boxes = np.clip(boxes, 0, [width, height, width, height])
         kept = greedy_nms(np.abs(p_t - p_s).max(1), boxes, 0.3, count)
@@ -403,11 +408,11 @@ def test_losses_against_numpy(channels):
     }
     s, t = (pool_boxes(x, as_tensors, 10, 2).detach().numpy() for x in (adapted, teacher.features))
     of_box = weights.per_box(as_tensors).numpy()
-    mask = np.stack([numpy_mask(b, student.dense.anchors.numpy()) for b in boxes])
+    mask = np.stack([numpy_mask(b, student.predictions.anchors.numpy()) for b in boxes])
     assert 0 < mask.sum() < mask.size
     of_anchor = weights.per_anchor(LEVELS).numpy()[mask]
     logits, deltas = (
-        [getattr(x.dense, name).numpy()[mask] for x in (student, teacher)]
+        [getattr(x.predictions, name).numpy()[mask] for x in (student, teacher)]
         for name in ("logits", "regression")
     )
     expected = {
@@ -446,11 +451,11 @@ def test_full_weight_is_the_method_without_weight(dtype):
         replace(
             x,
             features={s: f.to(dtype) for s, f in x.features.items()},
-            dense=replace(
-                x.dense,
-                anchors=x.dense.anchors.to(dtype),
-                logits=x.dense.logits.to(dtype),
-                regression=x.dense.regression.to(dtype),
+            predictions=replace(
+                x.predictions,
+                anchors=x.predictions.anchors.to(dtype),
+                logits=x.predictions.logits.to(dtype),
+                regression=x.predictions.regression.to(dtype),
             ),
         )
         for x in (student, teacher)
@@ -467,12 +472,12 @@ def test_full_weight_is_the_method_without_weight(dtype):
     )
     assert torch.equal(with_weights["relation"], 40.0 * (difference / (n * n - n)))
     mask = method._mask(student, boxes)
-    logits = [x.dense.logits[mask] for x in (student, teacher)]
+    logits = [x.predictions.logits[mask] for x in (student, teacher)]
     bce = torch.nn.functional.binary_cross_entropy_with_logits(
         logits[0], logits[1].sigmoid(), reduction="none"
     )
     assert torch.equal(with_weights["cls"], 0.1 * (bce.sum(-1).sum() / mask.sum()))
-    deltas = [x.dense.regression[mask] for x in (student, teacher)]
+    deltas = [x.predictions.regression[mask] for x in (student, teacher)]
     l1 = (deltas[0] - deltas[1]).abs().sum(-1).sum() / mask.sum()
     assert torch.equal(with_weights["box"], l1)
 
@@ -517,7 +522,7 @@ def test_selection_lets_no_gradient_through_and_keeps_that_of_the_boxes():
         )
         assert grad.abs().sum() > 0 and none is None
     # Another method may ask for the decoded boxes after this one.
-    assert student.dense.boxes.requires_grad
+    assert student.predictions.boxes.requires_grad
     assert not any(x.requires_grad for x in make()._instances(student, teacher))
 
 
@@ -526,7 +531,7 @@ def test_selection_of_kinds(selection):
     student, teacher = both()
     method = make(SELECTION=selection)
     instances = method._instances(student, teacher)
-    matched_idxs = match_by_iou(MATCHER, student.dense.anchors, student.objects)
+    matched_idxs = match_by_iou(MATCHER, student.predictions.anchors, student.objects)
     assert len(instances[0]) > 0
     for n, (boxes, anchors) in enumerate(numpy_instances(student, teacher)):
         objects = student.objects.boxes.split(student.objects.counts)[n].numpy()
@@ -550,8 +555,8 @@ def test_selection_of_kinds(selection):
 
 def nowhere(outputs):
     """All boxes outside all images."""
-    regression = torch.full_like(outputs.dense.regression, 1000)
-    return replace(outputs, dense=replace(outputs.dense, regression=regression))
+    regression = torch.full_like(outputs.predictions.regression, 1000)
+    return replace(outputs, predictions=replace(outputs.predictions, regression=regression))
 
 
 EMPTY = {

@@ -12,7 +12,7 @@ from aid_d2.distillers import DistillContext
 from aid_d2.distillers.ld import LD, side_divergence
 from aid_d2.losses import BACKGROUND, IGNORED, LevelShape
 from aid_d2.modeling import DetectorOutputs
-from aid_d2.modeling.dense_output import DenseOutput
+from aid_d2.modeling.dense_predictions import DensePredictions
 from detectron2.utils.events import EventStorage
 
 SIZES = {8: (3, 4), 16: (2, 2)}
@@ -80,20 +80,20 @@ def random_matched_idxs(seed=7):
 
 def make(matched_idxs, **changes):
     model = SimpleNamespace(reg_max=BINS - 1)
-    wrapper = SimpleNamespace(model=model, matched_idxs=lambda dense, objects: matched_idxs)
+    wrapper = SimpleNamespace(model=model, matched_idxs=lambda predictions, objects: matched_idxs)
     return build(LD, DistillContext([], wrapper, wrapper), **changes)
 
 
 def observe(seed):
     logits = (2 * rand(2, NUM_ANCHORS, K, seed=seed)).requires_grad_()
     regression = (3 * rand(2, NUM_ANCHORS, 4 * BINS, seed=seed + 1)).requires_grad_()
-    dense = DenseOutput(LEVELS, torch.zeros(NUM_ANCHORS, 4), logits, regression, None)
-    return DetectorOutputs({}, dense=dense)
+    predictions = DensePredictions(LEVELS, torch.zeros(NUM_ANCHORS, 4), logits, regression, None)
+    return DetectorOutputs({}, predictions=predictions)
 
 
 def random_pair():
     student, teacher = observe(1), observe(3)
-    for x in (teacher.dense.logits, teacher.dense.regression):
+    for x in (teacher.predictions.logits, teacher.predictions.regression):
         x.requires_grad_(False)
     return student, teacher
 
@@ -101,12 +101,12 @@ def random_pair():
 def reference(student, teacher, weights, matched_idxs, weight, temperature):
     total = 0.0
     trusted = weights.per_anchor(LEVELS)
-    s, t = (x.dense.regression.detach().numpy() for x in (student, teacher))
+    s, t = (x.predictions.regression.detach().numpy() for x in (student, teacher))
     for n in range(2):
         for r in range(NUM_ANCHORS):
             if matched_idxs[n, r] < 0:
                 continue
-            score = 1 / (1 + math.exp(-student.dense.logits[n, r].max().item()))
+            score = 1 / (1 + math.exp(-student.predictions.logits[n, r].max().item()))
             side = reference_side(s[n, r], t[n, r], BINS, temperature)
             total += trusted[n, r].item() * score * side
     return weight * total
@@ -130,8 +130,8 @@ def test_gradient_reaches_the_positive_anchors_distributions_alone():
     matched_idxs = random_matched_idxs()
     student, teacher = random_pair()
     make(matched_idxs)(student, teacher, random_weights(maps(SIZES, 1)))["box"].backward()
-    assert student.dense.logits.grad is None
-    assert torch.equal(student.dense.regression.grad.abs().sum(-1) > 0, matched_idxs >= 0)
+    assert student.predictions.logits.grad is None
+    assert torch.equal(student.predictions.regression.grad.abs().sum(-1) > 0, matched_idxs >= 0)
 
 
 def test_constant_weight_scales_the_loss_and_one_changes_no_bit():
@@ -143,8 +143,10 @@ def test_constant_weight_scales_the_loss_and_one_changes_no_bit():
     )
     assert weighted.item() == pytest.approx(0.3 * full.item(), rel=1e-12)
 
-    values = side_divergence(student.dense.regression, teacher.dense.regression, BINS, 10.0)
-    score = (matched_idxs >= 0) * student.dense.logits.detach().sigmoid().amax(-1)
+    values = side_divergence(
+        student.predictions.regression, teacher.predictions.regression, BINS, 10.0
+    )
+    score = (matched_idxs >= 0) * student.predictions.logits.detach().sigmoid().amax(-1)
     assert torch.equal(full, 0.25 * (score * values).sum())
 
 
@@ -153,7 +155,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss():
     loss = make(random_matched_idxs())(student, teacher, random_weights(maps(SIZES, 1)))["box"]
     loss.backward()
     assert loss.item() == 0
-    assert student.dense.regression.grad.abs().max() < 1e-12
+    assert student.predictions.regression.grad.abs().max() < 1e-12
 
 
 def test_without_positive_anchors_the_loss_is_a_zero_with_a_graph():
@@ -162,7 +164,7 @@ def test_without_positive_anchors_the_loss_is_a_zero_with_a_graph():
     loss = make(matched_idxs)(student, teacher, random_weights(maps(SIZES, 1)))["box"]
     loss.backward()
     assert loss.item() == 0
-    assert (student.dense.regression.grad == 0).all()
+    assert (student.predictions.regression.grad == 0).all()
 
 
 def test_published_constants():

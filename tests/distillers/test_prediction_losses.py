@@ -15,7 +15,7 @@ from aid_d2.distillers.prediction_losses import (
     soft_quality_loss,
 )
 from aid_d2.losses import BACKGROUND, IGNORED, LevelShape
-from aid_d2.modeling.dense_output import DenseOutput
+from aid_d2.modeling.dense_predictions import DensePredictions
 from aid_d2.modeling.gfl_losses import BoxDistribution
 
 EXTREME = [-1e4, -100.0, -30.0, -1.0, 0.0, 2.0, 30.0, 100.0, 1e4]
@@ -174,11 +174,11 @@ class Corners:
         return deltas
 
 
-def dense_output(detector, seed, classes=3):
+def dense_predictions(detector, seed, classes=3):
     """Two images of 2x3 locations with an anchor each."""
     gfl = detector == "GFL"
     low = 20 * rand(6, 2, seed=40)
-    return DenseOutput(
+    return DensePredictions(
         levels=[LevelShape(8, 2, 3, 1)],
         anchors=torch.cat([low, low + 64], dim=1),
         logits=2 * rand(2, 6, classes, seed=seed),
@@ -203,7 +203,7 @@ COUNTED = OWNER != IGNORED
 
 @pytest.mark.parametrize("detector", ["RetinaNet", "FCOS", "GFL", "GeneralizedRCNN"])
 def test_mimic_losses_against_their_formulas(detector):
-    predicted, target = dense_output(detector, 1), dense_output(detector, 11)
+    predicted, target = dense_predictions(detector, 1), dense_predictions(detector, 11)
     weight = rand(2, 6, seed=21).sigmoid()
     cls, box = mimic_losses(predicted, target, detector, OWNER, weight, COUNTED)
     expected_cls = expected_box = confidence = 0.0
@@ -224,7 +224,7 @@ def test_mimic_losses_against_their_formulas(detector):
 
 def test_a_teacher_that_sees_nothing_does_not_blow_up_the_box_loss():
     """The divisor is at least 1."""
-    predicted, target = dense_output("GFL", 1), dense_output("GFL", 11)
+    predicted, target = dense_predictions("GFL", 1), dense_predictions("GFL", 11)
     target.logits = target.logits - 20
     every = torch.ones(2, 6, dtype=torch.bool)
     _, box = mimic_losses(predicted, target, "GFL", OWNER, torch.ones(2, 6), every)
@@ -237,6 +237,6 @@ def test_a_teacher_that_sees_nothing_does_not_blow_up_the_box_loss():
 
 @pytest.mark.parametrize("detector", ["RetinaNet", "FCOS", "GFL"])
 def test_predictions_equal_to_the_teachers_have_no_loss(detector):
-    target = dense_output(detector, 1)
+    target = dense_predictions(detector, 1)
     losses = mimic_losses(target, target, detector, OWNER, torch.ones(2, 6), COUNTED)
     assert [x.item() for x in losses] == pytest.approx([0, 0], abs=1e-6)

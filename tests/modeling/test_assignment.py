@@ -212,12 +212,15 @@ def test_other_objects_are_assigned_anew(small_cfg, build_seeded, make_batch, mo
     with torch.no_grad():
         images = model.preprocess_image(make_batch((2,))).tensor
         features = wrapper.features(model.backbone(images))
-        dense = wrapper.dense(features, wrapper.head(list(features.values())))
+        predictions = wrapper.predictions(features, wrapper.head(list(features.values())))
     seen = spied(monkeypatch, RetinaNetWrapper, "assign")
     matches = []
     for boxes in ([[0.0, 0, 30, 30]], [[40.0, 10, 90, 60]]):
         objects = Objects(torch.tensor(boxes), torch.tensor([0]), [1], [torch.zeros(0, 4)])
-        matches += [wrapper.matched_idxs(dense, objects), wrapper.matched_idxs(dense, objects)]
+        matches += [
+            wrapper.matched_idxs(predictions, objects),
+            wrapper.matched_idxs(predictions, objects),
+        ]
     assert len(seen) == 2
     assert torch.equal(matches[0], matches[1]) and torch.equal(matches[2], matches[3])
     assert not torch.equal(matches[0], matches[2])

@@ -597,7 +597,7 @@ def test_precision_of_the_teacher_is_its_own(
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             outputs = model.teacher.observe(make_batch(), "BGR", True)
         assert {x.dtype for x in outputs.features.values()} == {dtype}
-        assert outputs.predictions[0][0].dtype == dtype
+        assert outputs.head_outputs[0][0].dtype == dtype
 
 
 def test_a_compiled_backbone_is_not_looked_into(build_seeded, distilled_cfg):

@@ -42,7 +42,7 @@ def observe(model, batch, precision):
 
 
 def maps_of(outputs):
-    return [*outputs.features.values(), *(x for y in outputs.predictions for x in y)]
+    return [*outputs.features.values(), *(x for y in outputs.head_outputs for x in y)]
 
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
@@ -64,7 +64,7 @@ def test_folding_changes_rounding_alone(small_cfg, build_seeded, make_batch, wra
 def test_bfloat16_is_near(small_cfg, build_seeded, make_batch, wrapper):
     batch = make_batch()
     exact, fast = (
-        maps_of(observe(detector(small_cfg, build_seeded, wrapper), batch, precision))
+        maps_of(observe(detector(small_cfg, build_seeded, wrapper), batch, dtype))
         for dtype in ("float32", "bfloat16")
     )
     for x, y in zip(exact, fast):
@@ -99,7 +99,7 @@ def test_float32_is_exact(small_cfg, build_seeded, make_batch):
         features = model.backbone(model.preprocess_image(batch).tensor)
         expected = model.head([features[name] for name in model.head_in_features])
     outputs = observe(model, batch, "float32")
-    for x, y in zip(expected, outputs.predictions):
+    for x, y in zip(expected, outputs.head_outputs):
         assert all(map(torch.equal, x, y))
 
 

@@ -136,11 +136,11 @@ def test_retinanet_anchors_lie_in_the_documented_order(teacher_of, make_batch):
     """A logit raised at one place of one level's map appears at that place of `split`."""
     teacher, batch = teacher_of("RetinaNet"), make_batch((1, 1))
     outputs, before = observe(teacher, batch)
-    logits = [x.clone() for x in outputs.predictions[0]]
+    logits = [x.clone() for x in outputs.head_outputs[0]]
     num_classes = teacher.model.num_classes
     anchor, row, column = 1, 2, 3
     logits[1][1, anchor * num_classes, row, column] += 20
-    raised = replace(outputs, predictions=[logits, outputs.predictions[1]])
+    raised = replace(outputs, head_outputs=[logits, outputs.head_outputs[1]])
     after = teacher.losses(raised, objects_of(batch))
     for level, (old, new) in enumerate(zip(before.split(before.cls), after.split(after.cls))):
         changed = (old != new).nonzero().tolist()
@@ -154,7 +154,7 @@ def rpn_losses(rpn, outputs, batch, draws):
     """(draws,) Detectron2's sampled RPN loss."""
     features = list(outputs.features.values())
     anchors = rpn.anchor_generator(features)
-    logits, deltas = outputs.predictions
+    logits, deltas = outputs.head_outputs
     logits = [x.permute(0, 2, 3, 1).flatten(1) for x in logits]
     deltas = [
         x.view(len(x), -1, 4, *x.shape[-2:]).permute(0, 3, 4, 1, 2).flatten(1, -2) for x in deltas
@@ -322,14 +322,14 @@ def test_retinanet_is_not_trusted_on_an_object_that_it_misclassifies(teacher_of)
     """Logits by hand: object 0 is found, on object 1 the teacher says class 0."""
     teacher, batch = teacher_of("RetinaNet"), two_objects()
     outputs, losses = observe(teacher, batch)
-    logits, deltas = ([x.clone() for x in maps] for maps in outputs.predictions)
+    logits, deltas = ([x.clone() for x in maps] for maps in outputs.head_outputs)
     for per_level, matched_idxs in zip(logits, losses.split(losses.matched_idxs)):
         per_level.fill_(-8.0)
         by_class = per_level.view(1, -1, 3, *per_level.shape[-2:])
         by_class[:, :, 0][(matched_idxs >= 0).permute(0, 3, 1, 2)] = 8.0
     for x in deltas:
         x.zero_()
-    losses = teacher.losses(replace(outputs, predictions=[logits, deltas]), objects_of(batch))
+    losses = teacher.losses(replace(outputs, head_outputs=[logits, deltas]), objects_of(batch))
     assert losses.known_objects.all()
     cls = [losses.cls[losses.matched_idxs == index].mean() for index in range(2)]
     assert cls[0] < 1e-3 and cls[1] > 5
@@ -348,10 +348,10 @@ def test_a_false_alarm_lowers_the_weight_in_the_background_of_its_image_and_leve
     level, image = 0, 1
     negative = before.split(before.matched_idxs)[level][image] == BACKGROUND
     row, column, anchor = negative.nonzero()[0].tolist()
-    logits = [x.clone() for x in outputs.predictions[0]]
+    logits = [x.clone() for x in outputs.head_outputs[0]]
     channels = logits[level].shape[1] // negative.shape[-1]
     logits[level][image, anchor * channels, row, column] += 40
-    raised = replace(outputs, predictions=[logits, outputs.predictions[1]])
+    raised = replace(outputs, head_outputs=[logits, outputs.head_outputs[1]])
     after = teacher.losses(raised, objects_of(batch))
 
     higher = after.background > before.background + 1e-3
@@ -444,7 +444,7 @@ def test_dense_cls_losses_against_formulas(teacher_of, make_batch):
     """RPN: binary cross-entropy. RetinaNet: focal loss, alpha .25, gamma 2. In float64."""
     teacher, batch = teacher_of("FasterRCNN"), make_batch((2, 0))
     outputs, losses = observe(teacher, batch)
-    logits = torch.cat([x.permute(0, 2, 3, 1).flatten(1) for x in outputs.predictions[0]], 1)
+    logits = torch.cat([x.permute(0, 2, 3, 1).flatten(1) for x in outputs.head_outputs[0]], 1)
     positive, known = losses.matched_idxs >= 0, losses.matched_idxs != IGNORED
     expected = torch.where(positive, F.softplus(-logits.double()), F.softplus(logits.double()))
     np.testing.assert_allclose(losses.cls, expected * known, rtol=1e-4, atol=1e-6)
@@ -454,7 +454,7 @@ def test_dense_cls_losses_against_formulas(teacher_of, make_batch):
     logits = torch.cat(
         [
             x.double().view(2, -1, 3, *x.shape[-2:]).permute(0, 3, 4, 1, 2).reshape(2, -1, 3)
-            for x in outputs.predictions[0]
+            for x in outputs.head_outputs[0]
         ],
         1,
     )

@@ -10,10 +10,10 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.registry import Registry
 
 from ...losses import IGNORED, LevelShape, Objects, UnreducedLosses
-from ..dense_output import DenseOutput
+from ..dense_predictions import DensePredictions
 from ..levels import Level
 from .assignment import Labels, gather_matched
-from .dense import dense_output
+from .dense import dense_predictions
 
 WRAPPER_REGISTRY = Registry("DETECTOR_WRAPPER")
 WRAPPER_REGISTRY.__doc__ = "Subclasses of DetectorWrapper; `wrap` finds the one for a detector."
@@ -95,12 +95,12 @@ class DetectorWrapper:
         """What the head looks at of the backbone's output, per stride, finest first."""
         return {level.stride: maps[level.name] for level in self.levels}
 
-    def dense(self, features: dict[int, Tensor], predictions) -> DenseOutput:
+    def predictions(self, features: dict[int, Tensor], head_outputs) -> DensePredictions:
         """The dense predictions in the form that all wrappers share.
 
         Args:
             features: maps (N, C, H, W) per stride, finest first.
-            predictions: what `head` returned for them, or for maps that padding made larger.
+            head_outputs: what `head` returned for them, or for maps that padding made larger.
 
         Raises:
             NotImplementedError: the detector is of no wrapper that is known.
@@ -128,9 +128,9 @@ class DetectorWrapper:
         """
         raise NotImplementedError
 
-    def matched_idxs(self, dense: DenseOutput, objects: Objects) -> Tensor:
+    def matched_idxs(self, predictions: DensePredictions, objects: Objects) -> Tensor:
         """As :meth:`assign`, but computed once for these objects and kept with them."""
-        return self._matched_idxs(dense.levels, dense.anchors, objects)
+        return self._matched_idxs(predictions.levels, predictions.anchors, objects)
 
     def _matched_idxs(self, levels: list[LevelShape], anchors: Tensor, objects: Objects) -> Tensor:
         key = (self.assignment, *levels)
@@ -203,13 +203,13 @@ class DetectorWrapper:
             )
 
     def unreduced_losses(
-        self, features: dict[int, Tensor], predictions, objects: Objects
+        self, features: dict[int, Tensor], head_outputs, objects: Objects
     ) -> UnreducedLosses:
         """The detector's losses on a batch, unreduced, with the detector in eval mode.
 
         Args:
             features: maps (N, C, H, W) per stride, finest first.
-            predictions: what `head` returned for them.
+            head_outputs: what `head` returned for them.
             objects: the ground truth.
 
         Raises:
@@ -261,12 +261,12 @@ class DenseWrapper(DetectorWrapper):
         boxes = gather_matched(objects.boxes, matched_idxs, anchors)
         return list(self.class_labels(matched_idxs, objects)), list(boxes)
 
-    def dense(self, features, predictions):
-        return dense_output(
+    def predictions(self, features, head_outputs):
+        return dense_predictions(
             self.anchor_generator,
             self.box_transform,
             features,
-            predictions,
+            head_outputs,
             self.num_classes,
             self.regression_values,
         )

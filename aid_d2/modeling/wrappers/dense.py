@@ -12,7 +12,7 @@ from detectron2.structures import Boxes
 
 from ...iou import giou_loss
 from ...losses import BACKGROUND, IGNORED, LevelShape, Objects, UnreducedLosses, split_levels
-from ..dense_output import DenseOutput
+from ..dense_predictions import DensePredictions
 from .assignment import gather_matched
 
 _IOU_LOSSES = {
@@ -34,24 +34,29 @@ def level_shapes(maps: list[Tensor], strides: list[int], values: int) -> list[Le
     ]
 
 
-def dense_output(
-    anchor_generator, transform, features: dict[int, Tensor], predictions, classes: int, values: int
-) -> DenseOutput:
+def dense_predictions(
+    anchor_generator,
+    transform,
+    features: dict[int, Tensor],
+    head_outputs,
+    classes: int,
+    values: int,
+) -> DensePredictions:
     """A head's predictions, flattened over levels.
 
     Args:
         anchor_generator, transform: of the detector.
         features: maps (N, C, H, W) per stride, finest first.
-        predictions: per-level maps of logits (N, A x classes, H', W'), of regression
+        head_outputs: per-level maps of logits (N, A x classes, H', W'), of regression
             (N, A x values, H', W') and, of FCOS alone, of centerness. Padding may make them larger
             than the features.
         classes: logits of an anchor.
         values: regression values of an anchor.
     """
     logits, regression, *centerness = (
-        [_cut(x, feature) for x, feature in zip(maps, features.values())] for maps in predictions
+        [_cut(x, feature) for x, feature in zip(maps, features.values())] for maps in head_outputs
     )
-    return DenseOutput(
+    return DensePredictions(
         levels=level_shapes(logits, list(features), classes),
         anchors=Boxes.cat(anchor_generator(list(features.values()))).tensor,
         logits=flatten_levels(logits, classes),
@@ -94,13 +99,17 @@ def background_loss(cls: Tensor, matched_idxs: Tensor, levels: list[LevelShape])
 
 
 def focal_losses(
-    detector: nn.Module, dense: DenseOutput, matched_idxs: Tensor, objects: Objects, box: Tensor
+    detector: nn.Module,
+    predictions: DensePredictions,
+    matched_idxs: Tensor,
+    objects: Objects,
+    box: Tensor,
 ) -> UnreducedLosses:
     """Losses of a detector with focal loss, which divides all of them by the positive anchors.
 
     Args:
         detector: with `num_classes`, `focal_loss_alpha` and `focal_loss_gamma`.
-        dense: its predictions.
+        predictions: its predictions.
         matched_idxs: (N, R) as in :class:`UnreducedLosses`.
         objects: the ground truth.
         box: (N, R) box loss; counts where an anchor is positive.
@@ -110,13 +119,13 @@ def focal_losses(
         matched_idxs >= 0,
     )
     cls = sigmoid_focal_loss(
-        dense.logits,
+        predictions.logits,
         one_hot(labels, detector.num_classes).float(),
         alpha=detector.focal_loss_alpha,
         gamma=detector.focal_loss_gamma,
     ).sum(-1) * (matched_idxs != IGNORED)
     return UnreducedLosses(
-        levels=dense.levels,
+        levels=predictions.levels,
         cls=cls,
         box=positive * box,
         matched_idxs=matched_idxs,
@@ -124,7 +133,7 @@ def focal_losses(
         # The detector divides by a running mean of the positives, which no checkpoint keeps.
         image_normalizer=positive.sum(1).clamp(min=1),
         batch_normalizer=positive.sum().clamp(min=1),
-        background=background_loss(cls, matched_idxs, dense.levels),
+        background=background_loss(cls, matched_idxs, predictions.levels),
         objects=objects,
     )
 

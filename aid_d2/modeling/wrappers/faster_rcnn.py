@@ -14,7 +14,7 @@ from detectron2.structures import Boxes
 from ...losses import BACKGROUND, IGNORED, UnreducedLosses, split_levels
 from .assignment import gather_matched, iou_rule, is_known, match_by_iou
 from .base import WRAPPER_REGISTRY, DetectorWrapper
-from .dense import box_regression_loss, dense_output
+from .dense import box_regression_loss, dense_predictions
 
 # As it is defined, whatever is put in its place later.
 _LABEL = RPN.label_and_sample_anchors
@@ -56,8 +56,10 @@ class FasterRCNNWrapper(DetectorWrapper):
     def loss_modules(self):
         return [self.model.proposal_generator, self.model.roi_heads.box_predictor]
 
-    def dense(self, features, predictions):
-        return dense_output(self.anchor_generator, self.box_transform, features, predictions, 1, 4)
+    def predictions(self, features, head_outputs):
+        return dense_predictions(
+            self.anchor_generator, self.box_transform, features, head_outputs, 1, 4
+        )
 
     @cached_property
     def assignment(self):
@@ -134,28 +136,28 @@ class FasterRCNNWrapper(DetectorWrapper):
                 f"{rpn.in_features}. Set DISTILL.AID.ENABLED False for this detector."
             )
 
-    def unreduced_losses(self, features, predictions, objects):
+    def unreduced_losses(self, features, head_outputs, objects):
         self.check_losses()
         rpn = self.model.proposal_generator
-        dense = self.dense(features, predictions)
-        matched_idxs = self.matched_idxs(dense, objects)
+        predictions = self.predictions(features, head_outputs)
+        matched_idxs = self.matched_idxs(predictions, objects)
         positive = matched_idxs >= 0
 
         cls = F.binary_cross_entropy_with_logits(
-            dense.logits.squeeze(-1), positive.float(), reduction="none"
+            predictions.logits.squeeze(-1), positive.float(), reduction="none"
         )
         cls = cls * (matched_idxs != IGNORED) * rpn.loss_weight.get("loss_rpn_cls", 1.0)
         box = positive * box_regression_loss(
             rpn.box2box_transform,
-            dense.anchors,
-            dense.regression,
-            gather_matched(objects.boxes, matched_idxs, dense.anchors),
+            predictions.anchors,
+            predictions.regression,
+            gather_matched(objects.boxes, matched_idxs, predictions.anchors),
             rpn.box_reg_loss_type,
             rpn.smooth_l1_beta,
         )
         per_image = torch.full_like(cls[:, 0], rpn.batch_size_per_image)
         return UnreducedLosses(
-            levels=dense.levels,
+            levels=predictions.levels,
             cls=cls,
             box=box * rpn.loss_weight.get("loss_rpn_loc", 1.0),
             matched_idxs=matched_idxs,
@@ -165,7 +167,7 @@ class FasterRCNNWrapper(DetectorWrapper):
             image_normalizer=per_image,
             batch_normalizer=per_image.sum(),
             background=hardest_background(
-                cls, matched_idxs, dense.levels, rpn.batch_size_per_image
+                cls, matched_idxs, predictions.levels, rpn.batch_size_per_image
             ),
             objects=objects,
             roi=self._box_head_losses(features, objects),

@@ -34,25 +34,25 @@ class FCOSWrapper(DenseWrapper):
         per_level = [Boxes(x) for x in anchors.split([x.num_anchors for x in levels])]
         return assign(lambda boxes: self._match(per_level, boxes), anchors, objects)
 
-    def unreduced_losses(self, features, predictions, objects):
+    def unreduced_losses(self, features, head_outputs, objects):
         model = self.model
-        dense = self.dense(features, predictions)
-        anchors, matched_idxs = dense.anchors, self.matched_idxs(dense, objects)
+        predictions = self.predictions(features, head_outputs)
+        anchors, matched_idxs = predictions.anchors, self.matched_idxs(predictions, objects)
         targets = gather_matched(objects.boxes, matched_idxs, anchors)
         giou = box_regression_loss(
             model.box2box_transform,
             anchors,
-            dense.regression,
+            predictions.regression,
             targets,
             kind="giou",
             beta=0.0,
         )
         centerness = F.binary_cross_entropy_with_logits(
-            dense.centerness,
+            predictions.centerness,
             self._centerness(anchors, targets),
             reduction="none",
         )
-        return focal_losses(model, dense, matched_idxs, objects, giou + centerness)
+        return focal_losses(model, predictions, matched_idxs, objects, giou + centerness)
 
     def _match(self, anchors, boxes: Tensor) -> Tensor:
         """(R,) index into boxes (m, 4), or -1, by the detector's own assignment.

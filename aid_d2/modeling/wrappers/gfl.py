@@ -56,21 +56,21 @@ class GFLWrapper(DenseWrapper):
     def labeller(self):
         return self.model, _LABEL
 
-    def unreduced_losses(self, features, predictions, objects):
+    def unreduced_losses(self, features, head_outputs, objects):
         model = self.model
-        dense = self.dense(features, predictions)
-        matched_idxs = self.matched_idxs(dense, objects)
+        predictions = self.predictions(features, head_outputs)
+        matched_idxs = self.matched_idxs(predictions, objects)
         labels = self.class_labels(matched_idxs, objects)
         own = model.anchor_losses(
-            dense.anchors,
-            dense.logits,
-            dense.regression,
+            predictions.anchors,
+            predictions.logits,
+            predictions.regression,
             labels,
-            gather_matched(objects.boxes, matched_idxs, dense.anchors),
+            gather_matched(objects.boxes, matched_idxs, predictions.anchors),
         )
         positive = own.positive
         hard = quality_focal_loss(
-            dense.logits,
+            predictions.logits,
             one_hot(labels, model.num_classes).float(),
             model.quality_focal_loss_beta,
         ).sum(-1)
@@ -88,7 +88,7 @@ class GFLWrapper(DenseWrapper):
         own_loss = own.qfl + own_box * (batch_count / batch_weight)
         of_image = own.qfl.sum(1) / count.clamp(min=1) + own_box.sum(1) / weight.clamp(min=1)
         return UnreducedLosses(
-            levels=dense.levels,
+            levels=predictions.levels,
             cls=cls,
             box=box,
             matched_idxs=matched_idxs,
@@ -96,7 +96,7 @@ class GFLWrapper(DenseWrapper):
             # Of an image alone sum q differs: the divisor that gives GFL's loss on it.
             image_normalizer=_ratio(own_loss.sum(1), of_image),
             batch_normalizer=batch_count,
-            background=background_loss(cls, matched_idxs, dense.levels),
+            background=background_loss(cls, matched_idxs, predictions.levels),
             objects=objects,
         )
 

@@ -37,16 +37,16 @@ class RetinaNetWrapper(DenseWrapper):
             return None
         return self.model, _LABEL
 
-    def unreduced_losses(self, features, predictions, objects):
+    def unreduced_losses(self, features, head_outputs, objects):
         model = self.model
-        dense = self.dense(features, predictions)
-        matched_idxs = self.matched_idxs(dense, objects)
+        predictions = self.predictions(features, head_outputs)
+        matched_idxs = self.matched_idxs(predictions, objects)
         box = box_regression_loss(
             model.box2box_transform,
-            dense.anchors,
-            dense.regression,
-            gather_matched(objects.boxes, matched_idxs, dense.anchors),
+            predictions.anchors,
+            predictions.regression,
+            gather_matched(objects.boxes, matched_idxs, predictions.anchors),
             model.box_reg_loss_type,
             model.smooth_l1_beta,
         )
-        return focal_losses(model, dense, matched_idxs, objects, box)
+        return focal_losses(model, predictions, matched_idxs, objects, box)

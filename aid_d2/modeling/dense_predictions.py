@@ -10,7 +10,7 @@ from ..losses import LevelShape
 
 
 @dataclass
-class DenseOutput:
+class DensePredictions:
     """What a dense head says of the R anchors in each of N images, float32.
 
     Attributes:
