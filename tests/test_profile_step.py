@@ -60,7 +60,7 @@ def test_rows_and_their_ratios(tool, monkeypatch, capsys, config, kind, expected
         assert row["peak_memory_ratio"] == 1
         methods = {x for x in ("AttentionGuided", "NonLocal") if x in name}
         methods = methods or {"AttentionGuided", "NonLocal"}
-        assert set(row["parts_s"]) == {"student", "teacher", "trust"} | methods
+        assert set(row["parts_s"]) == {"student", "teacher", "weights"} | methods
         assert all(x > 0 for x in row["parts_s"].values())
         assert name in printed
 
