@@ -1,4 +1,4 @@
-"""Adaptive instance distillation (AID): how far the teacher is to be trusted, and where.
+"""Adaptive instance distillation (AID): how much the teacher counts, and where.
 
 AID (Lan & Tian, ICPR 2022, arXiv 2201.11097, eq. 1) multiplies the distillation loss of an
 instance by ``exp(-alpha * D)``, where D is the teacher's own task loss on that instance: where the
@@ -11,31 +11,220 @@ teacher is wrong, its knowledge counts less. What an instance is, the *granulari
 ``location``  one weight per location of the pyramid
 ============  ====================================================================================
 
-Each fills the same :class:`DistillWeights`, one map per level with values in (0, 1] (rescaled ones have the
-mean 1 instead). Everything here is a pure function on tensors; a detector wrapper supplies the
-:class:`UnreducedLosses`.
-
-What is hard has a large loss, whoever looks at it, and may be what a student has most to learn of. A
-variant of this project therefore takes for D only what the teacher's loss exceeds the student's own
-by: the teacher counts fully wherever it is the better of the two.
+Each fills the same :class:`DistillWeights`, one map per level with values in (0, 1] (rescaled ones
+have the mean 1 instead). :class:`AID` is what a detector is trained with; the functions below it are
+pure, on the :class:`UnreducedLosses` that a detector's wrapper gives.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .losses import LevelShape, Objects, UnreducedLosses
-from .weights import DistillWeights
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+
+from .config import CONFIG_EXTENSIONS
+from .modeling.context import DistillContext
+from .modeling.wrappers import DetectorWrapper
+from .structures import DetectorOutputs, DistillWeights, LevelShape, Objects, UnreducedLosses
 
 GRANULARITIES = ("level", "image", "instance", "location")
 NORMALIZERS = ("native", "per_level")
+# By name, the values of the keys that a preset decides. PAPER: the authors' released code.
+PRESETS = {
+    "PAPER": {
+        "ALPHA": 0.1,
+        "GRANULARITY": "level",
+        "NORMALIZER": "native",
+        "RELATIVE": False,
+        "RESCALE": False,
+    }
+}
 
 # exp(-80) = 2e-35 is still a normal float32, so that no weight becomes 0.
 _MAX_EXPONENT = 80.0
 
 # Bits of an int64 that can be set without touching its sign.
 _WORD = 63
+
+# Detectron2's writers run every 20 iterations; between them no scalar is read off the device.
+_LOG_PERIOD = 20
+
+
+def add_config(cfg: CfgNode) -> None:
+    """Add the node DISTILL.AID, with the defaults of :class:`AID`."""
+    cfg.DISTILL.AID = CfgNode()
+    # False distills with weight 1 everywhere.
+    cfg.DISTILL.AID.ENABLED = AID.enabled
+    # PAPER: the values of the authors' released code, whatever the keys below say. Empty: the keys.
+    cfg.DISTILL.AID.PRESET = ""
+    # Strength of the modulation exp(-alpha * teacher's loss), AID eq. 1; 0.1 in the paper.
+    cfg.DISTILL.AID.ALPHA = AID.alpha
+    # What has a weight of its own: level (the released code), image (the paper's equation),
+    # instance (an object) or location.
+    cfg.DISTILL.AID.GRANULARITY = AID.granularity
+    # Of level and image: `native` divides the teacher's loss as the detector's own loss does;
+    # `per_level` divides each level by its own number of positive anchors.
+    cfg.DISTILL.AID.NORMALIZER = AID.normalizer
+    # Use D = max(teacher's loss - student's loss, 0), so that objects that are hard for both are
+    # still distilled fully. Not in the paper; for detectors of one kind.
+    cfg.DISTILL.AID.RELATIVE = AID.relative
+    # Divide the weights by their mean in the batch, for objects and for background apart: AID then
+    # moves distillation among objects and takes none away. The paper does not.
+    cfg.DISTILL.AID.RESCALE = AID.rescale
+
+
+CONFIG_EXTENSIONS.append(add_config)
+
+
+@dataclass(frozen=True)
+class AID:
+    """AID's weights for each batch, from what student and teacher computed on it.
+
+    Args:
+        enabled: False gives weight 1 everywhere.
+        alpha: strength of the modulation, >= 0; with 0 every weight is exactly 1.
+        granularity: one of GRANULARITIES.
+        normalizer: of `level` and `image`, one of NORMALIZERS; see :func:`level_loss`.
+        relative: D is ``max(D_teacher - D_student, 0)``.
+        rescale: divide the weights by their mean; see :func:`rescaled`.
+
+    Raises:
+        ValueError: a value is not allowed; the key is named.
+    """
+
+    enabled: bool = True
+    alpha: float = 0.1
+    granularity: str = "instance"
+    normalizer: str = "native"
+    relative: bool = False
+    rescale: bool = False
+
+    @classmethod
+    def from_config(cls, node: CfgNode) -> "AID":
+        """From the node DISTILL.AID."""
+        if node.PRESET and node.PRESET not in PRESETS:
+            raise ValueError(
+                f"DISTILL.AID.PRESET is {node.PRESET!r}; choose one of {tuple(PRESETS)}, or leave "
+                "it empty."
+            )
+        values = {**node, **PRESETS.get(node.PRESET, {})}
+        del values["PRESET"]
+        return cls(**{key.lower(): value for key, value in values.items()})
+
+    def __post_init__(self):
+        for key, allowed in (("granularity", GRANULARITIES), ("normalizer", NORMALIZERS)):
+            if getattr(self, key) not in allowed:
+                raise ValueError(
+                    f"DISTILL.AID.{key.upper()} is {getattr(self, key)!r}; choose one of {allowed}."
+                )
+        if not 0 <= self.alpha < float("inf"):
+            raise ValueError(
+                f"DISTILL.AID.ALPHA is {self.alpha}; it has to be a finite number, 0 or more."
+            )
+
+    def check(self, student: DetectorWrapper, teacher: DetectorWrapper) -> None:
+        """
+        Raises:
+            NotImplementedError: the losses of a detector are not known.
+            ValueError: the teacher has no loss on the student's labels, or none to compare with.
+        """
+        if not self.enabled:
+            return
+        teacher.check_losses()
+        if student.num_classes not in (None, teacher.num_classes):
+            raise ValueError(
+                f"The teacher has {teacher.num_classes} classes and the student "
+                f"{student.num_classes}. AID needs the teacher's loss on the student's labels: use "
+                "a teacher of the same classes, or set DISTILL.AID.ENABLED False."
+            )
+        if self.relative:
+            _check_comparable_losses(student, teacher)
+
+    def __call__(
+        self,
+        context: DistillContext,
+        student: DetectorOutputs,
+        teacher: DetectorOutputs,
+        objects: Objects,
+    ) -> DistillWeights:
+        """Weight the teacher's maps in this step, and log the weights.
+
+        Args:
+            context: the detectors.
+            student, teacher: what they computed.
+            objects: the ground truth. The teacher has weight 1 on images that it labeled itself:
+                its loss on its own labels cannot show where it is wrong.
+        """
+        if not self.enabled:
+            return DistillWeights.full(teacher.features)
+        losses = context.teacher.judge(teacher, objects)
+        own = context.student.judge(student, objects) if self.relative else None
+        weights = self.weights(losses, own).with_full(objects.pseudo_labeled)
+        self.log(losses, weights)
+        return weights
+
+    def weights(
+        self, losses: UnreducedLosses, student: UnreducedLosses | None = None
+    ) -> DistillWeights:
+        """Weight maps for all levels of the teacher.
+
+        Args:
+            losses: the teacher's.
+            student: the student's on the same batch and levels, if `relative`.
+        """
+
+        def weigh(loss: Callable[[UnreducedLosses], Tensor]) -> Tensor:
+            excess = loss(losses)
+            if student is not None:
+                excess = excess - loss(student)
+            return loss_to_weight(excess, self.alpha)
+
+        maps = _MAPS[self.granularity](losses, weigh, self.normalizer)
+        if self.rescale:
+            maps = rescaled(maps, [x >= 0 for x in _smallest_known(losses)])
+        return DistillWeights({x.stride: y[:, None] for x, y in zip(losses.levels, maps)})
+
+    def log(self, losses: UnreducedLosses, weights: DistillWeights) -> None:
+        """Put `teacher/*` and `aid/*` into Detectron2's event storage, as often as it is written."""
+        storage = get_event_storage()
+        # Other processes have no writer, which would empty their storage.
+        if (storage.iter + 1) % _LOG_PERIOD or not comm.is_main_process():
+            return
+        scalars = {"teacher/loss_dense": losses.anchor_losses.sum() / losses.batch_normalizer}
+        if losses.roi is not None:
+            scalars["teacher/loss_roi"] = losses.mean_roi
+        for stride, x in weights.maps.items():
+            scalars[f"aid/weight_stride{stride}"] = x.mean()
+        # A median over the last 20 of these would be one over 400 iterations.
+        storage.put_scalars(**scalars, smoothing_hint=False)
+        values = torch.cat([x.flatten() for x in weights.maps.values()])
+        storage.put_histogram("aid/weight", values)
+
+
+def _check_comparable_losses(student: DetectorWrapper, teacher: DetectorWrapper) -> None:
+    student.check_losses()
+    own, theirs = (
+        {
+            "detector": x.detector.__name__,
+            "strides": [level.stride for level in x.levels],
+            "anchors of a location": x.anchor_generator.num_cell_anchors,
+            "padded to a multiple of": x.model.backbone.size_divisibility,
+            "box transform": vars(x.box_transform),
+            **x.loss_constants,
+        }
+        for x in (student, teacher)
+    )
+    for what in own:
+        if own[what] != theirs.get(what):
+            raise ValueError(
+                "DISTILL.AID.RELATIVE subtracts the student's losses from the teacher's, and needs "
+                f"detectors of one kind: {what} is {own[what]} for the student and "
+                f"{theirs.get(what)} for the teacher. Set it False."
+            )
 
 
 def loss_to_weight(loss: Tensor, alpha: float) -> Tensor:
@@ -51,56 +240,6 @@ def loss_to_weight(loss: Tensor, alpha: float) -> Tensor:
     huge = torch.finfo(torch.float32).max
     loss = loss.detach().float().nan_to_num(nan=huge, posinf=huge).clamp(min=0)
     return torch.exp(-(alpha * loss).clamp(max=_MAX_EXPONENT))
-
-
-def aid_weights(
-    losses: UnreducedLosses,
-    alpha: float,
-    granularity: str,
-    normalizer: str = "native",
-    rescale: bool = False,
-    student: UnreducedLosses | None = None,
-) -> DistillWeights:
-    """AID's weight maps for all levels of the teacher.
-
-    Args:
-        losses: the teacher's unreduced losses.
-        alpha: strength of the modulation, >= 0; with 0 every weight is exactly 1.
-        granularity: one of GRANULARITIES.
-        normalizer: of `level` and `image`, one of NORMALIZERS; see :func:`level_loss`.
-        rescale: divide the weights by their mean; see :func:`rescaled`.
-        student: the student's losses on the same batch and levels. If they are given, D is
-            ``max(D_teacher - D_student, 0)``.
-
-    Raises:
-        ValueError: unknown granularity or normalizer.
-    """
-    if normalizer not in NORMALIZERS:
-        raise ValueError(f"Unknown normalizer {normalizer!r}: choose one of {NORMALIZERS}.")
-
-    def weigh(loss: Callable[[UnreducedLosses], Tensor]) -> Tensor:
-        excess = loss(losses)
-        if student is not None:
-            excess = excess - loss(student)
-        return loss_to_weight(excess, alpha)
-
-    if granularity == "level":
-        weights = weigh(lambda x: level_loss(x, normalizer))
-        maps = _constant_maps(weights[None].expand(len(losses.cls), -1), losses.levels)
-    elif granularity == "image":
-        maps = _constant_maps(weigh(lambda x: image_loss(x, normalizer)), losses.levels)
-    elif granularity == "instance":
-        maps = _painted_maps(losses, weigh(object_loss), weigh(lambda x: x.background))
-    elif granularity == "location":
-        shapes = [(x.height, x.width) for x in losses.levels]
-        flat = weigh(lambda x: torch.cat([y.flatten(1) for y in location_loss(x)], dim=1))
-        parts = flat.split([height * width for height, width in shapes], dim=1)
-        maps = [x.unflatten(1, shape) for x, shape in zip(parts, shapes)]
-    else:
-        raise ValueError(f"Unknown granularity {granularity!r}: choose one of {GRANULARITIES}.")
-    if rescale:
-        maps = rescaled(maps, [x >= 0 for x in _smallest_known(losses)])
-    return DistillWeights({level.stride: x[:, None] for level, x in zip(losses.levels, maps)})
 
 
 def rescaled(maps: list[Tensor], inside: list[Tensor]) -> list[Tensor]:
@@ -253,14 +392,33 @@ def _constant_maps(weights: Tensor, levels: list[LevelShape]) -> list[Tensor]:
     ]
 
 
-def _painted_maps(
-    losses: UnreducedLosses, of_objects: Tensor, of_background: Tensor
-) -> list[Tensor]:
+def _level_maps(losses: UnreducedLosses, weigh, normalizer: str) -> list[Tensor]:
+    weights = weigh(lambda x: level_loss(x, normalizer))
+    return _constant_maps(weights[None].expand(len(losses.cls), -1), losses.levels)
+
+
+def _image_maps(losses: UnreducedLosses, weigh, normalizer: str) -> list[Tensor]:
+    return _constant_maps(weigh(lambda x: image_loss(x, normalizer)), losses.levels)
+
+
+def _instance_maps(losses: UnreducedLosses, weigh, normalizer: str) -> list[Tensor]:
     """The weights (M,) of objects in their boxes, over those (N, L) of the background."""
+    of_objects, of_background = weigh(object_loss), weigh(lambda x: x.background)
     return [
         torch.where(x >= 0, _gather_or(of_objects, x, 0.0), of_background[:, i, None, None])
         for i, x in enumerate(_smallest_known(losses))
     ]
+
+
+def _location_maps(losses: UnreducedLosses, weigh, normalizer: str) -> list[Tensor]:
+    shapes = [(x.height, x.width) for x in losses.levels]
+    flat = weigh(lambda x: torch.cat([y.flatten(1) for y in location_loss(x)], dim=1))
+    parts = flat.split([height * width for height, width in shapes], dim=1)
+    return [x.unflatten(1, shape) for x, shape in zip(parts, shapes)]
+
+
+# Per level the weights (N, H, W) of each granularity.
+_MAPS = dict(zip(GRANULARITIES, (_level_maps, _image_maps, _instance_maps, _location_maps)))
 
 
 def _smallest_known(losses: UnreducedLosses) -> list[Tensor]:

@@ -1,4 +1,8 @@
-"""The keys that aid_d2 adds to a Detectron2 config."""
+"""The keys that aid_d2 adds to a Detectron2 config, and how a config is loaded.
+
+Each module adds the keys of what it defines to CONFIG_EXTENSIONS as it is imported; this one imports
+none of them.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -8,21 +12,12 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from .distillers import DISTILLER_REGISTRY
-from .modeling.backbones import add_backbone_config
-from .modeling.fcos import add_fcos_config
-from .modeling.gfl import add_gfl_config
-
 # The meta-architecture of this project.
 DISTILLED = "DistilledDetector"
 
 
-def add_aid_config(cfg: CN) -> None:
-    """Add the node DISTILL and the data keys of aid_d2, with their defaults.
-
-    The ordinary MODEL keys describe the student: a yaml without its DISTILL keys, and with the
-    student's own META_ARCHITECTURE, trains the student alone.
-    """
+def _add_keys(cfg: CN) -> None:
+    """Add the keys that no other module owns."""
     # Own COCO-json data sets to register: a list of [name, json file, image folder], relative paths
     # being under $DETECTRON2_DATASETS.
     cfg.DATASETS.COCO_JSON = []
@@ -40,11 +35,6 @@ def add_aid_config(cfg: CN) -> None:
     cfg.SOLVER.CHANNELS_LAST = False
     # Run the backbone through torch.compile, which needs a compiler.
     cfg.SOLVER.COMPILE = False
-
-    # MODEL.GFL, MODEL.FCOS and MODEL.MOBILENETV2
-    add_gfl_config(cfg)
-    add_fcos_config(cfg)
-    add_backbone_config(cfg)
 
     cfg.DISTILL = CN()
     # False trains and evaluates the student of a DistilledDetector alone; no teacher is needed.
@@ -69,50 +59,34 @@ def add_aid_config(cfg: CN) -> None:
     cfg.DISTILL.WEIGHT = 1.0
     # The factor rises linearly from 0 over this many iterations.
     cfg.DISTILL.WARMUP_ITERS = 0
-    # Run each method again in the backward pass instead of keeping what it computes: less memory,
-    # more time.
-    cfg.DISTILL.RECOMPUTE = False
     # float32 runs the teacher exactly as it was trained. bfloat16 is about twice as fast: under
     # autocast, batch norms folded into the convolutions, channels last; methods that support it then
     # run under autocast too, whatever SOLVER.BF16 says. auto: where the device has it.
     cfg.DISTILL.PRECISION = "auto"
-    # What it was called before, and the config.yaml of a teacher may still have.
-    cfg.register_deprecated_key("DISTILL.TEACHER.PRECISION")
-
-    cfg.DISTILL.AID = CN()
-    # False distils with weight 1 everywhere.
-    cfg.DISTILL.AID.ENABLED = True
-    # Strength of the modulation exp(-alpha * teacher's loss), AID eq. 1; 0.1 in the paper.
-    cfg.DISTILL.AID.ALPHA = 0.1
-    # What has a weight of its own: level (the released code), image (the paper's equation),
-    # instance (an object) or location.
-    cfg.DISTILL.AID.GRANULARITY = "instance"
-    # Of level and image: `native` divides the teacher's loss as the detector's own loss does;
-    # `per_level` divides each level by its own number of positive anchors.
-    cfg.DISTILL.AID.NORMALIZER = "native"
-
-    # Take for the loss only what the teacher's exceeds the student's own by, so that it counts fully
-    # where it is the better of the two. Not in the paper; for detectors of one kind.
-    cfg.DISTILL.AID.RELATIVE = False
-    # Divide the weights by their mean in the batch, for objects and for background apart: AID then
-    # moves distillation among objects and takes none away. The paper does not.
-    cfg.DISTILL.AID.RESCALE = False
-
-    # The keys of each method stand beside its code.
-    for name, distiller in DISTILLER_REGISTRY:
-        cfg.DISTILL[name.upper()] = distiller.config()
+    # What the config.yaml of a detector may still have.
+    for key in ("DISTILL.TEACHER.PRECISION", "DISTILL.RECOMPUTE"):
+        cfg.register_deprecated_key(key)
 
 
-# Functions `extend(cfg)` that add the keys of further projects, as `add_aid_config` does: without
-# them a detector of such a project could not be a teacher.
-CONFIG_EXTENSIONS: list[Callable[[CN], None]] = []
+# Functions `extend(cfg)` that add keys: those of aid_d2, and those of further projects, without which
+# a detector of such a project could be neither student nor teacher.
+CONFIG_EXTENSIONS: list[Callable[[CN], None]] = [_add_keys]
+
+
+def add_aid_config(cfg: CN) -> None:
+    """Add the keys of aid_d2 and of further CONFIG_EXTENSIONS, with their defaults.
+
+    The ordinary MODEL keys describe the student: a yaml without DISTILL keys, and with the student's
+    own META_ARCHITECTURE, trains the student alone.
+    """
+    for extend in CONFIG_EXTENSIONS:
+        extend(cfg)
 
 
 def default_config() -> CN:
-    """Detectron2's defaults with the keys of aid_d2 and of CONFIG_EXTENSIONS."""
+    """Detectron2's defaults with the keys of CONFIG_EXTENSIONS."""
     cfg = get_cfg()
-    for extend in (add_aid_config, *CONFIG_EXTENSIONS):
-        extend(cfg)
+    add_aid_config(cfg)
     return cfg
 
 

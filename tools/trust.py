@@ -196,7 +196,7 @@ def write_page(folder: Path, instances: list[Instance], args) -> None:
         )
     (folder / "index.html").write_text(
         "<!doctype html><meta charset=utf-8><title>What AID sees</title>"
-        "<style>body{font-wrapper:sans-serif} figure{display:inline-block;margin:4px}"
+        "<style>body{font-family:sans-serif} figure{display:inline-block;margin:4px}"
         "img{max-width:480px} figcaption{font-size:10px} td,th{padding:2px 8px}</style>"
         f"<h1>{html.escape(args.dataset)}, seen by {html.escape(args.weights)}</h1>"
         f"<p>alpha {args.alpha}. All of them: <a href=trust.csv>trust.csv</a></p>"

@@ -10,8 +10,7 @@ from detectron2.data import (
 )
 from detectron2.utils import comm
 
-# Key of a data set dict, kept by Detectron2's mapper.
-PSEUDO_LABELED = "pseudo_labeled"
+from ..structures import PSEUDO_LABELED
 
 
 class MixedLoader:

@@ -18,7 +18,7 @@ from . import (  # noqa: F401
     pairwise,
     pkd,
 )
-from .base import DISTILLER_REGISTRY, DistillContext, Distiller
+from .base import DISTILLER_REGISTRY, Distiller, LevelDistiller
 from .build import build_distillers
 
-__all__ = ["DISTILLER_REGISTRY", "Distiller", "DistillContext", "build_distillers"]
+__all__ = ["DISTILLER_REGISTRY", "Distiller", "LevelDistiller", "build_distillers"]

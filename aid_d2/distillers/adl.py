@@ -8,7 +8,8 @@ from torch import Tensor
 
 from detectron2.config import CfgNode as CN
 
-from .anchors import counted_anchors
+from ..layers.matching import counted_anchors
+from ..structures import DistillBatch
 from .base import DISTILLER_REGISTRY, Distiller
 
 _PRESETS = ("PAPER", "RELEASED")
@@ -44,19 +45,18 @@ def binary_entropy(logits: Tensor) -> Tensor:
     return -yes - (-logits).sigmoid() * F.logsigmoid(-logits)
 
 
-def adaptive_loss(divergence: Tensor, entropy: Tensor, beta: float, gamma: float) -> Tensor:
-    """``(1 - exp(-(D + beta H)))^gamma D``: less of what is easy for both detectors.
+def adaptive_loss(term: Tensor, exponent: Tensor, gamma: float) -> Tensor:
+    """``(1 - exp(-E))^gamma L``: less of what is easy for both detectors.
 
     Args:
-        divergence: D >= 0, any shape. The gradient flows through the weight too.
-        entropy: H(q) >= 0 of the teacher, the same shape.
-        beta: >= 0, how much a hesitant teacher raises the weight.
-        gamma: >= 1, below which the gradient at D + beta H = 0 is infinite.
+        term: L >= 0, any shape.
+        exponent: E >= 0, the same shape. The gradient flows through it too.
+        gamma: >= 1, below which the gradient at E = 0 is infinite.
 
     Returns:
         the same shape.
     """
-    return (-torch.expm1(-(divergence + beta * entropy))) ** gamma * divergence
+    return (-torch.expm1(-exponent)) ** gamma * term
 
 
 def _constants(form: str, beta: float, gamma: float) -> CN:
@@ -81,8 +81,9 @@ class ADL(Distiller):
     centred in the padding. In Faster R-CNN the score is the objectness of the RPN. AID multiplies
     the sum over the classes of an anchor by the anchor's weight; N does not see it.
 
-    The released kernel has an alpha-weighted cross-entropy in place of KL, here FORM "ce", which
-    puts it into the weight too.
+    The released kernel (`sigmoid_adaptive_distillation_loss_op.cu`) weights an alpha-weighted
+    cross-entropy in place of KL, here FORM "ce". Its exponent is the plain cross-entropy of p and
+    q, which is KL + H: beta is 1.
     """
 
     needs_predictions = True
@@ -111,17 +112,18 @@ class ADL(Distiller):
         self.weight, self.constants = node.WEIGHT, constants
         self.student = context.student
 
-    def forward(self, student, teacher, weights):
-        constants, predictions, objects = self.constants, student.predictions, student.objects
-        s, t = (x.predictions.logits / constants.TEMPERATURE for x in (student, teacher))
-        if constants.FORM == "kl":
-            divergence = binary_kl(s, t)
-        else:
-            divergence = weighted_cross_entropy(s, t, constants.ALPHA)
-        loss = adaptive_loss(divergence, binary_entropy(t), constants.BETA, constants.GAMMA).sum(-1)
+    def forward(self, batch: DistillBatch) -> dict[str, Tensor]:
+        constants, predictions, objects = self.constants, batch.student.predictions, batch.objects
+        s, t = (
+            x.predictions.logits / constants.TEMPERATURE for x in (batch.student, batch.teacher)
+        )
+        kl = binary_kl(s, t)
+        term = kl if constants.FORM == "kl" else weighted_cross_entropy(s, t, constants.ALPHA)
+        exponent = kl + constants.BETA * binary_entropy(t)
+        loss = adaptive_loss(term, exponent, constants.GAMMA).sum(-1)
 
         matched_idxs = self.student.matched_idxs(predictions, objects)
         counted = counted_anchors(matched_idxs, predictions.anchors, objects)
         normalizer = (counted * (t.sigmoid() ** constants.THETA).sum(-1)).sum().clamp(min=1)
-        weight = weights.per_anchor(predictions.levels) * counted
+        weight = batch.weights.per_anchor(predictions.levels) * counted
         return {"cls": self.weight * (weight * loss).sum() / normalizer}

@@ -5,13 +5,14 @@ Distillation*, ICLR 2021), the method on which AID was published.
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from detectron2.config import CfgNode as CN
 
-from .adapters import identity_conv, identity_linear, level_adapters
+from ..layers.adapters import PerLevel, identity_conv, identity_linear, level_adapters
+from ..layers.norms import reference_ratio, weighted_distance
+from ..structures import DistillBatch
 from .base import DISTILLER_REGISTRY, Distiller
-from .norms import reference_ratio, weighted_distance
 
 
 def spatial_attention(magnitude: Tensor, temperature: float) -> Tensor:
@@ -90,33 +91,31 @@ class AttentionGuided(Distiller):
         self.constants = context.constants(node)
         self.normalize = node.NORMALIZE
         self.feature_adapters = level_adapters(context.pairs, 1)
-        self.channel_adapters = nn.ModuleDict()
-        self.spatial_adapters = nn.ModuleDict()
-        for pair in context.pairs:
-            key = str(pair.stride)
-            self.channel_adapters[key] = identity_linear(
-                pair.student_channels, pair.teacher_channels
-            )
-            self.spatial_adapters[key] = identity_conv(1, 1, 3)
+        self.channel_adapters = PerLevel(
+            context.pairs, lambda x: identity_linear(x.student_channels, x.teacher_channels)
+        )
+        self.spatial_adapters = PerLevel(context.pairs, lambda x: identity_conv(1, 1, 3))
 
-    def forward(self, student, teacher, weights):
+    def forward(self, batch: DistillBatch) -> dict[str, Tensor]:
         losses = {"feature": [], "channel": [], "spatial": []}
-        for stride, s in student.features.items():
-            t, weight, key = teacher.features[stride], weights.maps[stride], str(stride)
-            spatial, channel = self._masks(t, s)
+        for stride, s in batch.student.features.items():
+            t, weight = batch.teacher.features[stride], batch.weights.maps[stride]
+            spatial, channel = self._masks(s, t)
             area = batch = 1.0
             if self.normalize:
                 area, batch = math.sqrt(reference_ratio(s, stride)), math.sqrt(len(s) / 2)
             # As sums, not means: the gradient of a sum is an expanded view, of a mean a map.
             vector, plane = s.sum((2, 3)) / s[0, 0].numel(), s.sum(1, keepdim=True) / s.shape[1]
             feature = weighted_distance(
-                self.feature_adapters[key](s), t, channel.sqrt(), weight * spatial.sqrt()
+                self.feature_adapters[stride](s), t, channel.sqrt(), weight * spatial.sqrt()
             )
             pooled = weighted_distance(
-                self.channel_adapters[key](vector), t.mean((2, 3)), weights.pooled(stride, spatial)
+                self.channel_adapters[stride](vector),
+                t.mean((2, 3)),
+                batch.weights.pooled(stride, spatial),
             )
             mean = weighted_distance(
-                self.spatial_adapters[key](plane), t.mean(1, keepdim=True), weight
+                self.spatial_adapters[stride](plane), t.mean(1, keepdim=True), weight
             )
             losses["feature"].append(feature / area)
             losses["channel"].append(pooled / batch)
@@ -127,7 +126,7 @@ class AttentionGuided(Distiller):
         }
 
     @torch.no_grad()
-    def _masks(self, teacher: Tensor, student: Tensor):
+    def _masks(self, student: Tensor, teacher: Tensor):
         temperature = self.constants.TEMPERATURE
         theirs, own = teacher.abs(), student.abs()
         spatial = spatial_attention(theirs, temperature) + spatial_attention(own, temperature)

@@ -6,10 +6,11 @@ from torch import Tensor
 
 from detectron2.config import CfgNode as CN
 
-from ..iou import giou_loss
-from .anchors import count_positive, counted_anchors
+from ..layers.iou import giou_loss
+from ..layers.matching import count_positive, counted_anchors
+from ..layers.prediction_losses import soft_quality_loss
+from ..structures import DistillBatch
 from .base import DISTILLER_REGISTRY, Distiller
-from .prediction_losses import soft_quality_loss
 
 
 def localization_loss(
@@ -45,7 +46,6 @@ class BCKD(Distiller):
     of the anchor.
     """
 
-    detectors = ("RetinaNet", "FCOS", "GFL", "GeneralizedRCNN")
     needs_predictions = True
 
     @staticmethod
@@ -61,12 +61,12 @@ class BCKD(Distiller):
         self.node = node
         self.student = context.student
 
-    def forward(self, student, teacher, weights):
-        mine, theirs = student.predictions, teacher.predictions
-        matched_idxs = self.student.matched_idxs(mine, student.objects)
+    def forward(self, batch: DistillBatch) -> dict[str, Tensor]:
+        mine, theirs = batch.student.predictions, batch.teacher.predictions
+        matched_idxs = self.student.matched_idxs(mine, batch.objects)
         num_positive = count_positive(matched_idxs)
-        weight = weights.per_anchor(mine.levels)
-        weight = weight * counted_anchors(matched_idxs, mine.anchors, student.objects)
+        weight = batch.weights.per_anchor(mine.levels)
+        weight = weight * counted_anchors(matched_idxs, mine.anchors, batch.objects)
         cls = soft_quality_loss(mine.logits, theirs.logits)
         box = localization_loss(mine.boxes, theirs.boxes, mine.logits, theirs.logits)
         return {

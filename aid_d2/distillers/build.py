@@ -4,7 +4,19 @@ import torch
 
 from detectron2.config import CfgNode
 
-from .base import DISTILLER_REGISTRY, DistillContext, Distiller
+from ..config import CONFIG_EXTENSIONS
+from ..modeling.context import DistillContext
+from ..modeling.wrappers import DetectorWrapper, known_detectors
+from .base import DISTILLER_REGISTRY, Distiller
+
+
+def add_config(cfg: CfgNode) -> None:
+    """Add the node DISTILL.<NAME> of each method."""
+    for name, distiller in DISTILLER_REGISTRY:
+        cfg.DISTILL[name.upper()] = distiller.config()
+
+
+CONFIG_EXTENSIONS.append(add_config)
 
 
 def build_distillers(cfg: CfgNode, context: DistillContext) -> dict[str, Distiller]:
@@ -25,31 +37,21 @@ def build_distillers(cfg: CfgNode, context: DistillContext) -> dict[str, Distill
     distillers = {}
     for name in cfg.DISTILL.METHODS:
         method = DISTILLER_REGISTRY.get(name)
-        _check_detectors(name, method, context)
+        if method.needs_predictions:
+            _check_same_predictions(name, context)
         distillers[name] = method(cfg.DISTILL[name.upper()], context)
     return distillers
 
 
-def _check_detectors(name: str, method: type[Distiller], context: DistillContext) -> None:
-    for role, wrapper in (("student", context.student), ("teacher", context.teacher)):
-        detector = type(wrapper.model).__name__
-        if method.detectors and wrapper.detector.__name__ not in method.detectors:
-            raise ValueError(
-                f"DISTILL.METHODS: {name} cannot serve a {detector} {role}; it serves student and "
-                f"teacher of {' or '.join(method.detectors)}."
-            )
-        if method.needs_predictions and wrapper.head is None:
-            raise ValueError(
-                f"DISTILL.METHODS: {name} compares dense predictions, and a {detector} {role} has "
-                "none that are known. RetinaNet, FCOS, GFL and GeneralizedRCNN have; for others "
-                "register a DetectorWrapper."
-            )
-    if method.needs_predictions:
-        _check_same_predictions(name, context)
-
-
 def _check_same_predictions(name: str, context: DistillContext) -> None:
     student, teacher = context.student, context.teacher
+    for role, wrapper in (("student", student), ("teacher", teacher)):
+        if wrapper.head is None:
+            raise ValueError(
+                f"DISTILL.METHODS: {name} compares dense predictions, and a "
+                f"{type(wrapper.model).__name__} {role} has none that are known. "
+                f"{known_detectors()} have; for others register a DetectorWrapper."
+            )
     problem = None
     if student.detector is not teacher.detector:
         problem = f"a {student.detector.__name__} and a {teacher.detector.__name__}"
@@ -69,7 +71,7 @@ def _check_same_predictions(name: str, context: DistillContext) -> None:
         )
 
 
-def _same_anchors(student, teacher) -> bool:
+def _same_anchors(student: DetectorWrapper, teacher: DetectorWrapper) -> bool:
     ours, theirs = student.anchor_generator, teacher.anchor_generator
     cells = list(ours.cell_anchors), list(theirs.cell_anchors)
     same = len(cells[0]) == len(cells[1]) and all(map(torch.equal, *cells))

@@ -7,10 +7,14 @@ from torch import Tensor, nn
 
 from detectron2.config import CfgNode as CN
 
-from .adapters import channel_adapter
-from .anchors import counted_anchors
+from ..layers.adapters import channel_adapter
+from ..layers.matching import counted_anchors
+from ..layers.prediction_losses import mimic_losses
+from ..modeling.wrappers.fcos import FCOSWrapper
+from ..modeling.wrappers.gfl import GFLWrapper
+from ..modeling.wrappers.retinanet import RetinaNetWrapper
+from ..structures import DistillBatch
 from .base import DISTILLER_REGISTRY, Distiller
-from .prediction_losses import MIMIC_BOX_WEIGHTS, mimic_losses
 
 
 def rescale(x: Tensor, target: Tensor) -> Tensor:
@@ -38,11 +42,11 @@ def activations(tower: nn.Sequential) -> list[int]:
     return [i for i, layer in enumerate(tower) if isinstance(layer, nn.ReLU)]
 
 
-def _published(detector: str, position: int, cls: float) -> CN:
+def _published(position: int, cls: float, box: float) -> CN:
     node = CN()
     node.POSITION = position  # the convolution of both towers after which the heads are crossed
     node.CLS_WEIGHT = cls  # factor on L_cls
-    node.BOX_WEIGHT = MIMIC_BOX_WEIGHTS[detector]  # factor on L_box
+    node.BOX_WEIGHT = box  # factor on L_box
     return node
 
 
@@ -64,22 +68,28 @@ class CrossKD(Distiller):
     shared by its levels, comes before the statistics.
     """
 
-    detectors = ("RetinaNet", "FCOS", "GFL")
     needs_predictions = True
 
     @staticmethod
     def config():
         node = CN()
         # Of the released configs.
-        node.RETINANET = _published("RetinaNet", position=3, cls=1.0)
-        node.FCOS = _published("FCOS", position=2, cls=0.4)
-        node.GFL = _published("GFL", position=3, cls=1.0)
+        node.RETINANET = _published(3, cls=1.0, box=RetinaNetWrapper.mimic_box_weight)
+        node.FCOS = _published(2, cls=0.4, box=FCOSWrapper.mimic_box_weight)
+        node.GFL = _published(3, cls=1.0, box=GFLWrapper.mimic_box_weight)
+        # Of other detectors, for which nothing is published: those of RetinaNet.
+        node.ONE_STAGE = node.RETINANET.clone()
         return node
 
     def __init__(self, node, context):
         super().__init__(node, context)
-        self.constants = context.constants(node)
         self.student, self.teacher = context.student, context.teacher
+        if not self.student.towers:
+            raise ValueError(
+                "DISTILL.METHODS: CrossKD crosses the towers of dense heads, and none are known of "
+                f"a {type(self.student.model).__name__}. Use a RetinaNet, FCOS or GFL."
+            )
+        self.constants = context.constants(node)
         self._check_position()
         self.adapters = nn.ModuleDict()
         for branch in self.teacher.towers:
@@ -87,20 +97,22 @@ class CrossKD(Distiller):
                 *(self._channels(x.towers[branch]) for x in (self.student, self.teacher))
             )
 
-    def taps(self, wrapper):
+    def recorded_modules(self, wrapper, side):
         return [tower[self._cut(tower)] for tower in wrapper.towers.values()]
 
-    def forward(self, student, teacher, weights):
+    def forward(self, batch: DistillBatch) -> dict[str, Tensor]:
+        student, teacher, objects = batch.student, batch.teacher, batch.objects
         crossed = {branch: self._cross(branch, student, teacher) for branch in self.adapters}
         predicted = self.teacher.predictions(teacher.features, self.teacher.predict(crossed))
-        matched_idxs = self.student.matched_idxs(student.predictions, student.objects)
+        matched_idxs = self.student.matched_idxs(student.predictions, objects)
         cls, box = mimic_losses(
             predicted,
             teacher.predictions,
-            self.teacher.detector.__name__,
+            batch.weights.per_anchor(teacher.predictions.levels),
             matched_idxs,
-            weights.per_anchor(teacher.predictions.levels),
-            counted_anchors(matched_idxs, teacher.predictions.anchors, student.objects),
+            counted_anchors(matched_idxs, teacher.predictions.anchors, objects),
+            self.teacher.box_distance(predicted, teacher.predictions),
+            self.teacher.mimic_by_confidence,
         )
         return {"cls": self.constants.CLS_WEIGHT * cls, "box": self.constants.BOX_WEIGHT * box}
 

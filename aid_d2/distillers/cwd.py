@@ -4,12 +4,12 @@ from torch import Tensor
 
 from detectron2.config import CfgNode as CN
 
-from .adapters import channel_adapters
-from .base import DISTILLER_REGISTRY, Distiller
+from ..layers.adapters import channel_adapters
+from .base import DISTILLER_REGISTRY, LevelDistiller
 
 
 def channel_divergence(
-    teacher: Tensor, student: Tensor, weight: Tensor, temperature: float
+    student: Tensor, teacher: Tensor, weight: Tensor, temperature: float
 ) -> Tensor:
     """``T^2 / (N C) sum W (p log(p/q) - p + q)``, p and q the softmax of each channel / T over its
     locations in teacher and student (Shu et al.).
@@ -18,8 +18,8 @@ def channel_divergence(
     where W varies: they make each summand positive but at p = q, where the loss is least for any W.
 
     Args:
-        teacher: (N, C, H, W).
-        student: of the same shape, adapted.
+        student: (N, C, H, W), adapted.
+        teacher: of the same shape.
         weight: W of AID (N, 1, H, W).
         temperature: T.
     """
@@ -30,13 +30,15 @@ def channel_divergence(
 
 
 @DISTILLER_REGISTRY.register()
-class CWD(Distiller):
+class CWD(LevelDistiller):
     """Imitation of where each channel is active: the KL divergence of its distributions over the
     locations, the mean over images and channels, summed over levels.
 
     The student has a 1x1 convolution where the numbers of channels differ. AID's map W weights the
     summand of each location.
     """
+
+    part = "channel"
 
     @staticmethod
     def config():
@@ -54,14 +56,5 @@ class CWD(Distiller):
         self.temperature = node.TEMPERATURE
         self.adapters = channel_adapters(context.pairs)
 
-    def forward(self, student, teacher, weights):
-        total = sum(
-            channel_divergence(
-                teacher.features[stride],
-                self.adapters[str(stride)](s),
-                weights.maps[stride],
-                self.temperature,
-            )
-            for stride, s in student.features.items()
-        )
-        return {"channel": self.weight * total}
+    def level_loss(self, student, teacher, weight):
+        return channel_divergence(student, teacher, weight, self.temperature)

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from detectron2.config import CfgNode as CN
 
-from ..losses import UnreducedLosses
-from ..weights import DistillWeights
-from .adapters import channel_adapters, identity_conv
-from .anchors import counted_anchors
+from ..layers.adapters import PerLevel, channel_adapters, identity_conv
+from ..layers.matching import counted_anchors
+from ..layers.prediction_losses import mimic_losses
+from ..modeling.context import DistillContext
+from ..structures import DistillBatch, DistillWeights, UnreducedLosses
 from .base import DISTILLER_REGISTRY, Distiller
 from .hint import hint_loss
-from .prediction_losses import MIMIC_BOX_WEIGHTS, mimic_losses
 
 # Student's map 2 teacher's map: of the backbone below the pyramid (B) or of the pyramid (N: neck).
 STRATEGIES = ("B2B", "N2N", "N2B", "B2N")
@@ -63,8 +63,6 @@ class Dist2(Distiller):
     convolution before the teacher's head at levels whose channels differ.
     """
 
-    detectors = ("RetinaNet", "FCOS", "GFL", "GeneralizedRCNN")
-
     @staticmethod
     def config():
         node = CN()
@@ -94,43 +92,42 @@ class Dist2(Distiller):
         self._check_bottom_up()
         self.transforms = nn.ModuleDict({x: self._transforms(x, context) for x in self.strategies})
 
-    def taps(self, wrapper):
-        side = 0 if wrapper.model is self.student.model else -1
-        if any(strategy[side] == "B" for strategy in self.strategies):
+    def recorded_modules(self, wrapper, side):
+        end = 0 if side == "student" else -1
+        if any(strategy[end] == "B" for strategy in self.strategies):
             return [wrapper.model.backbone.bottom_up]
         return []
 
-    def forward(self, student, teacher, weights):
+    def forward(self, batch: DistillBatch) -> dict[str, Tensor]:
         losses = {}
         if self.node.DI_WEIGHT != 0:
-            losses["di"] = self.node.DI_WEIGHT * self._imitate_detection(student, teacher, weights)
+            losses["di"] = self.node.DI_WEIGHT * self._imitate_detection(batch)
         if self.strategies:
-            parts = [
-                part
-                for strategy in self.strategies
-                for part in self._imitate_features(strategy, student, teacher, weights)
-            ]
+            parts = [x for strategy in self.strategies for x in self._imitate(strategy, batch)]
             losses["fi"] = self.node.FI_WEIGHT * sum(parts)
         return losses
 
-    def _imitate_detection(self, student, teacher, weights) -> Tensor:
-        features = {s: self.adapters[str(s)](x) for s, x in student.features.items()}
+    def _imitate_detection(self, batch: DistillBatch) -> Tensor:
+        features = {s: self.adapters[s](x) for s, x in batch.student.features.items()}
         head_outputs = self.teacher.head(list(features.values()))
         if self.node.DI_TARGET == "ground_truth":
-            losses = self.teacher.unreduced_losses(features, head_outputs, student.objects)
-            return detection_loss(losses, weights)
-        predicted = self.teacher.predictions(features, head_outputs)
-        detector = self.teacher.detector.__name__
-        matched_idxs = self.teacher.matched_idxs(predicted, student.objects)
+            losses = self.teacher.unreduced_losses(features, head_outputs, batch.objects)
+            return detection_loss(losses, batch.weights)
+        predicted, target = (
+            self.teacher.predictions(features, head_outputs),
+            self._target(batch.teacher),
+        )
+        matched_idxs = self.teacher.matched_idxs(predicted, batch.objects)
         cls, box = mimic_losses(
             predicted,
-            self._target(teacher),
-            detector,
+            target,
+            batch.weights.per_anchor(predicted.levels),
             matched_idxs,
-            weights.per_anchor(predicted.levels),
-            counted_anchors(matched_idxs, predicted.anchors, student.objects),
+            counted_anchors(matched_idxs, predicted.anchors, batch.objects),
+            self.teacher.box_distance(predicted, target),
+            self.teacher.mimic_by_confidence,
         )
-        return cls + MIMIC_BOX_WEIGHTS[detector] * box
+        return cls + self.teacher.mimic_box_weight * box
 
     @torch.no_grad()
     def _target(self, teacher):
@@ -140,19 +137,20 @@ class Dist2(Distiller):
             head_outputs = self.teacher.head(list(teacher.features.values()))
         return self.teacher.predictions(teacher.features, head_outputs)
 
-    def _imitate_features(self, strategy, student, teacher, weights) -> list[Tensor]:
-        source = _maps(strategy[0], self.student, student)
-        target = _maps(strategy[-1], self.teacher, teacher)
+    def _imitate(self, strategy: str, batch: DistillBatch) -> list[Tensor]:
+        """The loss of a strategy of FI on each level."""
+        source = _maps(strategy[0], self.student, batch.student)
+        target = _maps(strategy[-1], self.teacher, batch.teacher)
         losses = []
-        for stride, transform in self.transforms[strategy].items():
-            weight = weights.maps[int(stride)]
+        for stride in (int(key) for key in self.transforms[strategy]):
+            weight = batch.weights.maps[stride]
             # Maps of the backbone still have the padding of each detector.
             height, width = weight.shape[-2:]
-            s, t = (x[int(stride)][..., :height, :width] for x in (source, target))
-            losses.append(hint_loss(t, transform(s), weight))
+            s, t = (x[stride][..., :height, :width] for x in (source, target))
+            losses.append(hint_loss(self.transforms[strategy][stride](s), t, weight))
         return losses
 
-    def _transforms(self, strategy, context) -> nn.ModuleDict:
+    def _transforms(self, strategy: str, context: DistillContext) -> PerLevel:
         neck = [
             {x.stride: x.student_channels for x in context.pairs},
             {x.stride: x.teacher_channels for x in context.pairs},
@@ -163,20 +161,25 @@ class Dist2(Distiller):
                 (strategy[0], strategy[-1]), neck, (self.student, self.teacher)
             )
         )
-        strides = [x.stride for x in context.pairs if x.stride in source and x.stride in target]
-        if not strides:
+        pairs = [x for x in context.pairs if x.stride in source and x.stride in target]
+        if not pairs:
             raise ValueError(
                 f"DISTILL.DIST2.IMITATION: {strategy} finds no maps of equal stride among the "
                 f"student's {sorted(source)}, the teacher's {sorted(target)} and the levels of "
                 f"both pyramids {[x.stride for x in context.pairs]}. Leave it out."
             )
-        return nn.ModuleDict({str(x): identity_conv(source[x], target[x], 1) for x in strides})
+        return PerLevel(pairs, lambda x: identity_conv(source[x.stride], target[x.stride], 1))
 
-    def _check_imitable(self, context) -> None:
+    def _check_imitable(self, context: DistillContext) -> None:
         target = self.node.DI_TARGET
         leave_out = "or leave DI out by DISTILL.DIST2.DI_WEIGHT 0."
         if target not in TARGETS:
             raise ValueError(f"DISTILL.DIST2.DI_TARGET is {target!r}; choose one of {TARGETS}.")
+        if self.teacher.head is None:
+            raise ValueError(
+                "DISTILL.DIST2: DI needs the teacher's dense head, and none is known of a "
+                f"{type(self.teacher.model).__name__}. Register a DetectorWrapper, {leave_out}"
+            )
         if len(context.pairs) < len(self.teacher.levels):
             raise ValueError(
                 f"DISTILL.DIST2: the teacher's head needs maps at strides "

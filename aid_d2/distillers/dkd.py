@@ -7,8 +7,8 @@ from torch import Tensor
 from detectron2.config import CfgNode as CN
 from detectron2.modeling.matcher import Matcher
 
-from ..iou import pairwise_iou
-from ..losses import Objects
+from ..layers.iou import pairwise_iou
+from ..structures import DistillBatch, Objects
 from .base import DISTILLER_REGISTRY, Distiller
 
 
@@ -86,8 +86,6 @@ class DKD(Distiller):
     the weight of its box.
     """
 
-    detectors = ("GeneralizedRCNN",)
-
     @staticmethod
     def config():
         node = CN()
@@ -125,24 +123,23 @@ class DKD(Distiller):
         self.constants = node
         self.student, self.teacher = student, teacher
 
-    def taps(self, wrapper):
-        # Which detector it is shows in its model: wrappers are made anew where they are needed.
-        if wrapper.model is not self.student.model:
+    def recorded_modules(self, wrapper, side):
+        if side == "teacher":
             return []
         heads = wrapper.model.roi_heads
         return [heads.box_pooler, heads.box_predictor]
 
-    def forward(self, student, teacher, weights):
+    def forward(self, batch: DistillBatch) -> dict[str, Tensor]:
         heads = self.student.model.roi_heads
-        boxes = [x.tensor for x in student.calls[heads.box_pooler][-1].inputs[1]]
+        boxes = [x.tensor for x in batch.student.calls[heads.box_pooler][-1].inputs[1]]
         with torch.no_grad():
-            theirs, _ = self.teacher.score(teacher.features, boxes)
-            weight = weights.per_box(boxes)
+            theirs, _ = self.teacher.score(batch.teacher.features, boxes)
+            weight = batch.weights.per_box(boxes)
             target = proposal_classes(
-                boxes, student.objects, heads.proposal_matcher, self.student.num_classes
+                boxes, batch.objects, heads.proposal_matcher, self.student.num_classes
             )
         # Under autocast the student's are in half precision.
-        logits = student.calls[heads.box_predictor][-1].output[0].to(theirs.dtype)
+        logits = batch.student.calls[heads.box_predictor][-1].output[0].to(theirs.dtype)
         parts = decoupled_divergence(logits, theirs, target, self.constants.TEMPERATURE)
         tckd, nckd = ((weight * x).sum() / max(len(x), 1) for x in parts)
         return {"target": self.constants.ALPHA * tckd, "nontarget": self.constants.BETA * nckd}

@@ -8,9 +8,9 @@ from torch import Tensor
 from detectron2.config import CfgNode as CN
 from detectron2.structures import Boxes
 
-from ..iou import pairwise_iou
-from ..losses import Objects
-from .adapters import level_adapters
+from ..layers.adapters import level_adapters
+from ..layers.iou import pairwise_iou
+from ..structures import DistillBatch, Objects
 from .base import DISTILLER_REGISTRY, Distiller
 
 
@@ -29,14 +29,14 @@ def near_objects(boxes: Tensor, anchors: Boxes, threshold: float) -> Tensor:
     return (iou > threshold * iou.amax(1, keepdim=True)).any(0)
 
 
-def imitation_loss(teacher: Tensor, student: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+def imitation_loss(student: Tensor, teacher: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
     """``sum W I (T - S)^2``, without the divisor 2 N of Wang et al.
 
     Args:
-        teacher: T (N, C, H, W).
-        student: S of the same shape, adapted.
-        mask: I (N, 1, H, W) bool.
+        student: S (N, C, H, W), adapted.
+        teacher: T of the same shape.
         weight: W of AID (N, 1, H, W).
+        mask: I (N, 1, H, W) bool.
     """
     return (weight * mask * (teacher - student).square()).sum()
 
@@ -85,16 +85,16 @@ class FGFI(Distiller):
         self.student = context.student
         self.adapters = level_adapters(context.pairs, 3)
 
-    def forward(self, student, teacher, weights):
-        masks = self._masks(student.features, student.objects)
+    def forward(self, batch: DistillBatch) -> dict[str, Tensor]:
+        masks = self._masks(batch.student.features, batch.objects)
         total = sum(
             imitation_loss(
-                teacher.features[stride],
-                self.adapters[str(stride)](s),
+                self.adapters[stride](s),
+                batch.teacher.features[stride],
+                batch.weights.maps[stride],
                 masks[stride],
-                weights.maps[stride],
             )
-            for stride, s in student.features.items()
+            for stride, s in batch.student.features.items()
         )
         count = sum(mask.sum() for mask in masks.values()).clamp(min=1)
         return {"feature": self.weight * total / (2 * count)}

@@ -12,8 +12,8 @@ from torchvision.ops import nms
 from detectron2.config import CfgNode as CN
 from detectron2.structures import Boxes, pairwise_ioa
 
-from ..weights import pool_boxes
-from .adapters import identity_conv
+from ..layers.adapters import identity_conv
+from ..structures import DensePredictions, DistillBatch, pool_boxes
 from .base import DISTILLER_REGISTRY, Distiller
 
 SELECTIONS = ("paper", "positive", "semi_positive", "negative")
@@ -174,11 +174,11 @@ def regression_loss(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
     return (weight * (student - teacher).abs().sum(-1)).sum() / max(len(student), 1)
 
 
-def box_deltas(predictions, image: Tensor, anchor: Tensor) -> Tensor:
+def box_deltas(predictions: DensePredictions, image: Tensor, anchor: Tensor) -> Tensor:
     """What a detector says of the boxes of P anchors, in its own units.
 
     Args:
-        predictions: :class:`DensePredictions`.
+        predictions: of all anchors.
         image, anchor: (P,) indices of the anchors.
 
     Returns:
@@ -257,15 +257,16 @@ class GID(Distiller):
         self.wrapper = context.student
         self.adapter = identity_conv(*channels.pop(), kernel_size=3)
 
-    def forward(self, student, teacher, weights):
-        boxes = self._instances(student, teacher)
+    def forward(self, batch: DistillBatch) -> dict[str, Tensor]:
+        student, teacher, weights = batch.student, batch.teacher, batch.weights
+        boxes = self._instances(batch)
         adapted = {stride: self.adapter(x) for stride, x in student.features.items()}
         s, t = (
             pool_boxes(maps, boxes, _POOLED_SIZE, _SAMPLING_RATIO)
             for maps in (adapted, teacher.features)
         )
         of_box = weights.per_box(boxes)
-        masked = self._mask(student, boxes).nonzero(as_tuple=True)
+        masked = self._mask(batch, boxes).nonzero(as_tuple=True)
         of_anchor = weights.per_anchor(student.predictions.levels)[masked]
         logits = (x.predictions.logits[masked] for x in (student, teacher))
         deltas = (box_deltas(x.predictions, *masked) for x in (student, teacher))
@@ -277,16 +278,14 @@ class GID(Distiller):
         }
         return {part: self.node[f"{part.upper()}_WEIGHT"] * x for part, x in losses.items()}
 
-    def _instances(self, student, teacher) -> list[Tensor]:
+    def _instances(self, batch: DistillBatch) -> list[Tensor]:
         """Boxes (B_i, 4) of the general instances of each image."""
-        # `predictions.boxes` is kept for whoever asks next, and then with gradient.
+        mine, theirs = batch.student.predictions, batch.teacher.predictions
+        # `boxes` is kept for whoever asks next, and then with gradient.
         scores, boxes = disagreement(
-            student.predictions.logits.detach(),
-            teacher.predictions.logits,
-            student.predictions.boxes.detach(),
-            teacher.predictions.boxes,
+            mine.logits.detach(), theirs.logits, mine.boxes.detach(), theirs.boxes
         )
-        objects, node = student.objects, self.node
+        objects, node = batch.objects, self.node
         boxes = clip_boxes(boxes, objects.image_sizes)
         selected = select_instances(
             scores, boxes, node.NMS_THRESH, node.NUM_INSTANCES, node.NMS_CANDIDATES
@@ -294,7 +293,7 @@ class GID(Distiller):
         instances = [x[index] for x, index in zip(boxes, selected)]
         if node.SELECTION == "paper":
             return instances
-        positive = self.wrapper.matched_idxs(student.predictions, objects) >= 0
+        positive = self.wrapper.matched_idxs(mine, objects) >= 0
         kinds = map(
             instance_kinds,
             instances,
@@ -303,13 +302,13 @@ class GID(Distiller):
         )
         return [x[kind[node.SELECTION]] for x, kind in zip(instances, kinds)]
 
-    def _mask(self, student, boxes: list[Tensor]) -> Tensor:
+    def _mask(self, batch: DistillBatch, boxes: list[Tensor]) -> Tensor:
         """(N, R) bool, the anchors that are positive for the instances as ground truth."""
         instances = torch.cat(boxes)
         as_objects = replace(
-            student.objects,
+            batch.objects,
             boxes=instances,
             classes=torch.zeros(len(instances), dtype=torch.int64, device=instances.device),
             counts=[len(x) for x in boxes],
         )
-        return self.wrapper.matched_idxs(student.predictions, as_objects) >= 0
+        return self.wrapper.matched_idxs(batch.student.predictions, as_objects) >= 0

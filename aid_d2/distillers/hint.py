@@ -6,23 +6,23 @@ from torch import Tensor
 
 from detectron2.config import CfgNode as CN
 
-from .adapters import level_adapters
-from .base import DISTILLER_REGISTRY, Distiller
+from ..layers.adapters import level_adapters
+from .base import DISTILLER_REGISTRY, LevelDistiller
 
 
-def hint_loss(teacher: Tensor, student: Tensor, weight: Tensor) -> Tensor:
+def hint_loss(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
     """``mean W (T - S)^2`` over images, channels and locations.
 
     Args:
-        teacher: T (N, C, H, W).
-        student: S of the same shape, adapted.
+        student: S (N, C, H, W), adapted.
+        teacher: T of the same shape.
         weight: W of AID (N, 1, H, W).
     """
     return (weight * (teacher - student).square()).mean()
 
 
 @DISTILLER_REGISTRY.register()
-class Hint(Distiller):
+class Hint(LevelDistiller):
     """Imitation of the teacher's maps, ``mean W (T - f(S))^2`` summed over levels, f a 1x1
     convolution per level.
 
@@ -44,9 +44,5 @@ class Hint(Distiller):
         self.weight = node.WEIGHT
         self.adapters = level_adapters(context.pairs, 1)
 
-    def forward(self, student, teacher, weights):
-        total = sum(
-            hint_loss(teacher.features[stride], self.adapters[str(stride)](s), weights.maps[stride])
-            for stride, s in student.features.items()
-        )
-        return {"feature": self.weight * total}
+    def level_loss(self, student, teacher, weight):
+        return hint_loss(student, teacher, weight)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from detectron2.config import CfgNode as CN
 
+from ..structures import DistillBatch
 from .base import DISTILLER_REGISTRY, Distiller
 
 
@@ -40,7 +41,6 @@ class LD(Distiller):
     region is left out. AID multiplies LD of an anchor by the anchor's weight.
     """
 
-    detectors = ("GFL",)
     needs_predictions = True
 
     @staticmethod
@@ -55,19 +55,24 @@ class LD(Distiller):
     def __init__(self, node, context):
         super().__init__(node, context)
         self.constants = node
-        self.bins = context.student.model.reg_max + 1
+        if context.student.box_bins is None:
+            raise ValueError(
+                "DISTILL.METHODS: LD compares distributions of box sides, which a "
+                f"{type(context.student.model).__name__} does not predict. Use a GFL."
+            )
+        self.bins = context.student.box_bins
         self.student = context.student
 
-    def forward(self, student, teacher, weights):
-        predictions = student.predictions
+    def forward(self, batch: DistillBatch) -> dict[str, Tensor]:
+        predictions, theirs = batch.student.predictions, batch.teacher.predictions
         loss = side_divergence(
             predictions.regression,
-            teacher.predictions.regression,
+            theirs.regression,
             self.bins,
             self.constants.TEMPERATURE,
         )
         # To compute it for all anchors and select by weight needs no wait for the device.
-        positive = self.student.matched_idxs(predictions, student.objects) >= 0
+        positive = self.student.matched_idxs(predictions, batch.objects) >= 0
         weight = positive * predictions.logits.detach().sigmoid().amax(-1)
-        total = (weights.per_anchor(predictions.levels) * weight * loss).sum()
+        total = (batch.weights.per_anchor(predictions.levels) * weight * loss).sum()
         return {"box": self.constants.WEIGHT * total}

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from detectron2.config import CfgNode as CN
 from detectron2.utils.events import get_event_storage
 
-from .adapters import channel_adapters
+from ..layers.adapters import PerLevel, channel_adapters
+from ..structures import DistillBatch
 from .base import DISTILLER_REGISTRY, Distiller
 
 
@@ -15,12 +16,12 @@ def random_mask(shape: tuple[int, ...], ratio: float, generator: torch.Generator
     return torch.rand(shape, generator=generator, device=generator.device) >= ratio
 
 
-def generation_loss(teacher: Tensor, generated: Tensor, weight: Tensor) -> Tensor:
+def generation_loss(generated: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
     """``1/N sum W (T - G)^2`` (Yang et al.; the division by N as released).
 
     Args:
-        teacher: T (N, C, H, W).
-        generated: G of the same shape.
+        generated: G (N, C, H, W), from the student's map.
+        teacher: T of the same shape.
         weight: W of AID (N, 1, H, W).
     """
     return (weight * (teacher - generated).square()).sum() / len(teacher)
@@ -53,25 +54,21 @@ class MGD(Distiller):
         super().__init__(node, context)
         self.constants = context.constants(node)
         self.adapters = channel_adapters(context.pairs)
-        self.generators = nn.ModuleDict(
-            {str(pair.stride): _generation(pair.teacher_channels) for pair in context.pairs}
-        )
+        self.generators = PerLevel(context.pairs, lambda pair: _generation(pair.teacher_channels))
         # Processes that start from different seeds mask different locations.
         self.seed = torch.initial_seed() % 2**62
 
-    def forward(self, student, teacher, weights):
-        device = next(iter(student.features.values())).device
-        # By the iteration: a step that is run again has the same masks.
+    def forward(self, batch: DistillBatch) -> dict[str, Tensor]:
+        device = next(iter(batch.student.features.values())).device
+        # By the iteration, so that a resumed run masks other locations than its beginning did.
         seed = self.seed + get_event_storage().iter
         generator = torch.Generator(device).manual_seed(seed)
         total = 0.0
-        for stride, s in student.features.items():
-            key = str(stride)
+        for stride, s in batch.student.features.items():
             mask = random_mask((len(s), 1, *s.shape[-2:]), self.constants.RATIO, generator)
-            generated = self.generators[key](mask * self.adapters[key](s))
-            total = total + generation_loss(
-                teacher.features[stride], generated, weights.maps[stride]
-            )
+            generated = self.generators[stride](mask * self.adapters[stride](s))
+            t, weight = batch.teacher.features[stride], batch.weights.maps[stride]
+            total = total + generation_loss(generated, t, weight)
         return {"generation": self.constants.WEIGHT * total}
 
 

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from detectron2.config import CfgNode as CN
 
-from .adapters import level_adapters
+from ..layers.adapters import PerLevel, level_adapters
+from ..layers.norms import reference_ratio, weighted_distance
+from ..structures import DistillBatch
 from .base import DISTILLER_REGISTRY, Distiller
-from .norms import reference_ratio, weighted_distance
 
 
 def non_local(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
@@ -129,25 +130,28 @@ class NonLocal(Distiller):
             )
         self.weight = context.constants(node).WEIGHT
         self.normalize = node.NORMALIZE
-        self.student_blocks = nn.ModuleDict()
-        self.teacher_blocks = nn.ModuleDict()
         self.adapters = level_adapters(context.pairs, 1)
-        for pair in context.pairs:
-            key = str(pair.stride)
-            inner, pool = node.INNER_CHANNELS[pair.position], node.POOL[pair.position]
-            self.student_blocks[key] = NonLocalBlock(pair.student_channels, inner, pool)
-            self.teacher_blocks[key] = NonLocalBlock(pair.teacher_channels, inner, pool)
+        self.student_blocks = PerLevel(
+            context.pairs, lambda x: _block(x.student_channels, x.position, node)
+        )
+        self.teacher_blocks = PerLevel(
+            context.pairs, lambda x: _block(x.teacher_channels, x.position, node)
+        )
         if node.DETACH_TEACHER:
             self.teacher_blocks.requires_grad_(False)
 
-    def forward(self, student, teacher, weights):
+    def forward(self, batch: DistillBatch) -> dict[str, Tensor]:
         total = 0.0
-        for stride, s in student.features.items():
-            key = str(stride)
-            mine = self.adapters[key](self.student_blocks[key](s))
-            theirs = self.teacher_blocks[key](teacher.features[stride])
-            loss = weighted_distance(mine, theirs, weights.maps[stride])
+        for stride, s in batch.student.features.items():
+            mine = self.adapters[stride](self.student_blocks[stride](s))
+            theirs = self.teacher_blocks[stride](batch.teacher.features[stride])
+            loss = weighted_distance(mine, theirs, batch.weights.maps[stride])
             if self.normalize:
                 loss = loss / math.sqrt(reference_ratio(s, stride))
             total = total + loss
         return {"relation": self.weight * total}
+
+
+def _block(channels: int, position: int, node: CN) -> NonLocalBlock:
+    """The block of a level; position 0 is the student's finest."""
+    return NonLocalBlock(channels, node.INNER_CHANNELS[position], node.POOL[position])

@@ -3,17 +3,18 @@ Segmentation*, CVPR 2019): imitation of the similarity of each two locations.
 """
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from detectron2.config import CfgNode as CN
 
-from .base import DISTILLER_REGISTRY, Distiller
+from ..layers.adapters import PerLevel
+from .base import DISTILLER_REGISTRY, LevelDistiller
 
 # Least length that a vector of channels is divided by. It bounds the gradient where they vanish.
 _MIN_LENGTH = 1e-4
 
 
-def pairwise_loss(teacher: Tensor, student: Tensor, weight: Tensor) -> Tensor:
+def pairwise_loss(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
     """``1/N sum_n 1/R^2 sum_ij sqrt(w_i w_j) (t_i.t_j - s_i.s_j)^2`` (Liu et al.).
 
     t_i and s_i are the channels at location i, divided by their length. With ``w^(1/4)`` drawn into
@@ -23,8 +24,8 @@ def pairwise_loss(teacher: Tensor, student: Tensor, weight: Tensor) -> Tensor:
     single precision the loss would be noise once student and teacher come near each other.
 
     Args:
-        teacher: (N, C, H, W), R = H W.
-        student: (N, C', H, W); C' may differ from C.
+        student: (N, C', H, W), R = H W.
+        teacher: (N, C, H, W); C may differ from C'.
         weight: w of AID (N, 1, H, W), positive.
 
     Returns:
@@ -45,7 +46,7 @@ def _squared_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 @DISTILLER_REGISTRY.register()
-class Pairwise(Distiller):
+class Pairwise(LevelDistiller):
     """Imitation of similarities, summed over levels: no adapter is needed, since student and
     teacher are compared by what they say of two locations.
 
@@ -57,6 +58,8 @@ class Pairwise(Distiller):
     AID's map is pooled to the nodes by its mean; a pair of nodes has the weight ``sqrt(w_i w_j)``.
     """
 
+    part = "similarity"
+
     @staticmethod
     def config():
         node = CN()
@@ -67,14 +70,13 @@ class Pairwise(Distiller):
     def __init__(self, node, context):
         super().__init__(node, context)
         self.weight = node.WEIGHT
+        self.adapters = PerLevel(context.pairs, lambda pair: nn.Identity())
 
-    def forward(self, student, teacher, weights):
-        total = 0.0
-        for stride, s in student.features.items():
-            window: tuple[int, int] = tuple(min(2, size) for size in s.shape[-2:])
-            total = total + pairwise_loss(
-                F.max_pool2d(teacher.features[stride], window),
-                F.max_pool2d(s, window),
-                F.avg_pool2d(weights.maps[stride], window),
-            )
-        return {"similarity": self.weight * total}
+    def level_loss(self, student, teacher, weight):
+        # Maps at the top of a pyramid can be smaller than the pooling window.
+        window = tuple(min(2, size) for size in student.shape[-2:])
+        return pairwise_loss(
+            F.max_pool2d(student, window),
+            F.max_pool2d(teacher, window),
+            F.avg_pool2d(weight, window),
+        )

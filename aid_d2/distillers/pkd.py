@@ -6,8 +6,8 @@ from torch import Tensor
 
 from detectron2.config import CfgNode as CN
 
-from .adapters import channel_adapters
-from .base import DISTILLER_REGISTRY, Distiller
+from ..layers.adapters import channel_adapters
+from .base import DISTILLER_REGISTRY, LevelDistiller
 
 _EPSILON = 1e-6
 
@@ -27,20 +27,20 @@ def standardize(x: Tensor) -> Tensor:
     return (x - mean) / (std + _EPSILON)
 
 
-def correlation_loss(teacher: Tensor, student: Tensor, weight: Tensor) -> Tensor:
+def correlation_loss(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
     """``1/2 mean W (T~ - S~)^2`` of standardized maps (Cao et al.); without W the mean over
     channels of 1 - r, r being Pearson's correlation.
 
     Args:
-        teacher: T (N, C, H, W).
-        student: S of the same shape, adapted.
+        student: S (N, C, H, W), adapted.
+        teacher: T of the same shape.
         weight: W of AID (N, 1, H, W).
     """
     return (weight * (standardize(teacher) - standardize(student)).square()).mean() / 2
 
 
 @DISTILLER_REGISTRY.register()
-class PKD(Distiller):
+class PKD(LevelDistiller):
     """Imitation of the pattern of each channel, whatever its mean and scale: ``1 - r`` summed over
     levels, which lets student and teacher be of different kinds.
 
@@ -64,11 +64,5 @@ class PKD(Distiller):
         self.weight = context.constants(node).WEIGHT
         self.adapters = channel_adapters(context.pairs)
 
-    def forward(self, student, teacher, weights):
-        total = sum(
-            correlation_loss(
-                teacher.features[stride], self.adapters[str(stride)](s), weights.maps[stride]
-            )
-            for stride, s in student.features.items()
-        )
-        return {"feature": self.weight * total}
+    def level_loss(self, student, teacher, weight):
+        return correlation_loss(student, teacher, weight)

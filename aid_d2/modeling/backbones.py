@@ -9,6 +9,8 @@ from detectron2.layers import FrozenBatchNorm2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 
+from ..config import CONFIG_EXTENSIONS
+
 # The last block of each stage in torchvision's `MobileNetV2.features`, plus one; they end at
 # strides 2 (stem), 4, 8, 16 and 32. The final 1x1 convolution serves classification alone.
 _MOBILENET_STAGES = {"stem": 1, "res2": 4, "res3": 7, "res4": 14, "res5": 18}
@@ -19,6 +21,9 @@ def add_backbone_config(cfg: CfgNode) -> None:
     cfg.MODEL.MOBILENETV2 = CfgNode()
     # Normalization: FrozenBN, BN or SyncBN. How much is frozen, MODEL.BACKBONE.FREEZE_AT says.
     cfg.MODEL.MOBILENETV2.NORM = "FrozenBN"
+
+
+CONFIG_EXTENSIONS.append(add_backbone_config)
 
 
 class LastLevelP6P7Linear(nn.Module):

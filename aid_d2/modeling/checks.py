@@ -8,105 +8,59 @@ from torch import nn
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ..aid import GRANULARITIES, NORMALIZERS
-from .precision import PRECISIONS
+from ..distillers import Distiller
+from .context import DistillContext
 from .teacher import Teacher
-from .wrappers import DetectorWrapper, wrap
+from .wrappers import wrap
 
 logger = logging.getLogger(__name__)
 
-# What defines the losses of Detectron2's RetinaNet, FCOS, RPN and box head, and of GFL.
-_LOSS_CONSTANTS = (
-    "box_reg_loss_type",
-    "smooth_l1_beta",
-    "focal_loss_alpha",
-    "focal_loss_gamma",
-    "quality_focal_loss_beta",
-    "giou_loss_weight",
-    "distribution_focal_loss_weight",
-    "loss_weight",
-)
 
-
-def check_keys(cfg: CfgNode) -> None:
-    aid = cfg.DISTILL.AID
-    choices = (
-        ("DISTILL.AID.GRANULARITY", aid.GRANULARITY, GRANULARITIES),
-        ("DISTILL.AID.NORMALIZER", aid.NORMALIZER, NORMALIZERS),
-        ("DISTILL.PRECISION", cfg.DISTILL.PRECISION, PRECISIONS),
-    )
-    for name, value, allowed in choices:
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r}; choose one of {allowed}.")
-    numbers = (
-        ("DISTILL.AID.ALPHA", aid.ALPHA),
-        ("DISTILL.WEIGHT", cfg.DISTILL.WEIGHT),
-        ("DISTILL.WARMUP_ITERS", cfg.DISTILL.WARMUP_ITERS),
-    )
-    for name, value in numbers:
+def check_positive(cfg: CfgNode, *keys: str) -> None:
+    """
+    Raises:
+        ValueError: a number is negative or not finite.
+    """
+    for key in keys:
+        value = cfg
+        for name in key.split("."):
+            value = value[name]
         if not 0 <= value < float("inf"):
-            raise ValueError(f"{name} is {value}; it has to be a finite number, 0 or more.")
+            raise ValueError(f"{key} is {value}; it has to be a finite number, 0 or more.")
 
 
-def check_taps(cfg: CfgNode, student: nn.Module, teacher: Teacher, distillers: dict) -> None:
-    for key, compiled, model in (
-        ("SOLVER.COMPILE", cfg.SOLVER.COMPILE, student),
-        ("DISTILL.TEACHER.COMPILE", cfg.DISTILL.TEACHER.COMPILE, teacher.model),
+def check_input_formats(input_format: str, teacher: Teacher) -> None:
+    """
+    Raises:
+        ValueError: the channels of the student's images are not those of the teacher's.
+    """
+    if sorted(input_format) != sorted(teacher.input_format):
+        raise ValueError(
+            f"INPUT.FORMAT is {input_format!r} for the student and {teacher.input_format!r} for "
+            "the teacher. Channels can be reordered but not converted: use a teacher that was "
+            "trained on the same ones."
+        )
+
+
+def check_recorded_modules(
+    cfg: CfgNode, context: DistillContext, distillers: dict[str, Distiller]
+) -> None:
+    """
+    Raises:
+        ValueError: a method looks into a backbone that is to be compiled.
+    """
+    for side, key, compiled in (
+        ("student", "SOLVER.COMPILE", cfg.SOLVER.COMPILE),
+        ("teacher", "DISTILL.TEACHER.COMPILE", cfg.DISTILL.TEACHER.COMPILE),
     ):
-        inside = set(model.backbone.modules()) - {model.backbone}
+        wrapper = getattr(context, side)
+        inside = set(wrapper.model.backbone.modules()) - {wrapper.model.backbone}
         for name, distiller in distillers.items():
-            if compiled and not inside.isdisjoint(distiller.taps(wrap(model))):
+            if compiled and not inside.isdisjoint(distiller.recorded_modules(wrapper, side)):
                 raise ValueError(
                     f"DISTILL.METHODS: {name} looks into the backbone, which a compiled one does "
                     f"not allow. Set {key} False."
                 )
-
-
-def check_compatible(cfg: CfgNode, student: nn.Module, teacher: Teacher) -> None:
-    if sorted(cfg.INPUT.FORMAT) != sorted(teacher.input_format):
-        raise ValueError(
-            f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r} for the student and {teacher.input_format!r} "
-            "for the teacher. Channels can be reordered but not converted: use a teacher that was "
-            "trained on the same ones."
-        )
-    if not cfg.DISTILL.AID.ENABLED:
-        return
-    teacher.wrapper.check_losses()
-    expected, found = wrap(student).num_classes, teacher.wrapper.num_classes
-    if expected not in (None, found):
-        raise ValueError(
-            f"The teacher has {found} classes and the student {expected}. AID needs the teacher's "
-            "loss on the student's labels: use a teacher of the same classes, or set "
-            "DISTILL.AID.ENABLED False."
-        )
-    if cfg.DISTILL.AID.RELATIVE:
-        _check_comparable_losses(wrap(student), teacher.wrapper)
-
-
-def _check_comparable_losses(student: DetectorWrapper, teacher: DetectorWrapper) -> None:
-    student.check_losses()
-    described = [
-        {
-            "detector": type(x.model).__name__,
-            "strides": [level.stride for level in x.levels],
-            "anchors of a location": x.anchor_generator.num_cell_anchors,
-            "padded to a multiple of": x.model.backbone.size_divisibility,
-            "box transform": vars(x.box_transform),
-            **{
-                name: [getattr(module, name, None) for module in x.loss_modules]
-                for name in _LOSS_CONSTANTS
-            },
-        }
-        for x in (student, teacher)
-    ]
-    for what, own in described[0].items():
-        theirs = described[1][what]
-        if own != theirs:
-            raise ValueError(
-                "DISTILL.AID.RELATIVE subtracts the student's losses from the teacher's, and needs "
-                f"detectors of one kind: {what} is {own} for the student and {theirs} for the "
-                "teacher. Set it False."
-            )
 
 
 def check_classes(model: nn.Module, datasets: Sequence[str]) -> None:
@@ -121,7 +75,7 @@ def check_classes(model: nn.Module, datasets: Sequence[str]) -> None:
     model = getattr(model, "module", model)
     teacher = getattr(model, "teacher", None)
     wanted = wrap(getattr(model, "student", model)).num_classes
-    judging = teacher.wrapper.num_classes if teacher is not None and model.weigh else None
+    judging = teacher.wrapper.num_classes if teacher is not None and model.aid.enabled else None
     compared = teacher.datasets if teacher is not None and model.needs_teacher_head else ()
     for name in datasets:
         classes = MetadataCatalog.get(name).get("thing_classes")

@@ -1,35 +1,24 @@
 """The meta-architecture that trains a student with a teacher."""
 
-from collections.abc import Callable
-from dataclasses import replace
-from functools import cached_property, partial
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import record_function
-from torch.utils.checkpoint import checkpoint
+from torch.nn.modules.module import _IncompatibleKeys
 
 from detectron2.config import CfgNode, configurable
-from detectron2.evaluation.evaluator import inference_context
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
-from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
-from ..aid import aid_weights
-from ..data import PSEUDO_LABELED
-from ..distillers import DistillContext, Distiller, build_distillers
-from ..losses import Objects, UnreducedLosses
-from ..weights import DistillWeights
-from .checks import check_compatible, check_keys, check_taps
+from ..aid import AID
+from ..config import plain_student
+from ..distillers import Distiller, build_distillers
+from ..structures import Objects
+from .checks import check_input_formats, check_positive, check_recorded_modules
+from .context import DistillContext, pair_levels
 from .inherit import inherit
-from .levels import LevelPair, align, pair_levels
-from .outputs import DetectorOutputs, record_calls
 from .teacher import DISTILLER_PREFIX, Teacher
-from .wrappers import DetectorWrapper, wrap
-
-_STUDENT_PREFIX = "student."
-# Detectron2's writers run every 20 iterations; between them no scalar is read off the device.
-_LOG_PERIOD = 20
+from .wrappers import wrap
 
 
 @META_ARCH_REGISTRY.register()
@@ -40,19 +29,17 @@ class DistilledDetector(nn.Module):
     inference, or without a teacher, this is the student.
 
     Its state dict holds the student under its own keys, so that every checkpoint loads in the plain
-    student, and what distillation trains beside it under `distiller.`.
+    student, and what distillation trains beside it under `distiller.`. Attributes that it does not
+    have are the student's, so that code for the plain detector finds its parts.
 
     Args:
         student: any detector with a Detectron2 backbone.
         teacher: None switches distillation off.
+        context: both detectors and the levels that the distillers compare.
         distillers: methods by name.
-        pairs: levels that the distillers compare.
-        weigh: AID's weights, from the teacher's losses and `student`, the student's own or None; None
-            for distillation without AID.
-        relative: give it the student's losses.
+        aid: gives the weights of distillation.
         weight: factor on all distillation losses, lambda in AID eq. 1.
         warmup_iters: over this many iterations the factor rises linearly from 0.
-        recompute: keep nothing of a method's forward pass, but run it again in the backward pass.
         input_format: channel order of the images in `batched_inputs`.
     """
 
@@ -62,41 +49,39 @@ class DistilledDetector(nn.Module):
         *,
         student: nn.Module,
         teacher: Teacher | None = None,
+        context: DistillContext | None = None,
         distillers: dict[str, Distiller] | None = None,
-        pairs: list[LevelPair] = (),
-        weigh: Callable[..., DistillWeights] | None = None,
-        relative: bool = False,
+        aid: AID | None = None,
         weight: float = 1.0,
         warmup_iters: int = 0,
-        recompute: bool = False,
         input_format: str = "BGR",
     ):
         super().__init__()
         self.student = student
         self.distiller = nn.ModuleDict(distillers or {})
         self.teacher = teacher
-        self.pairs = pairs
-        self.weigh = weigh
-        self.relative = relative
+        self.context = context
+        self.aid = aid
         self.weight = weight
         self.warmup_iters = warmup_iters
-        self.recompute = recompute
         self.input_format = input_format
-        self._wrapper = wrap(student)
-        self._register_state_dict_hook(_strip_student_prefix)
-        # The public name of this method is younger than torch 2.4.
-        self._register_load_state_dict_pre_hook(_add_student_prefix, with_module=True)
+        if teacher is not None:
+            for side in ("student", "teacher"):
+                wrapper = getattr(context, side)
+                wrapper.recorded_modules = [
+                    module
+                    for distiller in self.distiller.values()
+                    for module in distiller.recorded_modules(wrapper, side)
+                ]
 
     @classmethod
     def from_config(cls, cfg: CfgNode):
-        from ..config import plain_student
-
         student_cfg = plain_student(cfg)
-        if cfg.DISTILL.ENABLED:
-            check_keys(cfg)
-        student = build_model(student_cfg)
         if not cfg.DISTILL.ENABLED:
-            return {"student": student}
+            return {"student": build_model(student_cfg)}
+        check_positive(cfg, "DISTILL.WEIGHT", "DISTILL.WARMUP_ITERS")
+        aid = AID.from_config(cfg.DISTILL.AID)
+        student = build_model(student_cfg)
 
         # Whatever distillation builds, the student's own random numbers stay those of plain
         # training.
@@ -104,34 +89,22 @@ class DistilledDetector(nn.Module):
         gpus = [torch.cuda.current_device()] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=gpus):
             teacher = Teacher.from_config(cfg)
-            check_compatible(cfg, student, teacher)
+            check_input_formats(cfg.INPUT.FORMAT, teacher)
             if cfg.DISTILL.INHERIT:
                 inherit(student, teacher.model)
             teacher.speed_up(cfg.DISTILL.PRECISION, cfg.DISTILL.TEACHER.COMPILE)
-            pairs = pair_levels(wrap(student), teacher.wrapper)
-            distillers = build_distillers(
-                cfg, DistillContext(pairs, wrap(student), teacher.wrapper)
-            )
-            check_taps(cfg, student, teacher, distillers)
-        weigh = None
-        if cfg.DISTILL.AID.ENABLED:
-            weigh = partial(
-                aid_weights,
-                alpha=cfg.DISTILL.AID.ALPHA,
-                granularity=cfg.DISTILL.AID.GRANULARITY,
-                normalizer=cfg.DISTILL.AID.NORMALIZER,
-                rescale=cfg.DISTILL.AID.RESCALE,
-            )
+            context = pair_levels(wrap(student), teacher.wrapper)
+            aid.check(context.student, context.teacher)
+            distillers = build_distillers(cfg, context)
+            check_recorded_modules(cfg, context, distillers)
         return {
             "student": student,
             "teacher": teacher,
+            "context": context,
             "distillers": distillers,
-            "pairs": pairs,
-            "weigh": weigh,
-            "relative": cfg.DISTILL.AID.RELATIVE,
+            "aid": aid,
             "weight": cfg.DISTILL.WEIGHT,
             "warmup_iters": cfg.DISTILL.WARMUP_ITERS,
-            "recompute": cfg.DISTILL.RECOMPUTE,
             "input_format": cfg.INPUT.FORMAT,
         }
 
@@ -150,128 +123,42 @@ class DistilledDetector(nn.Module):
         """
         if not self.training or self.teacher is None:
             return self.student(batched_inputs)
-        objects = Objects.from_instances([x["instances"] for x in batched_inputs], self.device)
-        # The labels are read by tools/profile_step.py, and in any profile.
-        with record_function("aid_d2.student"):
-            student, losses = self._observe_student(batched_inputs, objects)
-        taps = self._taps(self.teacher.wrapper)
-        images = student.calls[self.student.backbone][-1].inputs[0] if self.shares_images else None
-        with record_function("aid_d2.teacher"):
-            teacher = self.teacher.observe(
-                batched_inputs, self.input_format, self.needs_teacher_head, taps, images
-            )
-        teacher.objects = objects
+        objects = Objects.from_inputs(batched_inputs, self.device)
+        student, losses = self.context.student.forward_training(batched_inputs)
+        teacher = self.teacher(batched_inputs, self.input_format, self.needs_teacher_head)
         with torch.autocast(self.device.type, enabled=False):
-            with record_function("aid_d2.weights"):
-                weights = self._weight(student, teacher, batched_inputs)
-            losses.update(self._distill(student, teacher, weights))
+            weights = self.aid(self.context, student, teacher, objects)
+            batch = self.context.align(student, teacher, objects, weights, self.needs_predictions)
+            for name, distiller in self.distiller.items():
+                with self.teacher.autocast(distiller.supports_bf16):
+                    parts = distiller(batch)
+                losses.update({f"loss_{name}_{x}": self.factor * y for x, y in parts.items()})
         return losses
 
-    @cached_property
-    def shares_images(self) -> bool:
-        """Whether the teacher sees the batch that the student has prepared; looked at only once."""
-        return self.teacher.prepares_images_like(self.student, self.input_format)
+    @property
+    def factor(self) -> float:
+        """Factor on all distillation losses in this iteration."""
+        if self.warmup_iters == 0:
+            return self.weight
+        return self.weight * min(get_event_storage().iter / self.warmup_iters, 1.0)
 
     @property
     def needs_teacher_head(self) -> bool:
-        """Whether the teacher's predictions are looked at, besides its maps."""
-        return self.weigh is not None or self._needs_predictions
+        """Whether what the teacher predicts is looked at, besides its maps."""
+        return self.aid.enabled or self.needs_predictions
 
     @property
-    def _needs_predictions(self) -> bool:
+    def needs_predictions(self) -> bool:
+        """Whether a distiller compares predictions."""
         return any(distiller.needs_predictions for distiller in self.distiller.values())
 
-    def _taps(self, wrapper: DetectorWrapper) -> list[nn.Module]:
-        return [tap for distiller in self.distiller.values() for tap in distiller.taps(wrapper)]
-
-    def _observe_student(
-        self, batched_inputs: list[dict], objects: Objects
-    ) -> tuple[DetectorOutputs, dict[str, Tensor]]:
-        """What the student computes for its own losses, and these."""
-        wrapper = self._wrapper
-        own = [module for module in (self.student.backbone, wrapper.head) if module is not None]
-
-        def features() -> dict[int, Tensor]:
-            return wrapper.features(calls[self.student.backbone][-1].output)
-
-        with record_calls([*own, *self._taps(wrapper)]) as calls:
-            with wrapper.sharing_matches(features, objects):
-                losses = self.student(batched_inputs)
-        head_outputs = calls[wrapper.head][-1].output if wrapper.head is not None else None
-        return DetectorOutputs(features(), head_outputs, calls, objects=objects), losses
-
-    def _weight(
-        self, student: DetectorOutputs, teacher: DetectorOutputs, batched_inputs: list[dict]
-    ) -> DistillWeights:
-        if self.weigh is None:
-            return DistillWeights.full(teacher.features)
-        losses = self.teacher.losses(teacher, teacher.objects)
-        weights = self.weigh(losses, student=self._own_losses(student) if self.relative else None)
-        # A teacher's loss on its own labels cannot show where it is wrong.
-        pseudo_labeled = [i for i, x in enumerate(batched_inputs) if x.get(PSEUDO_LABELED)]
-        if pseudo_labeled:
-            weights = weights.with_full(pseudo_labeled)
-        self._log(losses, weights)
-        return weights
-
-    @torch.no_grad()
-    def _own_losses(self, student: DetectorOutputs) -> UnreducedLosses:
-        # In eval mode, lest what is computed here again moves the statistics of a batch norm.
-        with inference_context(self.student):
-            return self._wrapper.unreduced_losses(
-                student.features, student.head_outputs, student.objects
-            )
-
-    def _distill(
-        self, student: DetectorOutputs, teacher: DetectorOutputs, weights: DistillWeights
-    ) -> dict[str, Tensor]:
-        student, teacher, weights = align(self.pairs, student, teacher, weights)
-        if self._needs_predictions:
-            student.predictions = self._wrapper.predictions(student.features, student.head_outputs)
-            teacher.predictions = self.teacher.wrapper.predictions(
-                teacher.features, teacher.head_outputs
-            )
-        factor = self.weight
-        if self.warmup_iters > 0:
-            factor *= min(get_event_storage().iter / self.warmup_iters, 1.0)
-        losses = {}
-        for name, distiller in self.distiller.items():
-            precision = self.teacher.autocast(distiller.supports_bf16)
-            with record_function(f"aid_d2.{name}"), precision:
-                parts = self._run(distiller, student, teacher, weights)
-            losses.update({f"loss_{name}_{part}": factor * loss for part, loss in parts.items()})
-        return losses
-
-    def _run(
-        self,
-        distiller: Distiller,
-        student: DetectorOutputs,
-        teacher: DetectorOutputs,
-        weights: DistillWeights,
-    ) -> dict[str, Tensor]:
-        if not self.recompute:
-            return distiller(student, teacher, weights)
-
-        def run(*features: Tensor) -> dict[str, Tensor]:
-            # The second run has to decode again what the first one keeps there.
-            return distiller(_without_caches(student), _without_caches(teacher), weights)
-
-        # By its arguments `checkpoint` knows the devices whose random numbers it restores.
-        return checkpoint(run, *student.features.values(), use_reentrant=False)
-
-    def _log(self, losses: UnreducedLosses, weights: DistillWeights) -> None:
-        storage = get_event_storage()
-        # Other processes have no writer, which would empty their storage.
-        if (storage.iter + 1) % _LOG_PERIOD or not comm.is_main_process():
-            return
-        scalars = {"teacher/loss_dense": losses.anchor_losses.sum() / losses.batch_normalizer}
-        if losses.roi is not None:
-            scalars["teacher/loss_roi"] = losses.mean_roi
-        for stride, x in weights.maps.items():
-            scalars[f"aid/weight_stride{stride}"] = x.mean()
-        # A median over the last 20 of these would be one over 400 iterations.
-        storage.put_scalars(**scalars, smoothing_hint=False)
-        storage.put_histogram("aid/weight", torch.cat([x.flatten() for x in weights.maps.values()]))
+    def __getattr__(self, name: str):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "student":
+                raise
+            return getattr(self.student, name)
 
     def _apply(self, fn, *args, **kwargs):
         # The teacher follows the student to its device.
@@ -279,27 +166,52 @@ class DistilledDetector(nn.Module):
             self.teacher.model._apply(fn, *args, **kwargs)
         return super()._apply(fn, *args, **kwargs)
 
+    def state_dict(self, *, destination=None, prefix: str = "", keep_vars: bool = False):
+        """The student under its own keys, and `distiller.*`; the teacher is not in it."""
+        state = self.student.state_dict(
+            destination=destination, prefix=prefix, keep_vars=keep_vars
+        )
+        return self.distiller.state_dict(
+            destination=state, prefix=prefix + DISTILLER_PREFIX, keep_vars=keep_vars
+        )
 
-def _without_caches(outputs: DetectorOutputs) -> DetectorOutputs:
-    predictions = outputs.predictions
-    return replace(outputs, predictions=replace(predictions) if predictions is not None else None)
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        """Load what :meth:`state_dict` gives, of a distilled or of a plain student.
+
+        Raises:
+            RuntimeError: with `strict`, keys are missing or left over.
+        """
+        own, trained = _split(state_dict)
+        parts = ((self.student, own, ""), (self.distiller, trained, DISTILLER_PREFIX))
+        missing, unexpected = [], []
+        for module, state, prefix in parts:
+            keys = module.load_state_dict(state, strict=False, assign=assign)
+            missing += [prefix + key for key in keys.missing_keys]
+            unexpected += [prefix + key for key in keys.unexpected_keys]
+        if strict and (missing or unexpected):
+            raise RuntimeError(
+                f"The state dict does not fit the {type(self).__name__}: missing {missing}, left "
+                f"over {unexpected}."
+            )
+        return _IncompatibleKeys(missing, unexpected)
 
 
-def _strip_student_prefix(module, state_dict, prefix, local_metadata) -> None:
-    old = prefix + _STUDENT_PREFIX
-    for entries in (state_dict, getattr(state_dict, "_metadata", {})):
-        for key in [key for key in entries if key.startswith(old)]:
-            entries[prefix + key[len(old) :]] = entries.pop(key)
-
-
-def _add_student_prefix(module, state_dict, prefix, *args) -> None:
-    for key in list(state_dict):
-        bare = key[len(prefix) :]
-        if key.startswith(prefix) and not bare.startswith((DISTILLER_PREFIX, _STUDENT_PREFIX)):
-            state_dict[prefix + _STUDENT_PREFIX + bare] = state_dict.pop(key)
-    # Versions by module, which torch hands over at the top level alone. They are the caller's, and
-    # only added to.
-    versions = getattr(state_dict, "_metadata", {})
-    for key in list(versions):
-        if not f"{key}.".startswith((DISTILLER_PREFIX, _STUDENT_PREFIX)):
-            versions.setdefault(f"{_STUDENT_PREFIX}{key}".rstrip("."), versions[key])
+def _split(state_dict) -> tuple[OrderedDict, OrderedDict]:
+    """The keys of the student, and those of the distillers without their prefix; each with the
+    versions of its modules, which torch keeps beside the keys.
+    """
+    own, trained = OrderedDict(), OrderedDict()
+    for key, value in state_dict.items():
+        if key.startswith(DISTILLER_PREFIX):
+            trained[key.removeprefix(DISTILLER_PREFIX)] = value
+        else:
+            own[key] = value
+    versions = getattr(state_dict, "_metadata", None)
+    if versions is not None:
+        own._metadata, trained._metadata = OrderedDict(), OrderedDict()
+        for module, value in versions.items():
+            if f"{module}.".startswith(DISTILLER_PREFIX):
+                trained._metadata[f"{module}."[len(DISTILLER_PREFIX) : -1]] = value
+            else:
+                own._metadata[module] = value
+    return own, trained

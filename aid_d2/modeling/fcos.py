@@ -8,7 +8,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.meta_arch import fcos
 from detectron2.structures import Boxes, Instances
 
-from .gfl_head import group_norm
+from ..config import CONFIG_EXTENSIONS
+from .gfl.head import group_norm
 
 
 def add_fcos_config(cfg: CfgNode) -> None:
@@ -35,6 +36,9 @@ def add_fcos_config(cfg: CfgNode) -> None:
     cfg.MODEL.FCOS.SCORE_THRESH_TEST = 0.2
     cfg.MODEL.FCOS.TOPK_CANDIDATES_TEST = 1000
     cfg.MODEL.FCOS.NMS_THRESH_TEST = 0.6
+
+
+CONFIG_EXTENSIONS.append(add_fcos_config)
 
 
 class FCOSHead(fcos.FCOSHead):

@@ -1,93 +1,115 @@
-"""Leaving ignore regions out of a detector's training loss.
+"""Parts of detectors that leave ignore regions out of the training loss.
 
-`IgnoreRegionMapper` hands them on as ground truth of class -1. Here methods with which Detectron2
-labels anchors and proposals are wrapped on one detector: they get the real objects only, and what
-lies in an ignore region is no negative example.
+`IgnoreRegionMapper` hands the regions on as ground truth of class -1. The registered subclasses here
+label anchors and proposals by the real objects only; what lies in a region is no negative example.
 """
 
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from detectron2.modeling import GeneralizedRCNN
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
-from detectron2.modeling.roi_heads import CascadeROIHeads
-from detectron2.structures import Boxes, Instances, pairwise_ioa, pairwise_iou
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads, StandardROIHeads
+from detectron2.structures import Boxes, Instances, pairwise_iou
 
-from .gfl import GFL
-from .gfl_losses import location_cells
+from ..config import DISTILLED
+from ..layers.matching import inside_regions, split_ignored
+from .wrappers import wrapper_class
 
 
-def inside_regions(boxes: Tensor, regions: Tensor) -> Tensor:
-    """Which boxes have more than half of their area in one region.
+@META_ARCH_REGISTRY.register()
+class IgnoringRetinaNet(RetinaNet):
+    def label_anchors(self, anchors, gt_instances):
+        label = super().label_anchors
+        return label_outside_regions(label, anchors, gt_instances, background=self.num_classes)
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class IgnoringRPN(RPN):
+    def label_and_sample_anchors(self, anchors, gt_instances):
+        label = super().label_and_sample_anchors
+        return label_outside_regions(label, anchors, gt_instances, background=0)
+
+
+@ROI_HEADS_REGISTRY.register()
+class IgnoringROIHeads(StandardROIHeads):
+    def label_and_sample_proposals(self, proposals, targets):
+        return super().label_and_sample_proposals(*outside_regions(proposals, targets))
+
+
+@ROI_HEADS_REGISTRY.register()
+class IgnoringCascadeROIHeads(CascadeROIHeads):
+    def label_and_sample_proposals(self, proposals, targets):
+        return super().label_and_sample_proposals(*outside_regions(proposals, targets))
+
+    def _match_and_label_boxes(self, proposals, stage, targets):
+        # A cascade labels the boxes of later stages by itself.
+        proposals, targets = outside_regions(proposals, targets)
+        return super()._match_and_label_boxes(proposals, stage, targets)
+
+
+def label_outside_regions(
+    label: Callable, anchors: list[Boxes], gt_instances: list[Instances], background: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Label anchors by the real objects, and with -1 where background lies in an ignore region.
 
     Args:
-        boxes: (B, 4) x1 y1 x2 y2.
-        regions: (I, 4).
+        label: the detector's own method.
+        anchors: per level.
+        gt_instances: objects and ignore regions of each image.
+        background: the label of background.
 
     Returns:
-        (B,) bool
+        as the method does.
     """
-    return (pairwise_ioa(Boxes(regions), Boxes(boxes)) > 0.5).any(0)
+    objects, regions = zip(*map(split_ignored, gt_instances))
+    labels, matched = label(anchors, list(objects))
+    boxes = Boxes.cat(anchors).tensor
+    for per_image, ignored in zip(labels, regions):
+        per_image[(per_image == background) & inside_regions(boxes, ignored)] = -1
+    return labels, matched
 
 
-def mask_ignore_regions(model: nn.Module) -> None:
-    """Make a detector leave ignore regions out of its loss, in place.
+def outside_regions(
+    proposals: list[Instances], targets: list[Instances]
+) -> tuple[list[Instances], list[Instances]]:
+    """Proposals that lie on an object or outside all ignore regions, and the real objects."""
+    objects, regions = zip(*map(split_ignored, targets))
+    kept = []
+    for per_image, real, ignored in zip(proposals, objects, regions):
+        boxes = per_image.proposal_boxes
+        on_object = (pairwise_iou(real.gt_boxes, boxes) >= 0.5).any(0)
+        kept.append(per_image[on_object | ~inside_regions(boxes.tensor, ignored)])
+    return kept, list(objects)
 
-    Args:
-        model: a RetinaNet, a GFL, a GeneralizedRCNN, or a DistilledDetector around one.
+
+def ignoring_regions(cfg: CfgNode) -> CfgNode:
+    """The config of a detector, or of a distilled one's student, with the parts registered here.
 
     Raises:
-        ValueError: a detector that labels its anchors in another way.
+        ValueError: the detector labels its anchors in another way.
     """
-    model = getattr(model, "student", model)
-    if isinstance(model, GeneralizedRCNN):
-        rpn, heads = model.proposal_generator, model.roi_heads
-        rpn.label_and_sample_anchors = _anchors_masked(rpn.label_and_sample_anchors, background=0)
-        heads.label_and_sample_proposals = _proposals_masked(heads.label_and_sample_proposals)
-        if isinstance(heads, CascadeROIHeads):  # which labels the boxes of later stages by itself
-            heads._match_and_label_boxes = _proposals_masked(heads._match_and_label_boxes)
-    elif isinstance(model, RetinaNet):
-        model.label_anchors = _anchors_masked(model.label_anchors, background=model.num_classes)
-    elif isinstance(model, GFL):
-        model.label_anchors = _anchors_masked(
-            model.label_anchors, background=model.num_classes, extent=location_cells
-        )
-    else:
-        raise ValueError(
-            f"INPUT.MASK_IGNORE_REGIONS does not work with {type(model).__name__}: set it False."
-        )
-
-
-def _split(instances: Instances) -> tuple[Instances, Tensor]:
-    """Real objects, and the boxes (I, 4) of the ignore regions."""
-    ignored = instances.gt_classes < 0
-    return instances[~ignored], instances.gt_boxes.tensor[ignored]
-
-
-def _anchors_masked(
-    label: Callable, background: int, extent: Callable[[Tensor], Tensor] = lambda anchors: anchors
-) -> Callable:
-    def label_masked(anchors: list[Boxes], gt_instances: list[Instances]) -> tuple[list, list]:
-        objects, regions = zip(*map(_split, gt_instances))
-        labels, matched = label(anchors, list(objects))
-        every_anchor = extent(Boxes.cat(anchors).tensor)
-        for per_image, ignored in zip(labels, regions):
-            per_image[(per_image == background) & inside_regions(every_anchor, ignored)] = -1
-        return labels, matched
-
-    return label_masked
-
-
-def _proposals_masked(label: Callable) -> Callable:
-    def label_masked(proposals: list[Instances], *stage_and_targets) -> list[Instances]:
-        *stage, targets = stage_and_targets
-        objects, regions = zip(*map(_split, targets))
-        kept = []
-        for per_image, real, ignored in zip(proposals, objects, regions):
-            boxes = per_image.proposal_boxes
-            on_object = (pairwise_iou(real.gt_boxes, boxes) >= 0.5).any(0)
-            kept.append(per_image[on_object | ~inside_regions(boxes.tensor, ignored)])
-        return label(kept, *stage, list(objects))
-
-    return label_masked
+    cfg = cfg.clone()
+    cfg.defrost()
+    distilled = cfg.MODEL.META_ARCHITECTURE == DISTILLED
+    name = cfg.DISTILL.STUDENT if distilled else cfg.MODEL.META_ARCHITECTURE
+    parts = wrapper_class(META_ARCH_REGISTRY.get(name)).ignoring_parts
+    if parts is None:
+        raise ValueError(f"INPUT.MASK_IGNORE_REGIONS does not work with {name}: set it False.")
+    for key, replacements in parts.items():
+        if distilled and key == "MODEL.META_ARCHITECTURE":
+            key = "DISTILL.STUDENT"
+        *nodes, leaf = key.split(".")
+        node = cfg
+        for child in nodes:
+            node = node[child]
+        if node[leaf] not in replacements:
+            raise ValueError(
+                f"INPUT.MASK_IGNORE_REGIONS does not work with {key} {node[leaf]}, only with "
+                f"{' or '.join(replacements)}: set it False."
+            )
+        node[leaf] = replacements[node[leaf]]
+    return cfg

@@ -1,15 +1,10 @@
 """A detector's forward pass made cheap: bfloat16, channels last, compiled, without norms."""
 
-import logging
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
-
-logger = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -29,7 +24,7 @@ def has_bfloat16(device: torch.device) -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
-def speed_up(model: nn.Module) -> None:
+def fold_norms(model: nn.Module) -> None:
     """Fold the batch norms of a detector in eval mode into its convolutions, and order these by
     channels last. Its outputs change by rounding alone, its state dict loses the norms.
     """
@@ -53,48 +48,18 @@ def speed_up(model: nn.Module) -> None:
     model.to(memory_format=torch.channels_last)
 
 
-def train_fast(cfg: CfgNode, model: nn.Module) -> None:
-    """Apply SOLVER.CHANNELS_LAST, COMPILE and BF16 to a detector or a DistilledDetector."""
-    if cfg.SOLVER.CHANNELS_LAST:
-        model.to(memory_format=torch.channels_last)
-    if cfg.SOLVER.COMPILE:
-        compile_backbone(getattr(model, "student", model))
-    if cfg.SOLVER.BF16:
-        train_in_bfloat16(model)
-
-
 def compile_backbone(model: nn.Module) -> None:
-    """Run the backbone through `torch.compile`; where its forward pass fails, say so and go on
-    without.
+    """Run the network below the pyramid through `torch.compile`; what cannot be compiled runs as it
+    is, and torch's log says so.
+
+    Raises:
+        ValueError: the backbone has no `bottom_up` network.
     """
-    backbone = model.backbone
-    plain = backbone.forward
-    compiled = torch.compile(plain)
-
-    def forward(images: Tensor):
-        try:
-            return compiled(images)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        # Whatever compilers and drivers raise: if the fault is the model's own, it comes again.
-        except Exception as error:
-            logger.warning(f"The backbone runs uncompiled, since torch.compile failed: {error}")
-            backbone.forward = plain
-            return plain(images)
-
-    backbone.forward = forward
-
-
-def train_in_bfloat16(model: nn.Module) -> None:
-    """From now on training steps run under autocast; parameters and inference stay float32.
-
-    bfloat16 has the range of float32, so that gradients need no scaling.
-    """
-    forward = model.forward
-
-    def cheap_forward(*args, **kwargs):
-        device = next(model.parameters()).device
-        with torch.autocast(device.type, torch.bfloat16, enabled=model.training):
-            return forward(*args, **kwargs)
-
-    model.forward = cheap_forward
+    if not hasattr(model.backbone, "bottom_up"):
+        raise ValueError(
+            f"SOLVER.COMPILE and DISTILL.TEACHER.COMPILE compile backbone.bottom_up, which the "
+            f"{type(model.backbone).__name__} of a {type(model).__name__} does not have. Set them "
+            "False."
+        )
+    torch._dynamo.config.suppress_errors = True
+    model.backbone.bottom_up.compile()

@@ -2,21 +2,20 @@
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.modeling import GeneralizedRCNN, build_model
-from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
-from ..data import register_coco_json
-from ..losses import Objects, UnreducedLosses
-from .outputs import DetectorOutputs, record_calls
-from .precision import choose_precision, compile_backbone, speed_up
+from ..config import load_config, plain_student, use_cpu_without_gpu
+from ..data.coco_json import register_coco_json
+from ..structures import DetectorOutputs
+from .precision import PRECISIONS, choose_precision, compile_backbone, fold_norms
 from .wrappers import wrap
 
 logger = logging.getLogger(__name__)
@@ -74,16 +73,21 @@ class Teacher:
         return cls(model, cfg.INPUT.FORMAT, cfg.DATASETS.TRAIN)
 
     def speed_up(self, precision: str, compiled: bool = False) -> None:
-        """Make the forward pass cheap, see :func:`speed_up`, unless it is to be float32.
+        """Make the forward pass cheap, see :func:`fold_norms`, unless it is to be float32.
 
         Args:
             precision: one of PRECISIONS.
             compiled: whether to compile the backbone.
+
+        Raises:
+            ValueError: unknown precision.
         """
+        if precision not in PRECISIONS:
+            raise ValueError(f"DISTILL.PRECISION is {precision!r}; choose one of {PRECISIONS}.")
         device = next(self.model.parameters()).device
         self.dtype = choose_precision(precision, device)
         if self.dtype is torch.bfloat16:
-            speed_up(self.model)
+            fold_norms(self.model)
         if compiled:
             compile_backbone(self.model)
         logger.info(f"The teacher runs in {self.dtype}.")
@@ -94,54 +98,24 @@ class Teacher:
         enabled = supported and self.dtype is torch.bfloat16
         return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
-    def prepares_images_like(self, student: nn.Module, input_format: str) -> bool:
-        """Whether the student's normalised and padded images of this channel order do for it too."""
-        known = all(
-            getattr(type(x), "preprocess_image", None) in _DETECTRON2S
-            for x in (student, self.model)
-        )
-        same_channels = input_format == self.input_format
-        return known and same_channels and _preparation(student) == _preparation(self.model)
-
     @torch.no_grad()
-    def observe(
-        self,
-        batched_inputs: list[dict],
-        input_format: str,
-        with_predictions: bool,
-        taps: Iterable[nn.Module] = (),
-        images: Tensor | None = None,
+    def __call__(
+        self, batched_inputs: list[dict], input_format: str, with_head: bool
     ) -> DetectorOutputs:
-        """Run backbone and, if asked, dense head once: no proposals, no decoding, no sampling.
+        """Run backbone and, if asked, dense head once.
 
         Args:
             batched_inputs: as Detectron2's mapper makes them.
             input_format: channel order of their images.
-            with_predictions: whether the dense head is wanted.
-            taps: modules of the teacher whose calls are to be kept.
-            images: (N, 3, H, W) the batch, where it is prepared already.
+            with_head: whether the dense head's outputs are wanted.
         """
-        if images is None:
-            images = self._prepare(batched_inputs, input_format)
-        # Whatever the student trains in.
-        with record_calls(taps) as calls, self.autocast():
-            outputs = DetectorOutputs(
-                self.wrapper.features(self.model.backbone(images)), calls=calls
-            )
-            if with_predictions and self.wrapper.head is not None:
-                outputs.head_outputs = self.wrapper.head(list(outputs.features.values()))
-        return outputs
-
-    def _prepare(self, batched_inputs: list[dict], input_format: str) -> Tensor:
         if input_format != self.input_format:
             order = [input_format.index(channel) for channel in self.input_format]
             batched_inputs = [{**x, "image": x["image"][order]} for x in batched_inputs]
-        return self.model.preprocess_image(batched_inputs).tensor
-
-    @torch.no_grad()
-    def losses(self, outputs: DetectorOutputs, objects: Objects) -> UnreducedLosses:
-        """The teacher's unreduced losses, see :meth:`DetectorWrapper.unreduced_losses`."""
-        return self.wrapper.unreduced_losses(outputs.features, outputs.head_outputs, objects)
+        images = self.model.preprocess_image(batched_inputs).tensor
+        # Whatever the student trains in.
+        with self.autocast():
+            return self.wrapper.forward_features(images, with_head)
 
 
 def load_teacher_config(cfg: CfgNode) -> CfgNode:
@@ -152,23 +126,7 @@ def load_teacher_config(cfg: CfgNode) -> CfgNode:
         ValueError: the key is empty.
         FileNotFoundError: the file does not exist.
     """
-    from ..config import load_config, plain_student
-
     return plain_student(load_config(_existing_file(cfg, "CONFIG_FILE")))
-
-
-_DETECTRON2S = (DenseDetector.preprocess_image, GeneralizedRCNN.preprocess_image)
-
-
-def _preparation(detector: nn.Module) -> tuple:
-    """What Detectron2's detectors normalise and pad images by."""
-    return (
-        detector.pixel_mean.tolist(),
-        detector.pixel_std.tolist(),
-        detector.backbone.size_divisibility,
-        # Younger than v0.6.
-        getattr(detector.backbone, "padding_constraints", None),
-    )
 
 
 def teacher_config_of_tool(config_file: str, weights: str, opts: Sequence[str]) -> CfgNode:
@@ -181,8 +139,6 @@ def teacher_config_of_tool(config_file: str, weights: str, opts: Sequence[str]) 
     Raises:
         FileNotFoundError: there is no such file.
     """
-    from ..config import load_config, plain_student, use_cpu_without_gpu
-
     for what, path in (("--config-file", config_file), ("--weights", weights)):
         if not os.path.isfile(path):
             raise FileNotFoundError(f"{what}: there is no file {path}.")

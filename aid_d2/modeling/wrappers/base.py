@@ -1,29 +1,35 @@
-"""What aid_d2 has to know of a kind of detector, in one interface."""
+"""A detector seen through the one interface that distillation needs."""
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from detectron2.structures import Boxes, Instances
+from detectron2.evaluation.evaluator import inference_context
 from detectron2.utils.registry import Registry
 
-from ...losses import IGNORED, LevelShape, Objects, UnreducedLosses
-from ..dense_predictions import DensePredictions
-from ..levels import Level
-from .assignment import Labels, gather_matched
-from .dense import dense_predictions
+from ...layers.iou import giou_loss
+from ...structures import (
+    Call,
+    DensePredictions,
+    DetectorOutputs,
+    Level,
+    LevelShape,
+    Objects,
+    UnreducedLosses,
+)
 
 WRAPPER_REGISTRY = Registry("DETECTOR_WRAPPER")
 WRAPPER_REGISTRY.__doc__ = "Subclasses of DetectorWrapper; `wrap` finds the one for a detector."
 
 
 class DetectorWrapper:
-    """A detector seen through the one interface that distillation needs.
+    """Runs a detector, student or teacher, and gives what distillation needs of it.
 
     This class itself serves any meta-architecture with a `backbone` that returns a dict of maps,
-    for methods that use features alone. A wrapper adds the detector's dense head and its losses.
+    for methods that use features alone. A subclass adds the detector's dense head and its losses.
 
     Args:
         model: the detector.
@@ -31,19 +37,79 @@ class DetectorWrapper:
     Attributes:
         detector: the meta-architecture that the wrapper serves.
         two_stage: which of the published constants of a method apply.
+        ignoring_parts: by config key the registered parts that leave ignore regions out of the
+            detector's loss, by the name of the part that they replace; None where there are none.
+        mimic_box_weight: CrossKD's factor on the box loss.
+        mimic_by_confidence: whether CrossKD divides that loss by the sum of the teacher's scores.
+        box_bins: bins of the distribution of a box side; None for boxes of four numbers.
+        recorded_modules: modules whose calls the outputs are to tell of.
     """
 
     detector: type[nn.Module] = nn.Module
     two_stage = False
+    ignoring_parts: dict[str, dict[str, str]] | None = None
+    mimic_box_weight = 1.0
+    mimic_by_confidence = False
+    box_bins: int | None = None
 
     def __init__(self, model: nn.Module):
         self.model = model
+        self.recorded_modules: list[nn.Module] = []
+
+    # What it runs.
+
+    def forward_training(
+        self, batched_inputs: list[dict]
+    ) -> tuple[DetectorOutputs, dict[str, Tensor]]:
+        """Run the detector's own, unmodified training step.
+
+        Returns:
+            what it computed, and its losses.
+        """
+        own = [x for x in (self.model.backbone, self.head) if x is not None]
+        with record_calls([*own, *self.recorded_modules]) as calls:
+            losses = self.model(batched_inputs)
+        features = self.features(calls[self.model.backbone][-1].output)
+        head_outputs = calls[self.head][-1].output if self.head is not None else None
+        return DetectorOutputs(features, head_outputs, calls), losses
+
+    def forward_features(self, images: Tensor, with_head: bool) -> DetectorOutputs:
+        """Run the backbone and, if asked, the dense head once: no proposals, no sampling, no NMS.
+
+        Args:
+            images: (N, 3, H, W), normalized and padded.
+            with_head: whether the head's outputs are wanted.
+        """
+        with record_calls(self.recorded_modules) as calls:
+            outputs = DetectorOutputs(self.features(self.model.backbone(images)), calls=calls)
+            if with_head and self.head is not None:
+                outputs.head_outputs = self.head(list(outputs.features.values()))
+        return outputs
+
+    # What it has.
 
     @property
     def in_features(self) -> list[str]:
         """Names of the maps that the detector's head looks at, finest first."""
         shapes = self.model.backbone.output_shape()
         return sorted(shapes, key=lambda name: shapes[name].stride)
+
+    @property
+    def levels(self) -> list[Level]:
+        """The maps that the detector's head looks at, finest first."""
+        backbone = self.model.backbone
+        shapes = backbone.output_shape()
+        top_block = getattr(backbone, "top_block", None)
+        # A top block adds the last, coarsest maps.
+        lateral = len(shapes) - getattr(top_block, "num_levels", 0)
+        levels = []
+        for position, (name, shape) in enumerate(shapes.items()):
+            origin = ("backbone",)
+            if position >= lateral:
+                origin = (type(top_block).__name__, top_block.in_feature)
+            if name in self.in_features:
+                levels.append(Level(name, shape.stride, shape.channels, origin))
+        return sorted(levels, key=lambda level: level.stride)
 
     @property
     def num_classes(self) -> int | None:
@@ -56,20 +122,6 @@ class DetectorWrapper:
         return None
 
     @property
-    def levels(self) -> list[Level]:
-        shapes = self.model.backbone.output_shape()
-        top_block = getattr(self.model.backbone, "top_block", None)
-        lateral = len(getattr(self.model.backbone, "in_features", shapes))
-        levels = []
-        for position, (name, shape) in enumerate(shapes.items()):
-            origin = ("backbone",)
-            if top_block is not None and position >= lateral:
-                origin = (type(top_block).__name__, top_block.in_feature)
-            if name in self.in_features:
-                levels.append(Level(name, shape.stride, shape.channels, origin))
-        return sorted(levels, key=lambda level: level.stride)
-
-    @property
     def anchor_generator(self) -> nn.Module | None:
         """Of the dense head; None where there is none."""
         return None
@@ -80,16 +132,18 @@ class DetectorWrapper:
         return None
 
     @property
-    def loss_modules(self) -> list[nn.Module]:
-        """The modules that hold the constants of the detector's losses."""
-        return [self.model]
-
-    @property
     def towers(self) -> dict[str, nn.Sequential]:
         """The convolutions before the predictors of the dense head, `cls` and `box`, with each
         activation a module of its own; empty where there are none.
         """
         return {}
+
+    @property
+    def box_head_lacks(self) -> str | None:
+        """What keeps :meth:`score` from being a softmax over the classes; None if nothing does."""
+        return f"a box head, which a {type(self.model).__name__} does not have"
+
+    # What it gives.
 
     def features(self, maps: dict[str, Tensor]) -> dict[int, Tensor]:
         """What the head looks at of the backbone's output, per stride, finest first."""
@@ -103,17 +157,32 @@ class DetectorWrapper:
             head_outputs: what `head` returned for them, or for maps that padding made larger.
 
         Raises:
-            NotImplementedError: the detector is of no wrapper that is known.
+            NotImplementedError: there is no wrapper for this detector.
         """
         raise NotImplementedError(
             f"Nothing is known of the predictions of a {type(self.model).__name__}, only of those "
-            f"of {_known_detectors()}. Register a DetectorWrapper for it."
+            f"of {known_detectors()}. Register a DetectorWrapper for it."
         )
 
-    @property
-    def assignment(self) -> Hashable:
-        """The rule that anchors are assigned to objects by. Equal rules share the result."""
-        return self.model
+    def predict(self, towers: dict[str, list[Tensor]]):
+        """The dense head's outputs, as `head` returns them, from the output of its `towers`."""
+        raise NotImplementedError
+
+    def score(self, features: dict[int, Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The box head of a two-stage detector on given boxes, in the precision of the maps.
+
+        Args:
+            features: maps (N, C, H, W) per stride, at least those that the box head looks at.
+            boxes: of each image (B_i, 4).
+
+        Returns:
+            class logits (sum of B_i, K+1), the background last, and box deltas, float32.
+        """
+        raise NotImplementedError
+
+    def box_distance(self, student: DensePredictions, teacher: DensePredictions) -> Tensor:
+        """(N, R) CrossKD's distance of the boxes of two detectors of this kind."""
+        return giou_loss(student.boxes, teacher.boxes)
 
     def assign(self, levels: list[LevelShape], anchors: Tensor, objects: Objects) -> Tensor:
         """The detector's own assignment of its anchors to objects, without sampling.
@@ -129,66 +198,15 @@ class DetectorWrapper:
         raise NotImplementedError
 
     def matched_idxs(self, predictions: DensePredictions, objects: Objects) -> Tensor:
-        """As :meth:`assign`, but computed once for these objects and kept with them."""
-        return self._matched_idxs(predictions.levels, predictions.anchors, objects)
+        """As :meth:`assign`, for the anchors of these predictions."""
+        return self.assign(predictions.levels, predictions.anchors, objects)
 
-    def _matched_idxs(self, levels: list[LevelShape], anchors: Tensor, objects: Objects) -> Tensor:
-        key = (self.assignment, *levels)
-        if key not in objects.assignments:
-            objects.assignments[key] = self.assign(levels, anchors, objects)
-        return objects.assignments[key]
+    # What AID asks of it.
 
     @property
-    def labeller(self) -> tuple[nn.Module, Callable] | None:
-        """What labels anchors for the detector's loss: the part of it, and the method as its class
-        defines it. None where :meth:`labels` would not say the same.
-        """
-        return None
-
-    def labels(self, matched_idxs: Tensor, anchors: Tensor, objects: Objects) -> Labels:
-        """What the labeller returns for images with these matched_idxs (N, R) of anchors (R, 4)."""
-        raise NotImplementedError
-
-    @contextmanager
-    def sharing_matches(
-        self, features: Callable[[], dict[int, Tensor]], objects: Objects
-    ) -> Iterator[None]:
-        """While open, the detector's own loss labels anchors by the assignment that all others use.
-
-        It labels them itself where another labeller has been put in its place (also by
-        `mask_ignore_regions`), and where it is given other numbers of objects than there are.
-
-        Args:
-            features: returns the maps of the forward pass that the labels are for.
-            objects: its ground truth.
-        """
-        module, method = self.labeller or (None, None)
-        name = getattr(method, "__name__", "")
-        if method is None or getattr(module, name, None) != method.__get__(module):
-            yield
-            return
-
-        @torch.no_grad()
-        def label(anchors: list[Boxes], gt_instances: list[Instances]) -> Labels:
-            if [len(x) for x in gt_instances] != objects.counts:
-                return method(module, anchors, gt_instances)
-            anchors = Boxes.cat(anchors).tensor
-            per_location = self.anchor_generator.num_cell_anchors
-            levels = [
-                LevelShape(stride, *x.shape[-2:], count)
-                for (stride, x), count in zip(features().items(), per_location)
-            ]
-            return self.labels(self._matched_idxs(levels, anchors, objects), anchors, objects)
-
-        setattr(module, name, label)
-        try:
-            yield
-        finally:
-            delattr(module, name)
-
-    def predict(self, towers: dict[str, list[Tensor]]):
-        """The dense head's predictions, as `head` returns them, from the output of its `towers`."""
-        raise NotImplementedError
+    def loss_constants(self) -> dict[str, Any]:
+        """What the detector's losses depend on besides predictions and objects, by name."""
+        return {}
 
     def check_losses(self) -> None:
         """
@@ -198,7 +216,7 @@ class DetectorWrapper:
         if type(self).unreduced_losses is DetectorWrapper.unreduced_losses:
             raise NotImplementedError(
                 f"AID does not know the losses of a {type(self.model).__name__}. It knows "
-                f"{_known_detectors()}; for others set DISTILL.AID.ENABLED False, or register a "
+                f"{known_detectors()}; for others set DISTILL.AID.ENABLED False, or register a "
                 "DetectorWrapper."
             )
 
@@ -215,80 +233,55 @@ class DetectorWrapper:
         Raises:
             NotImplementedError: see :meth:`check_losses`.
         """
-        self.check_losses()
+        raise NotImplementedError
 
-
-class DenseWrapper(DetectorWrapper):
-    """A wrapper on Detectron2's `DenseDetector`.
-
-    Attributes:
-        regression_values: outputs of the box regression for an anchor.
-    """
-
-    regression_values = 4
-
-    @property
-    def in_features(self):
-        return list(self.model.head_in_features)
-
-    @property
-    def num_classes(self):
-        return self.model.num_classes
-
-    @property
-    def head(self):
-        return self.model.head
-
-    @property
-    def anchor_generator(self):
-        return self.model.anchor_generator
-
-    @property
-    def box_transform(self):
-        return self.model.box2box_transform
-
-    @property
-    def towers(self):
-        # Those of Detectron2's RetinaNetHead.
-        return {"cls": self.head.cls_subnet, "box": self.head.bbox_subnet}
-
-    def class_labels(self, matched_idxs: Tensor, objects: Objects) -> Tensor:
-        """(N, R) class of each anchor's object; K for background, -1 for ignored."""
-        no_class = torch.where(matched_idxs == IGNORED, -1, self.num_classes)
-        return gather_matched(objects.classes, matched_idxs, no_class)
-
-    def labels(self, matched_idxs, anchors, objects):
-        boxes = gather_matched(objects.boxes, matched_idxs, anchors)
-        return list(self.class_labels(matched_idxs, objects)), list(boxes)
-
-    def predictions(self, features, head_outputs):
-        return dense_predictions(
-            self.anchor_generator,
-            self.box_transform,
-            features,
-            head_outputs,
-            self.num_classes,
-            self.regression_values,
-        )
+    @torch.no_grad()
+    def judge(self, outputs: DetectorOutputs, objects: Objects) -> UnreducedLosses:
+        """The detector's unreduced losses on what it computed, without gradient."""
+        # In eval mode, lest what is computed again moves the statistics of a batch norm.
+        with inference_context(self.model):
+            return self.unreduced_losses(outputs.features, outputs.head_outputs, objects)
 
 
 def wrap(model: nn.Module) -> DetectorWrapper:
-    """The registered wrapper of a detector, that of its nearest base class, or the general one that
-    knows features alone.
+    """Wrap a detector in the wrapper registered for it, that for its nearest base class, or the
+    general one that knows features alone.
 
     Raises:
         ValueError: the model has no backbone that describes its maps.
     """
-    wrappers = {wrapper.detector: wrapper for _, wrapper in WRAPPER_REGISTRY}
-    for base in type(model).__mro__:
-        if base in wrappers:
-            return wrappers[base](model)
     if not hasattr(getattr(model, "backbone", None), "output_shape"):
         raise ValueError(
             f"{type(model).__name__} has no Detectron2 backbone, and distillation needs its maps."
         )
-    return DetectorWrapper(model)
+    return wrapper_class(type(model))(model)
 
 
-def _known_detectors() -> str:
+def wrapper_class(detector: type[nn.Module]) -> type[DetectorWrapper]:
+    """The class that :func:`wrap` takes for a meta-architecture."""
+    wrappers = {wrapper.detector: wrapper for _, wrapper in WRAPPER_REGISTRY}
+    return next((wrappers[x] for x in detector.__mro__ if x in wrappers), DetectorWrapper)
+
+
+def known_detectors() -> str:
     return ", ".join(wrapper.detector.__name__ for _, wrapper in WRAPPER_REGISTRY)
+
+
+@contextmanager
+def record_calls(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, list[Call]]]:
+    """While open, keep every call of the modules.
+
+    Yields:
+        dict, filled when the modules run. The hooks are gone afterwards.
+    """
+    calls: dict[nn.Module, list[Call]] = {module: [] for module in modules}
+
+    def keep(module: nn.Module, inputs: tuple, output: Any) -> None:
+        calls[module].append(Call(inputs, output))
+
+    handles = [module.register_forward_hook(keep) for module in calls]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()

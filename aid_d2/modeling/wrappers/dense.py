@@ -1,4 +1,4 @@
-"""Dense predictions against ground truth, without reduction: shared by the detector wrappers."""
+"""Dense detectors, and their predictions against ground truth without reduction."""
 
 from functools import partial
 
@@ -10,16 +10,68 @@ from detectron2.layers import ciou_loss, diou_loss
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.structures import Boxes
 
-from ...iou import giou_loss
-from ...losses import BACKGROUND, IGNORED, LevelShape, Objects, UnreducedLosses, split_levels
-from ..dense_predictions import DensePredictions
-from .assignment import gather_matched
+from ...layers.iou import giou_loss
+from ...layers.matching import gather_matched
+from ...structures import (
+    BACKGROUND,
+    IGNORED,
+    DensePredictions,
+    LevelShape,
+    Objects,
+    UnreducedLosses,
+    split_levels,
+)
+from .base import DetectorWrapper
 
 _IOU_LOSSES = {
     "giou": giou_loss,
     "diou": partial(diou_loss, reduction="none"),
     "ciou": partial(ciou_loss, reduction="none"),
 }
+
+
+class DenseWrapper(DetectorWrapper):
+    """A wrapper of a detector on Detectron2's `DenseDetector`."""
+
+    @property
+    def in_features(self):
+        return list(self.model.head_in_features)
+
+    @property
+    def num_classes(self):
+        return self.model.num_classes
+
+    @property
+    def head(self):
+        return self.model.head
+
+    @property
+    def anchor_generator(self):
+        return self.model.anchor_generator
+
+    @property
+    def box_transform(self):
+        return self.model.box2box_transform
+
+    @property
+    def towers(self):
+        # Those of Detectron2's RetinaNetHead.
+        return {"cls": self.head.cls_subnet, "box": self.head.bbox_subnet}
+
+    def class_labels(self, matched_idxs: Tensor, objects: Objects) -> Tensor:
+        """(N, R) class of each anchor's object; K for background, -1 for ignored."""
+        no_class = torch.where(matched_idxs == IGNORED, -1, self.num_classes)
+        return gather_matched(objects.classes, matched_idxs, no_class)
+
+    def predictions(self, features, head_outputs):
+        return dense_predictions(
+            self.anchor_generator,
+            self.box_transform,
+            features,
+            head_outputs,
+            self.num_classes,
+            4 * (self.box_bins or 1),
+        )
 
 
 def flatten_levels(maps: list[Tensor], values: int) -> Tensor:

@@ -1,23 +1,16 @@
 """Faster R-CNN (Ren et al., NeurIPS 2015) on a feature pyramid."""
 
-from functools import cached_property
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from detectron2.modeling import GeneralizedRCNN
-from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
 from detectron2.structures import Boxes
 
-from ...losses import BACKGROUND, IGNORED, UnreducedLosses, split_levels
-from .assignment import gather_matched, iou_rule, is_known, match_by_iou
+from ...layers.matching import gather_matched, match_by_iou
+from ...structures import BACKGROUND, IGNORED, UnreducedLosses, split_levels
 from .base import WRAPPER_REGISTRY, DetectorWrapper
 from .dense import box_regression_loss, dense_predictions
-
-# As it is defined, whatever is put in its place later.
-_LABEL = RPN.label_and_sample_anchors
 
 
 @WRAPPER_REGISTRY.register()
@@ -31,6 +24,13 @@ class FasterRCNNWrapper(DetectorWrapper):
 
     detector = GeneralizedRCNN
     two_stage = True
+    ignoring_parts = {
+        "MODEL.PROPOSAL_GENERATOR.NAME": {"RPN": "IgnoringRPN"},
+        "MODEL.ROI_HEADS.NAME": {
+            "StandardROIHeads": "IgnoringROIHeads",
+            "CascadeROIHeads": "IgnoringCascadeROIHeads",
+        },
+    }
 
     @property
     def in_features(self):
@@ -52,49 +52,15 @@ class FasterRCNNWrapper(DetectorWrapper):
     def box_transform(self):
         return self.model.proposal_generator.box2box_transform
 
-    @property
-    def loss_modules(self):
-        return [self.model.proposal_generator, self.model.roi_heads.box_predictor]
-
     def predictions(self, features, head_outputs):
         return dense_predictions(
             self.anchor_generator, self.box_transform, features, head_outputs, 1, 4
         )
 
-    @cached_property
-    def assignment(self):
-        return iou_rule(self.anchor_generator, self.model.proposal_generator.anchor_matcher)
-
     def assign(self, levels, anchors, objects):
         return match_by_iou(self.model.proposal_generator.anchor_matcher, anchors, objects)
 
-    @property
-    def labeller(self):
-        rpn = self.model.proposal_generator
-        if type(rpn) is not RPN or not is_known(rpn.anchor_generator, rpn.anchor_matcher):
-            return None
-        # Anchors across the border of the image count for us, and an empty image is background.
-        if rpn.anchor_boundary_thresh >= 0 or rpn.anchor_matcher.labels[0] != 0:
-            return None
-        return rpn, _LABEL
-
-    def labels(self, matched_idxs, anchors, objects):
-        positive = (matched_idxs >= 0).to(torch.int8)
-        labels = torch.where(matched_idxs == IGNORED, -1, positive)
-        for of_image in labels:
-            self.model.proposal_generator._subsample_labels(of_image)
-        return list(labels), list(gather_matched(objects.boxes, matched_idxs, anchors))
-
-    def score(self, features: dict[int, Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The box head on given boxes, in the precision of the maps.
-
-        Args:
-            features: maps (N, C, H, W) per stride, at least those that the box head looks at.
-            boxes: of each image (B_i, 4).
-
-        Returns:
-            class logits (sum of B_i, K+1), the background last, and box deltas, float32.
-        """
+    def score(self, features, boxes):
         heads = self.model.roi_heads
         by_name = {x.name: features[x.stride] for x in self.levels if x.stride in features}
         maps = [by_name[name] for name in heads.box_in_features]
@@ -107,8 +73,7 @@ class FasterRCNNWrapper(DetectorWrapper):
         return logits.float(), deltas.float()
 
     @property
-    def box_head_lacks(self) -> str | None:
-        """What keeps :meth:`score` from being a softmax over the classes; None if nothing does."""
+    def box_head_lacks(self):
         heads = self.model.roi_heads
         # A cascade is a StandardROIHeads too, with a list of box heads.
         single = isinstance(heads, StandardROIHeads) and isinstance(
@@ -120,6 +85,12 @@ class FasterRCNNWrapper(DetectorWrapper):
         if getattr(heads.box_predictor, "use_sigmoid_ce", False):  # younger than v0.6
             return "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE False, for scores by softmax"
         return None
+
+    @property
+    def loss_constants(self):
+        parts = self.model.proposal_generator, self.model.roi_heads.box_predictor
+        names = ("loss_weight", "box_reg_loss_type", "smooth_l1_beta")
+        return {name: [getattr(part, name) for part in parts] for name in names}
 
     def check_losses(self):
         rpn, heads = self.model.proposal_generator, self.model.roi_heads

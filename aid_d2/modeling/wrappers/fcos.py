@@ -7,9 +7,10 @@ from torch import Tensor
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes, Instances
 
-from .assignment import assign, gather_matched
-from .base import WRAPPER_REGISTRY, DenseWrapper
-from .dense import box_regression_loss, focal_losses
+from ...layers.matching import assign, gather_matched
+from ...layers.prediction_losses import iou_loss
+from .base import WRAPPER_REGISTRY
+from .dense import DenseWrapper, box_regression_loss, focal_losses
 
 
 @WRAPPER_REGISTRY.register()
@@ -21,6 +22,7 @@ class FCOSWrapper(DenseWrapper):
     """
 
     detector = FCOS
+    mimic_box_weight = 0.75
 
     def predict(self, towers):
         maps = (
@@ -33,6 +35,14 @@ class FCOSWrapper(DenseWrapper):
     def assign(self, levels, anchors, objects):
         per_level = [Boxes(x) for x in anchors.split([x.num_anchors for x in levels])]
         return assign(lambda boxes: self._match(per_level, boxes), anchors, objects)
+
+    def box_distance(self, student, teacher):
+        return iou_loss(student.boxes, teacher.boxes)
+
+    @property
+    def loss_constants(self):
+        model = self.model
+        return {"focal loss (alpha, gamma)": (model.focal_loss_alpha, model.focal_loss_gamma)}
 
     def unreduced_losses(self, features, head_outputs, objects):
         model = self.model

@@ -1,20 +1,16 @@
 """GFL (Li et al., NeurIPS 2020)."""
 
-from functools import cached_property
-
 import torch
 from torch import Tensor
 
-from ...losses import IGNORED, UnreducedLosses
-from ..atss import atss_match
+from ...layers.matching import assign, gather_matched
+from ...layers.prediction_losses import distribution_divergence
+from ...structures import IGNORED, UnreducedLosses
 from ..gfl import GFL
-from ..gfl_losses import location_cells, quality_focal_loss
-from .assignment import anchor_rule, assign, gather_matched
-from .base import WRAPPER_REGISTRY, DenseWrapper
-from .dense import background_loss, one_hot
-
-# As it is defined, whatever is put in its place later.
-_LABEL = GFL.label_anchors
+from ..gfl.atss import atss_match
+from ..gfl.losses import location_cells, quality_focal_loss
+from .base import WRAPPER_REGISTRY
+from .dense import DenseWrapper, background_loss, one_hot
 
 
 @WRAPPER_REGISTRY.register()
@@ -28,6 +24,10 @@ class GFLWrapper(DenseWrapper):
     """
 
     detector = GFL
+    # GFL labels its anchors so itself.
+    ignoring_parts = {}
+    mimic_box_weight = 4.0
+    mimic_by_confidence = True
 
     @property
     def towers(self):
@@ -37,12 +37,11 @@ class GFLWrapper(DenseWrapper):
         return self.head.predict(towers["cls"], towers["box"])
 
     @property
-    def regression_values(self):
-        return 4 * (self.model.reg_max + 1)
+    def box_bins(self):
+        return self.model.reg_max + 1
 
-    @cached_property
-    def assignment(self):
-        return self.model.atss_candidates, anchor_rule(self.anchor_generator)
+    def box_distance(self, student, teacher):
+        return distribution_divergence(student.regression, teacher.regression)
 
     def assign(self, levels, anchors, objects):
         sizes, candidates = [x.num_anchors for x in levels], self.model.atss_candidates
@@ -53,8 +52,9 @@ class GFLWrapper(DenseWrapper):
         )
 
     @property
-    def labeller(self):
-        return self.model, _LABEL
+    def loss_constants(self):
+        names = ("quality_focal_loss_beta", "giou_loss_weight", "distribution_focal_loss_weight")
+        return {name: getattr(self.model, name) for name in names}
 
     def unreduced_losses(self, features, head_outputs, objects):
         model = self.model

@@ -1,15 +1,10 @@
 """RetinaNet (Lin et al., ICCV 2017)."""
 
-from functools import cached_property
-
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 
-from .assignment import gather_matched, iou_rule, is_known, match_by_iou
-from .base import WRAPPER_REGISTRY, DenseWrapper
-from .dense import box_regression_loss, focal_losses
-
-# As it is defined, whatever is put in its place later.
-_LABEL = RetinaNet.label_anchors
+from ...layers.matching import gather_matched, match_by_iou
+from .base import WRAPPER_REGISTRY
+from .dense import DenseWrapper, box_regression_loss, focal_losses
 
 
 @WRAPPER_REGISTRY.register()
@@ -17,6 +12,7 @@ class RetinaNetWrapper(DenseWrapper):
     """Focal loss and box loss of every anchor, by the detector's own assignment."""
 
     detector = RetinaNet
+    ignoring_parts = {"MODEL.META_ARCHITECTURE": {"RetinaNet": "IgnoringRetinaNet"}}
 
     def predict(self, towers):
         return (
@@ -24,18 +20,16 @@ class RetinaNetWrapper(DenseWrapper):
             [self.head.bbox_pred(x) for x in towers["box"]],
         )
 
-    @cached_property
-    def assignment(self):
-        return iou_rule(self.anchor_generator, self.model.anchor_matcher)
-
     def assign(self, levels, anchors, objects):
         return match_by_iou(self.model.anchor_matcher, anchors, objects)
 
     @property
-    def labeller(self):
-        if not is_known(self.anchor_generator, self.model.anchor_matcher):
-            return None
-        return self.model, _LABEL
+    def loss_constants(self):
+        model = self.model
+        return {
+            "focal loss (alpha, gamma)": (model.focal_loss_alpha, model.focal_loss_gamma),
+            "box loss (type, beta)": (model.box_reg_loss_type, model.smooth_l1_beta),
+        }
 
     def unreduced_losses(self, features, head_outputs, objects):
         model = self.model

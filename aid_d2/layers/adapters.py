@@ -1,13 +1,25 @@
 """Layers that bring the student's maps to the teacher's shape."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from ..modeling.levels import LevelPair
+from ..structures import LevelPair
+
+
+class PerLevel(nn.ModuleDict):
+    """A module for each level, found by the stride of the level.
+
+    Args:
+        pairs: the levels.
+        build: makes the module of a level.
+    """
+
+    def __init__(self, pairs: Iterable[LevelPair], build: Callable[[LevelPair], nn.Module]):
+        super().__init__({str(pair.stride): build(pair) for pair in pairs})
+
+    def __getitem__(self, stride: int) -> nn.Module:
+        return super().__getitem__(str(stride))
 
 
 def identity_conv(in_channels: int, out_channels: int, kernel_size: int) -> nn.Conv2d:
@@ -30,15 +42,10 @@ def identity_linear(in_features: int, out_features: int) -> nn.Linear:
     return linear
 
 
-def level_adapters(pairs: list[LevelPair], kernel_size: int) -> nn.ModuleDict:
-    """An :func:`identity_conv` for each level, by stride."""
-    return nn.ModuleDict(
-        {
-            str(pair.stride): identity_conv(
-                pair.student_channels, pair.teacher_channels, kernel_size
-            )
-            for pair in pairs
-        }
+def level_adapters(pairs: Iterable[LevelPair], kernel_size: int) -> PerLevel:
+    """An :func:`identity_conv` for each level."""
+    return PerLevel(
+        pairs, lambda x: identity_conv(x.student_channels, x.teacher_channels, kernel_size)
     )
 
 
@@ -49,8 +56,6 @@ def channel_adapter(in_channels: int, out_channels: int) -> nn.Module:
     return nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
 
-def channel_adapters(pairs: list[LevelPair]) -> nn.ModuleDict:
-    """A :func:`channel_adapter` for each level, by stride."""
-    return nn.ModuleDict(
-        {str(x.stride): channel_adapter(x.student_channels, x.teacher_channels) for x in pairs}
-    )
+def channel_adapters(pairs: Iterable[LevelPair]) -> PerLevel:
+    """A :func:`channel_adapter` for each level."""
+    return PerLevel(pairs, lambda x: channel_adapter(x.student_channels, x.teacher_channels))

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..losses import LevelShape
+from .levels import LevelShape
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""How far the teacher is trusted, and how a distillation method reads it."""
+"""AID's weights, and how a distillation method reads them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 
-from .losses import LevelShape
+from .levels import LevelShape
 
 
 @dataclass
 class DistillWeights:
-    """AID's weights: per stride a detached map (N, 1, H, W), positive; 1 is full weight.
+    """AID's weights: per stride a detached map (N, 1, H, W), positive; 1 is full strength.
 
     Weights are at most 1, unless they are rescaled to a mean of 1.
     """
@@ -30,7 +30,9 @@ class DistillWeights:
         )
 
     def with_full(self, images: list[int]) -> DistillWeights:
-        """The same, with full weight in some of the images."""
+        """The same, with weight 1 in some of the images."""
+        if not images:
+            return self
         maps = {stride: x.clone() for stride, x in self.maps.items()}
         for x in maps.values():
             x[images] = 1.0

@@ -3,24 +3,14 @@
 Shared by BCKD, CrossKD and Dist2. The teacher's side is given without gradient.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..distributed import mean_over_gpus
-from ..iou import area, giou_loss
-from .anchors import count_positive
-
-if TYPE_CHECKING:
-    from ..modeling.dense_predictions import DensePredictions
-
-# CrossKD's factor on the box loss, by meta-architecture of the teacher. The RPN's is that of
-# RetinaNet; CrossKD has none.
-MIMIC_BOX_WEIGHTS = {"RetinaNet": 1.0, "FCOS": 0.75, "GFL": 4.0, "GeneralizedRCNN": 1.0}
+from ..structures import DensePredictions
+from .distributed import mean_over_gpus
+from .iou import area
+from .matching import count_positive
 
 
 def soft_quality_loss(logits: Tensor, target_logits: Tensor) -> Tensor:
@@ -77,42 +67,40 @@ def distribution_divergence(logits: Tensor, target_logits: Tensor) -> Tensor:
 
 
 def mimic_losses(
-    predicted: DensePredictions,
-    target: DensePredictions,
-    detector: str,
-    matched_idxs: Tensor,
+    student: DensePredictions,
+    teacher: DensePredictions,
     weight: Tensor,
+    matched_idxs: Tensor,
     counted: Tensor,
+    box_distance: Tensor,
+    by_confidence: bool,
 ) -> tuple[Tensor, Tensor]:
     """CrossKD's losses of predictions that are to equal the teacher's (Wang et al., CVPR 2024).
 
-    With p and q the scores, c = max_k q of an anchor and W its weights:
+    With p and q the scores, c = max_k q of an anchor and W its weight:
 
         L_cls = sum W sum_k |p - q| BCE(p, q) / N_pos,   L_box = sum W c d(b, b_t) / N_box
 
-    d is the KL divergence of the box distributions in GFL, the IoU loss in FCOS and else the GIoU
-    loss. N_box is sum c in GFL, and else N_pos. For FCOS the released code divides both by the sum
-    of the centerness targets instead, and counts all anchors. Centerness has no part in it.
+    N_box is sum c in GFL, and else N_pos. For FCOS the released code divides both by the sum of
+    the centerness targets instead, and counts all anchors. Centerness has no part in it.
 
     Args:
-        predicted: what is optimised.
-        target: the teacher's predictions on the same anchors.
-        detector: meta-architecture that predicts.
-        matched_idxs: (N, R) as in :class:`UnreducedLosses`, by which N_pos is counted.
+        student: what is optimized.
+        teacher: its predictions on the same anchors.
         weight: W (N, R).
+        matched_idxs: (N, R) as in :class:`UnreducedLosses`, by which N_pos is counted.
         counted: (N, R) bool, the anchors that take part in the sums.
+        box_distance: d (N, R), see :meth:`DetectorWrapper.box_distance`.
+        by_confidence: whether N_box is sum c.
 
     Returns:
         L_cls () and L_box (), without their factors.
     """
     num_positive = count_positive(matched_idxs)
-    confidence = counted * target.logits.sigmoid().amax(-1)
-    cls = counted * soft_quality_loss(predicted.logits, target.logits)
-    if detector == "GFL":
-        box = distribution_divergence(predicted.regression, target.regression)
+    confidence = counted * teacher.logits.sigmoid().amax(-1)
+    cls = counted * soft_quality_loss(student.logits, teacher.logits)
+    num_boxes = num_positive
+    if by_confidence:
         num_boxes = mean_over_gpus(confidence.sum()).clamp(min=1)
-    else:
-        distance = iou_loss if detector == "FCOS" else giou_loss
-        box = distance(predicted.boxes, target.boxes)
-        num_boxes = num_positive
-    return (weight * cls).sum() / num_positive, (weight * confidence * box).sum() / num_boxes
+    box = (weight * confidence * box_distance).sum() / num_boxes
+    return (weight * cls).sum() / num_positive, box

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from detectron2.structures import Boxes
 
-from ..iou import pairwise_iou
+from ...layers.iou import pairwise_iou
 
 # A centre nearer to the border of an object than this, in pixels, is not inside it.
 _MARGIN = 0.01

@@ -14,14 +14,17 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.structures.boxes import matched_pairwise_iou
 
-from ..iou import giou_loss
+from ...config import CONFIG_EXTENSIONS
+from ...layers.iou import giou_loss
+from ...layers.matching import inside_regions, split_ignored
 from .atss import atss_match
-from .gfl_head import GFLHead, group_norm
-from .gfl_losses import (
+from .head import GFLHead, group_norm
+from .losses import (
     ANCHOR_SIZE,
     AnchorLosses,
     BoxDistribution,
     distribution_focal_loss,
+    location_cells,
     quality_focal_loss,
 )
 
@@ -55,6 +58,9 @@ def add_gfl_config(cfg: CfgNode) -> None:
     cfg.MODEL.GFL.SCORE_THRESH_TEST = 0.05
     cfg.MODEL.GFL.TOPK_CANDIDATES_TEST = 1000
     cfg.MODEL.GFL.NMS_THRESH_TEST = 0.6
+
+
+CONFIG_EXTENSIONS.append(add_gfl_config)
 
 
 @META_ARCH_REGISTRY.register()
@@ -193,22 +199,23 @@ class GFL(DenseDetector):
 
         Args:
             anchors: per level, R in all.
-            gt_instances: objects of each image.
+            gt_instances: objects of each image; those of class -1 are ignore regions.
 
         Returns:
-            per image the class (R,) of each anchor, K for background, and the box (R, 4) of its
-            object, zeros for background.
+            per image the class (R,) of each anchor, K for background, -1 for background in an
+            ignore region, and the box (R, 4) of its object, zeros for background.
         """
         sizes, every_anchor = [len(x) for x in anchors], Boxes.cat(anchors).tensor
         labels, matched = [], []
-        for objects in gt_instances:
+        for objects, regions in map(split_ignored, gt_instances):
             classes, boxes = objects.gt_classes, objects.gt_boxes.tensor
-            matched_idxs = atss_match(every_anchor, sizes, boxes, self.atss_candidates)
-            # The matched_idxs of background is -1, which is the row added at the end.
-            labels.append(
-                torch.cat([classes, classes.new_full((1,), self.num_classes)])[matched_idxs]
-            )
-            matched.append(torch.cat([boxes, boxes.new_zeros(1, 4)])[matched_idxs])
+            index = atss_match(every_anchor, sizes, boxes, self.atss_candidates)
+            # The index of background is -1, which is the row added at the end.
+            label = torch.cat([classes, classes.new_full((1,), self.num_classes)])[index]
+            if len(regions):
+                label[(index < 0) & inside_regions(location_cells(every_anchor), regions)] = -1
+            labels.append(label)
+            matched.append(torch.cat([boxes, boxes.new_zeros(1, 4)])[index])
         return labels, matched
 
     def anchor_losses(

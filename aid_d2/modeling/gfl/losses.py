@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..distributed import mean_over_gpus
+from ...layers.distributed import mean_over_gpus
 
 # Side of an anchor in strides of its level.
 ANCHOR_SIZE = 8

@@ -1,0 +1,73 @@
+"""The ground truth of a batch."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+# Key of a data set dict, kept by Detectron2's mapper, of an image that the teacher labeled.
+PSEUDO_LABELED = "pseudo_labeled"
+
+
+@dataclass
+class Objects:
+    """The M ground-truth objects of a batch, images one after the other.
+
+    Attributes:
+        boxes: (M, 4) x1 y1 x2 y2, pixels of the network's input.
+        classes: (M,) int64.
+        counts: number of objects in each of the N images.
+        ignored: per image the boxes (I, 4) of its ignore regions, where nothing is known.
+        image_sizes: (height, width) of each image, without padding.
+        pseudo_labeled: indices of the images that the teacher labeled itself.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    counts: list[int]
+    ignored: list[Tensor]
+    image_sizes: list[tuple[int, int]] = field(default_factory=list)
+    pseudo_labeled: list[int] = field(default_factory=list)
+
+    @classmethod
+    def from_inputs(cls, batched_inputs: list[dict], device: torch.device) -> "Objects":
+        """From Detectron2's training inputs; instances of class -1 are ignore regions.
+
+        Raises:
+            ValueError: an image has no `instances`.
+        """
+        if not all("instances" in x for x in batched_inputs):
+            raise ValueError(
+                "An image of the batch has no 'instances': in training mode a DistilledDetector "
+                "needs ground truth, as Detectron2's DatasetMapper(is_train=True) gives it."
+            )
+        instances = [x["instances"] for x in batched_inputs]
+        real = [x[x.gt_classes >= 0] for x in instances]
+        ignored = [x[x.gt_classes < 0] for x in instances]
+        return cls(
+            boxes=torch.cat([x.gt_boxes.tensor for x in real]).to(device, non_blocking=True),
+            classes=torch.cat([x.gt_classes for x in real]).to(device, non_blocking=True),
+            counts=[len(x) for x in real],
+            ignored=[x.gt_boxes.tensor.to(device, non_blocking=True) for x in ignored],
+            image_sizes=[x.image_size for x in instances],
+            pseudo_labeled=[i for i, x in enumerate(batched_inputs) if x.get(PSEUDO_LABELED)],
+        )
+
+    @cached_property
+    def counts_on_device(self) -> Tensor:
+        """(N,) int64"""
+        return torch.tensor(self.counts).to(self.boxes.device, non_blocking=True)
+
+    @cached_property
+    def image_index(self) -> Tensor:
+        """(M,) int64, the image each object is in."""
+        images = torch.arange(len(self.counts), device=self.boxes.device)
+        return images.repeat_interleave(self.counts_on_device, output_size=len(self.boxes))
+
+    @cached_property
+    def by_area(self) -> Tensor:
+        """(M,) int64, indices of the objects: images one after the other, the smallest box first."""
+        area = (self.boxes[:, 2:] - self.boxes[:, :2]).prod(1)
+        order = torch.argsort(area, stable=True)
+        return order[torch.argsort(self.image_index[order], stable=True)]
