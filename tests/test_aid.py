@@ -17,8 +17,14 @@ from aid_d2.aid import (
     object_loss,
     smallest_object,
 )
-from aid_d2.losses import BACKGROUND, IGNORED, LevelShape, Objects, UnreducedLosses
-from aid_d2.weights import DistillWeights
+from aid_d2.structures import (
+    BACKGROUND,
+    IGNORED,
+    DistillWeights,
+    LevelShape,
+    Objects,
+    UnreducedLosses,
+)
 from detectron2.structures import Boxes, Instances
 
 LEVELS = [LevelShape(8, 6, 8, 3), LevelShape(16, 3, 4, 2), LevelShape(32, 2, 2, 1)]

@@ -10,7 +10,8 @@ import yaml
 
 from aid_d2 import add_aid_config
 from aid_d2.distillers import build
-from aid_d2.modeling import Teacher, wrap
+from aid_d2.modeling.teacher import Teacher
+from aid_d2.modeling.wrappers import wrap
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model

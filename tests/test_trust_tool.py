@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from aid_d2.data import register_coco_json
-from aid_d2.modeling import Teacher
+from aid_d2.modeling.teacher import Teacher
 from aid_d2.visualization import labeled_input, object_weights
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances

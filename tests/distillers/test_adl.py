@@ -6,9 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from toy import build, constant_weights, maps, rand, random_weights
+from helpers.toy import build, constant_weights, maps, rand, random_weights
 
-from aid_d2.distillers import DistillContext
 from aid_d2.distillers.adl import (
     ADL,
     adaptive_loss,
@@ -16,10 +15,16 @@ from aid_d2.distillers.adl import (
     binary_kl,
     weighted_cross_entropy,
 )
-from aid_d2.distillers.anchors import centred_in_image
-from aid_d2.losses import BACKGROUND, IGNORED, LevelShape, Objects
-from aid_d2.modeling import DetectorOutputs
-from aid_d2.modeling.dense_predictions import DensePredictions
+from aid_d2.layers.matching import centered_in_image
+from aid_d2.modeling.context import DistillContext
+from aid_d2.structures import (
+    BACKGROUND,
+    IGNORED,
+    DensePredictions,
+    DetectorOutputs,
+    LevelShape,
+    Objects,
+)
 from detectron2.utils.events import EventStorage
 
 SIZES = {8: (4, 6), 16: (2, 3)}
@@ -218,7 +223,9 @@ def test_constant_weight_scales_the_loss_and_one_changes_no_bit(form):
 
     s, t = student.predictions.logits, teacher.predictions.logits
     values = adl(s, t, form, method.constants.BETA, method.constants.GAMMA).sum(-1)
-    counted = (matched_idxs != IGNORED) & centred_in_image(student.predictions.anchors, IMAGE_SIZES)
+    counted = (matched_idxs != IGNORED) & centered_in_image(
+        student.predictions.anchors, IMAGE_SIZES
+    )
     divisor = (counted * (t.sigmoid() ** 1.8).sum(-1)).sum().clamp(min=1)
     assert torch.equal(loss[1.0], (counted * values).sum() / divisor)
 

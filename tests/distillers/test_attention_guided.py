@@ -3,15 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from toy import build, constant_weights, context, maps, random_weights, shake
+from helpers.toy import build, constant_weights, context, maps, random_weights, shake
 
 from aid_d2.distillers.attention_guided import (
     AttentionGuided,
     channel_attention,
     spatial_attention,
 )
-from aid_d2.modeling import DetectorOutputs
-from aid_d2.weights import DistillWeights
+from aid_d2.structures import DetectorOutputs, DistillWeights
 
 # Maps of 2 images of 800x1333, which are padded to 800x1344.
 REFERENCE_SIZES = {8: (100, 168), 16: (50, 84), 32: (25, 42), 64: (13, 21), 128: (7, 11)}

@@ -3,14 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from test_prediction_losses import Corners, boxes, reference_giou, reference_quality, sigmoid
-from toy import build, context, rand
+from helpers.references import Corners, boxes, reference_giou, reference_quality, sigmoid
+from helpers.toy import build, context, rand
 
 from aid_d2.distillers.bckd import BCKD, localization_loss
-from aid_d2.losses import BACKGROUND, IGNORED, LevelShape, Objects
-from aid_d2.modeling import DetectorOutputs
-from aid_d2.modeling.dense_predictions import DensePredictions
-from aid_d2.weights import DistillWeights
+from aid_d2.structures import (
+    BACKGROUND,
+    IGNORED,
+    DensePredictions,
+    DetectorOutputs,
+    DistillWeights,
+    LevelShape,
+    Objects,
+)
 from detectron2.utils.events import EventStorage
 
 OWNER = torch.tensor([[0, BACKGROUND, 1, BACKGROUND] * 2, [BACKGROUND, 2, BACKGROUND, 2] * 2])

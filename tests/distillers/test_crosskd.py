@@ -3,20 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from helpers.detectors import wrapper_without_backbone
+from helpers.toy import rand
 from torch.autograd import gradcheck
-from toy import rand
 
-from aid_d2.distillers import DistillContext
-from aid_d2.distillers.anchors import counted_anchors
 from aid_d2.distillers.crosskd import CrossKD, rescale
-from aid_d2.distillers.prediction_losses import mimic_losses
-from aid_d2.losses import Objects
-from aid_d2.modeling import DetectorOutputs
-from aid_d2.modeling.levels import pair_levels
-from aid_d2.modeling.outputs import record_calls
-from aid_d2.modeling.wrappers import wrap
-from aid_d2.weights import DistillWeights
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from aid_d2.layers.matching import counted_anchors
+from aid_d2.layers.prediction_losses import mimic_losses
+from aid_d2.modeling.context import DistillContext, pair_levels
+from aid_d2.modeling.wrappers.base import record_calls
+from aid_d2.structures import DetectorOutputs, DistillWeights, Objects
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
@@ -29,30 +25,6 @@ PREDICTORS = {
     "FCOS": (("cls", "cls_score"), ("box", "bbox_pred"), ("box", "ctrness")),
     "GFL": (("cls", "cls_score"), ("box", "box_distribution")),
 }
-
-
-@BACKBONE_REGISTRY.register()
-class PyramidOfShapes(Backbone):
-    """No backbone at all: only the shapes of the maps that a detector's head is built for."""
-
-    def __init__(self, cfg, input_shape):
-        super().__init__()
-        first = 2 if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" else 3
-        self._out_features = [f"p{i}" for i in range(first, first + 5)]
-        self._out_feature_strides = {f"p{i}": 2**i for i in range(first, first + 5)}
-        self._out_feature_channels = dict.fromkeys(self._out_features, cfg.MODEL.FPN.OUT_CHANNELS)
-
-    def forward(self, x):
-        raise NotImplementedError
-
-
-def wrapper_without_backbone(cfg, build_seeded, seed=0):
-    """The wrapper of a detector whose head says something else everywhere."""
-    cfg.MODEL.BACKBONE.NAME = "PyramidOfShapes"
-    wrapper = wrap(build_seeded(cfg, seed).eval())
-    for i, p in enumerate(wrapper.model.parameters()):
-        p.data.add_(0.1 * rand(*p.shape, seed=seed + i).float())
-    return wrapper
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from toy import build, constant_weights, context, maps, rand, random_weights, shake
+from helpers.toy import build, constant_weights, context, maps, rand, random_weights, shake
 
 from aid_d2.distillers.cwd import CWD, channel_divergence
-from aid_d2.modeling import DetectorOutputs
+from aid_d2.structures import DetectorOutputs
 
 SIZES = {8: (5, 6), 16: (3, 3), 32: (1, 2), 64: (1, 1)}
 

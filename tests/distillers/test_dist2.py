@@ -5,19 +5,23 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_crosskd import wrapper_without_backbone
+from helpers.detectors import wrapper_without_backbone
+from helpers.toy import build, maps, rand, random_weights
 from torch import nn
-from toy import build, maps, rand, random_weights
 
-from aid_d2.distillers import DistillContext
-from aid_d2.distillers.anchors import counted_anchors
 from aid_d2.distillers.dist2 import Dist2, detection_loss
-from aid_d2.distillers.prediction_losses import mimic_losses
-from aid_d2.losses import LevelShape, Objects, UnreducedLosses
-from aid_d2.modeling import DetectorOutputs
-from aid_d2.modeling.levels import LevelPair, pair_levels
-from aid_d2.modeling.outputs import Call
-from aid_d2.weights import DistillWeights
+from aid_d2.layers.matching import counted_anchors
+from aid_d2.layers.prediction_losses import mimic_losses
+from aid_d2.modeling.context import DistillContext, pair_levels
+from aid_d2.structures import (
+    Call,
+    DetectorOutputs,
+    DistillWeights,
+    LevelPair,
+    LevelShape,
+    Objects,
+    UnreducedLosses,
+)
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.structures import Boxes, ImageList, Instances

@@ -6,16 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.toy import build, constant_weights, maps, rand, random_weights
 from torch import nn
-from toy import build, constant_weights, maps, rand, random_weights
 
-from aid_d2.distillers import DistillContext
 from aid_d2.distillers.dkd import DKD, decoupled_divergence, proposal_classes
-from aid_d2.losses import Objects
-from aid_d2.modeling import DetectorOutputs
-from aid_d2.modeling.levels import Level, LevelPair
-from aid_d2.modeling.outputs import Call
+from aid_d2.modeling.context import DistillContext
 from aid_d2.modeling.wrappers.faster_rcnn import FasterRCNNWrapper
+from aid_d2.structures import Call, DetectorOutputs, Level, LevelPair, Objects
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
 from detectron2.structures import Boxes

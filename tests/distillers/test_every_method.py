@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toy import shake
+from helpers.toy import shake
 
 from aid_d2.distillers import DISTILLER_REGISTRY
 from detectron2.utils.events import EventStorage

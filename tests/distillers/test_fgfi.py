@@ -5,15 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from toy import build, constant_weights, maps, rand, random_weights, shake
+from helpers.toy import build, constant_weights, maps, rand, random_weights, shake
 
 from aid_d2.distillers import build_distillers
 from aid_d2.distillers.base import DistillContext
 from aid_d2.distillers.fgfi import FGFI, imitation_loss, near_objects
-from aid_d2.losses import Objects
-from aid_d2.modeling import DetectorOutputs
-from aid_d2.modeling.levels import LevelPair
 from aid_d2.modeling.wrappers import DetectorWrapper
+from aid_d2.structures import DetectorOutputs, LevelPair, Objects
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage

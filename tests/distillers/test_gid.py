@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy import build, constant_weights, context, maps, rand, random_weights, shake
+from helpers.toy import build, constant_weights, context, maps, rand, random_weights, shake
 
 from aid_d2.distillers.gid import (
     GID,
@@ -21,12 +21,16 @@ from aid_d2.distillers.gid import (
     relative_distances,
     select_instances,
 )
-from aid_d2.losses import LevelShape, Objects
-from aid_d2.modeling import DetectorOutputs
-from aid_d2.modeling.dense_predictions import DensePredictions
-from aid_d2.modeling.gfl_losses import BoxDistribution
-from aid_d2.modeling.wrappers.assignment import match_by_iou
-from aid_d2.weights import DistillWeights, pool_boxes
+from aid_d2.layers.matching import match_by_iou
+from aid_d2.modeling.gfl.losses import BoxDistribution
+from aid_d2.structures import (
+    DensePredictions,
+    DetectorOutputs,
+    DistillWeights,
+    LevelShape,
+    Objects,
+    pool_boxes,
+)
 from detectron2.modeling import build_model
 from detectron2.modeling.matcher import Matcher
 

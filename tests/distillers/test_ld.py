@@ -6,13 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from toy import build, constant_weights, maps, rand, random_weights
+from helpers.toy import build, constant_weights, maps, rand, random_weights
 
-from aid_d2.distillers import DistillContext
 from aid_d2.distillers.ld import LD, side_divergence
-from aid_d2.losses import BACKGROUND, IGNORED, LevelShape
-from aid_d2.modeling import DetectorOutputs
-from aid_d2.modeling.dense_predictions import DensePredictions
+from aid_d2.modeling.context import DistillContext
+from aid_d2.structures import BACKGROUND, IGNORED, DensePredictions, DetectorOutputs, LevelShape
 from detectron2.utils.events import EventStorage
 
 SIZES = {8: (3, 4), 16: (2, 2)}

@@ -1,10 +1,10 @@
 """What holds for every method that compares the maps themselves."""
 
 import pytest
-from toy import build, constant_weights, context, maps, random_weights, shake
+from helpers.toy import build, constant_weights, context, maps, random_weights, shake
 
 from aid_d2.distillers import DISTILLER_REGISTRY
-from aid_d2.modeling import DetectorOutputs
+from aid_d2.structures import DetectorOutputs
 
 # The masks of MGD depend on the iteration.
 pytestmark = pytest.mark.usefixtures("storage")

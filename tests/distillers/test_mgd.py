@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from toy import build, constant_weights, context, maps, rand, random_weights, shake
+from helpers.toy import build, constant_weights, context, maps, rand, random_weights, shake
 
 from aid_d2.distillers.mgd import MGD, generation_loss, random_mask
-from aid_d2.modeling import DetectorOutputs
+from aid_d2.structures import DetectorOutputs
 from detectron2.utils.events import EventStorage
 
 pytestmark = pytest.mark.usefixtures("storage")

@@ -5,12 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+from helpers.toy import build, constant_weights, context, maps, rand, random_weights, shake
 from torch import nn
-from toy import build, constant_weights, context, maps, rand, random_weights, shake
 
 from aid_d2.distillers.non_local import NonLocal, NonLocalBlock, non_local
-from aid_d2.modeling import DetectorOutputs
-from aid_d2.weights import DistillWeights
+from aid_d2.structures import DetectorOutputs, DistillWeights
 
 REFERENCE_SIZES = {4: (200, 336), 8: (100, 168), 16: (50, 84), 32: (25, 42), 64: (13, 21)}
 PUBLISHED = {False: 4.9e-4, True: 4e-5}

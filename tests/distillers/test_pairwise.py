@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from toy import build, context, maps, rand, random_weights
+from helpers.toy import build, context, maps, rand, random_weights
 
 from aid_d2.distillers.pairwise import Pairwise, pairwise_loss
-from aid_d2.modeling import DetectorOutputs
+from aid_d2.structures import DetectorOutputs
 
 SIZES = {8: (6, 8), 16: (5, 3), 32: (1, 3), 64: (1, 1)}
 

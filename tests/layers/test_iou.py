@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import box_area, box_iou, generalized_box_iou
 
-from aid_d2.iou import area, giou_loss, pairwise_iou
+from aid_d2.layers.iou import area, giou_loss, pairwise_iou
 import detectron2.structures as d2
 
 

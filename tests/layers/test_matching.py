@@ -2,8 +2,8 @@
 
 import torch
 
-from aid_d2.distillers.anchors import centred_in_image, count_positive, counted_anchors
-from aid_d2.losses import BACKGROUND, IGNORED, Objects
+from aid_d2.layers.matching import centered_in_image, count_positive, counted_anchors
+from aid_d2.structures import BACKGROUND, IGNORED, Objects
 
 # Centres at (8, 8), (40, 8), (8, 40) and (31.5, 15.5).
 ANCHORS = torch.tensor([[0.0, 0, 16, 16], [32, 0, 48, 16], [0, 32, 16, 48], [0, 0, 63, 31]])
@@ -25,7 +25,7 @@ def test_padding_begins_where_the_image_ends():
     centres = torch.tensor([[0.0, 0.0], [31.9, 15.9], [32.0, 5.0], [5.0, 16.0], [63.0, 63.0]])
     anchors = torch.cat([centres - 16, centres + 16], dim=1)
     expected = [[True] * 5, [True, True, False, False, False]]
-    assert centred_in_image(anchors, IMAGE_SIZES).tolist() == expected
+    assert centered_in_image(anchors, IMAGE_SIZES).tolist() == expected
 
 
 def test_anchors_ignored_or_in_the_padding_do_not_count():

@@ -1,9 +1,9 @@
 """The weighted distance against autograd's own way, float64."""
 
 import torch
-from toy import rand
+from helpers.toy import rand
 
-from aid_d2.distillers.norms import weighted_distance
+from aid_d2.layers.norms import weighted_distance
 
 
 def reference(student, teacher, *weights):

@@ -5,71 +5,29 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.references import (
+    Corners,
+    boxes,
+    log_sigmoid,
+    reference_divergence,
+    reference_giou,
+    reference_iou,
+    reference_quality,
+    sigmoid,
+)
+from helpers.toy import rand
 from torch.autograd import gradcheck
-from toy import rand
 
-from aid_d2.distillers.prediction_losses import (
+from aid_d2.layers.prediction_losses import (
     distribution_divergence,
     iou_loss,
     mimic_losses,
     soft_quality_loss,
 )
-from aid_d2.losses import BACKGROUND, IGNORED, LevelShape
-from aid_d2.modeling.dense_predictions import DensePredictions
-from aid_d2.modeling.gfl_losses import BoxDistribution
+from aid_d2.modeling.gfl.losses import BoxDistribution
+from aid_d2.structures import BACKGROUND, IGNORED, DensePredictions, LevelShape
 
 EXTREME = [-1e4, -100.0, -30.0, -1.0, 0.0, 2.0, 30.0, 100.0, 1e4]
-
-
-def sigmoid(z):
-    return 1 / (1 + math.exp(-z)) if z >= 0 else math.exp(z) / (1 + math.exp(z))
-
-
-def log_sigmoid(z):
-    return -math.log1p(math.exp(-z)) if z >= 0 else z - math.log1p(math.exp(z))
-
-
-def reference_quality(logits, targets):
-    """One anchor: logits and targets (K,)."""
-    total = 0.0
-    for z, t in zip(logits, targets):
-        p, q = sigmoid(z), sigmoid(t)
-        total += abs(p - q) * -(q * log_sigmoid(z) + (1 - q) * log_sigmoid(-z))
-    return total
-
-
-def overlap(a, b):
-    """Intersection, union and enclosing area of two boxes."""
-    width = max(min(a[2], b[2]) - max(a[0], b[0]), 0)
-    height = max(min(a[3], b[3]) - max(a[1], b[1]), 0)
-    area = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
-    hull = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
-    return width * height, area - width * height, hull
-
-
-def reference_giou(a, b):
-    intersection, union, hull = overlap(a, b)
-    return 1 - intersection / union + (hull - union) / hull
-
-
-def reference_iou(a, b):
-    intersection, union, _ = overlap(a, b)
-    return -math.log((intersection + 1) / (union + 1))
-
-
-def reference_divergence(logits, targets):
-    """One anchor: (4(n+1),), mean of the sides' KL(q || p)."""
-    total = 0.0
-    for z, t in zip(logits.reshape(4, -1), targets.reshape(4, -1)):
-        log_p, log_q = (x - x.max() - np.log(np.exp(x - x.max()).sum()) for x in (z, t))
-        total += (np.exp(log_q) * (log_q - log_p)).sum()
-    return total / 4
-
-
-def boxes(*shape, seed):
-    """Random boxes of 5 to 40 pixels."""
-    low = 30 * rand(*shape, 2, seed=seed)
-    return torch.cat([low, low + 5 + 35 * rand(*shape, 2, seed=seed + 1).sigmoid()], dim=-1)
 
 
 # --- the scores
@@ -164,14 +122,6 @@ def test_distribution_divergence_of_saturated_bins(scale):
 
 
 # --- both
-
-
-class Corners:
-    """A box transform whose regression is the box."""
-
-    @staticmethod
-    def apply_deltas(deltas, anchors):
-        return deltas
 
 
 def dense_predictions(detector, seed, classes=3):

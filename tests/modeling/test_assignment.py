@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from aid_d2.losses import Objects
-from aid_d2.modeling import gfl, mask_ignore_regions, wrap
+from aid_d2.modeling import gfl
+from aid_d2.modeling.ignore_regions import mask_ignore_regions
+from aid_d2.modeling.wrappers import wrap
 from aid_d2.modeling.wrappers.retinanet import RetinaNetWrapper
+from aid_d2.structures import Objects
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.retinanet import RetinaNet

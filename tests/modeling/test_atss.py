@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import aid_d2  # noqa: F401
-from aid_d2.modeling.atss import atss_match
+from aid_d2.modeling.gfl.atss import atss_match
 
 
 def make_anchors(height, width, strides=(8, 16, 32, 64, 128)):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from aid_d2.modeling import check_classes, wrap
+from aid_d2.modeling.checks import check_classes
+from aid_d2.modeling.wrappers import wrap
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.structures import ImageList

@@ -20,7 +20,7 @@ from aid_d2.modeling import (
     mask_ignore_regions,
     wrap,
 )
-from aid_d2.modeling.levels import pair_levels
+from aid_d2.modeling.context import pair_levels
 from detectron2.data import MetadataCatalog
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.solver import build_optimizer

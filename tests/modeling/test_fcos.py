@@ -4,15 +4,16 @@ from functools import partial
 
 import pytest
 import torch
-from tiny import K, dense_cfg, instances
+from helpers.tiny import K, dense_cfg, instances
 from torch import nn
 
+from aid_d2 import DistilledDetector
 from aid_d2.aid import GRANULARITIES, aid_weights, image_loss, level_loss
-from aid_d2.distillers import DistillContext, build_distillers
-from aid_d2.losses import BACKGROUND, IGNORED, Objects
-from aid_d2.modeling import DistilledDetector, Teacher, wrap
-from aid_d2.modeling.levels import pair_levels
+from aid_d2.modeling.context import DistillContext, build_distillers, pair_levels
+from aid_d2.modeling.teacher import Teacher
+from aid_d2.modeling.wrappers import wrap
 from aid_d2.modeling.wrappers.fcos import FCOSWrapper
+from aid_d2.structures import BACKGROUND, IGNORED, Objects
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage

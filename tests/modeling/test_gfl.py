@@ -6,22 +6,23 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from tiny import K, dense_cfg, instances
+from helpers.tiny import K, dense_cfg, instances
 from torch import nn
 
+from aid_d2 import DistilledDetector
 from aid_d2.aid import GRANULARITIES, aid_weights, image_loss, level_loss, object_loss
-from aid_d2.distillers import DistillContext, build_distillers
-from aid_d2.distributed import mean_over_gpus
-from aid_d2.losses import BACKGROUND, IGNORED, Objects
-from aid_d2.modeling import DistilledDetector, Teacher, wrap
-from aid_d2.modeling.atss import atss_match
-from aid_d2.modeling.gfl_losses import (
+from aid_d2.layers.distributed import mean_over_gpus
+from aid_d2.modeling.context import DistillContext, build_distillers, pair_levels
+from aid_d2.modeling.gfl.atss import atss_match
+from aid_d2.modeling.gfl.losses import (
     BoxDistribution,
     distribution_focal_loss,
     quality_focal_loss,
 )
-from aid_d2.modeling.levels import pair_levels
+from aid_d2.modeling.teacher import Teacher
+from aid_d2.modeling.wrappers import wrap
 from aid_d2.modeling.wrappers.gfl import GFLWrapper
+from aid_d2.structures import BACKGROUND, IGNORED, Objects
 from detectron2.layers import batched_nms
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, ImageList

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aid_d2.aid import GRANULARITIES
-from aid_d2.losses import Objects
+from aid_d2.structures import Objects
 from detectron2.utils.events import EventStorage
 
 FAMILIES = ("RetinaNet", "FCOS", "GFL", "FasterRCNN")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from aid_d2.modeling import DistilledDetector  # noqa: F401
+from aid_d2 import DistilledDetector
 
 WIDE = {"MODEL.FPN.OUT_CHANNELS": 24}
 

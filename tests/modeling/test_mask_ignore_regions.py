@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from aid_d2.modeling import mask_ignore_regions
-from aid_d2.modeling.ignore_regions import inside_regions
+from aid_d2.modeling.ignore_regions import inside_regions, mask_ignore_regions
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 

@@ -4,14 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from aid_d2.losses import Objects
-from aid_d2.modeling import Teacher, precision, wrap
+from aid_d2.modeling import precision
 from aid_d2.modeling.precision import (
     choose_precision,
     compile_backbone,
     speed_up,
     train_in_bfloat16,
 )
+from aid_d2.modeling.teacher import Teacher
+from aid_d2.modeling.wrappers import wrap
+from aid_d2.structures import Objects
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils.events import EventStorage
 

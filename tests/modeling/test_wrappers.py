@@ -8,12 +8,12 @@ import torch
 from torch.nn import functional as F
 
 from aid_d2.aid import GRANULARITIES, aid_weights, image_loss, level_loss, smallest_object
-from aid_d2.losses import BACKGROUND, IGNORED, LevelShape, Objects
-from aid_d2.modeling import Teacher, wrap
-from aid_d2.modeling.wrappers import WRAPPER_REGISTRY
-from aid_d2.modeling.wrappers.assignment import match_by_iou
+from aid_d2.layers.matching import match_by_iou
+from aid_d2.modeling.teacher import Teacher
+from aid_d2.modeling.wrappers import WRAPPER_REGISTRY, wrap
 from aid_d2.modeling.wrappers.faster_rcnn import hardest_background, sampling_frequency
 from aid_d2.modeling.wrappers.retinanet import RetinaNetWrapper
+from aid_d2.structures import BACKGROUND, IGNORED, LevelShape, Objects
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.modeling.sampling import subsample_labels

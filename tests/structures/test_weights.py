@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from aid_d2.losses import LevelShape
-from aid_d2.weights import DistillWeights, pool_boxes
+from aid_d2.structures import DistillWeights, LevelShape, pool_boxes
 
 SIZES = {8: (8, 12), 16: (4, 6), 32: (2, 3)}
 

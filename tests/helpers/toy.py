@@ -1,12 +1,11 @@
-"""Random maps, weights and settings on which a distiller runs without detectors, float64."""
+"""Random maps, weights and batches on which a distiller runs without detectors, float64."""
 
 from types import SimpleNamespace
 
 import torch
 
-from aid_d2.distillers import DistillContext
-from aid_d2.modeling.levels import LevelPair
-from aid_d2.weights import DistillWeights
+from aid_d2.modeling.context import DistillContext
+from aid_d2.structures import DetectorOutputs, DistillBatch, DistillWeights, LevelPair, Objects
 
 
 def rand(*shape, seed=0):
@@ -39,7 +38,21 @@ def context(strides, channels=(4, 4), detector="RetinaNet"):
         two_stage=detector == "GeneralizedRCNN", detector=type(detector, (), {})
     )
     pairs = [LevelPair(stride, *channels, i) for i, stride in enumerate(strides)]
-    return DistillContext(pairs, wrapper, wrapper)
+    return DistillContext(wrapper, wrapper, pairs)
+
+
+def no_objects(images=2):
+    """Ground truth of images without objects."""
+    boxes, classes = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+    return Objects(boxes, classes, [0] * images, [boxes] * images, [(16, 16)] * images)
+
+
+def batch(student, teacher, weights=None, objects=None):
+    """A batch of maps by stride, or of whole outputs; without weights and objects if none are given."""
+    student, teacher = (
+        x if isinstance(x, DetectorOutputs) else DetectorOutputs(x) for x in (student, teacher)
+    )
+    return DistillBatch(student, teacher, objects, weights)
 
 
 def build(method, context, **changes):
