@@ -8,7 +8,6 @@ import torch
 from helpers.references import (
     Corners,
     boxes,
-    log_sigmoid,
     reference_divergence,
     reference_giou,
     reference_iou,
