@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.toy import build, constant_weights, maps, rand, random_weights
+from helpers.toy import as_batch, build, constant_weights, maps, rand, random_weights
 
 from aid_d2.distillers.adl import (
     ADL,
@@ -148,7 +148,7 @@ def make(matched_idxs, preset="PAPER", **changes):
     for key, value in changes.items():
         constants[key] = value
     changed = {preset: constants} if constants else {}
-    return build(ADL, DistillContext([], wrapper, wrapper), PRESET=preset, **changed)
+    return build(ADL, DistillContext(wrapper, wrapper, []), PRESET=preset, **changed)
 
 
 def observe(logits):
@@ -217,7 +217,8 @@ def test_constant_weight_scales_the_loss_and_one_changes_no_bit(form):
     matched_idxs, method = random_matched_idxs(), make(random_matched_idxs(), PRESETS[form])
     student, teacher = random_pair()
     loss = {
-        w: method(student, teacher, constant_weights(maps(SIZES, 1), w))["cls"] for w in (1.0, 0.3)
+        w: method(as_batch(student, teacher, constant_weights(maps(SIZES, 1), w)))["cls"]
+        for w in (1.0, 0.3)
     }
     assert loss[0.3].item() == pytest.approx(0.3 * loss[1.0].item(), rel=1e-12)
 

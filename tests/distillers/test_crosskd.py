@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.detectors import wrapper_without_backbone
-from helpers.toy import rand
+from helpers.toy import as_batch, rand
 from torch.autograd import gradcheck
 
 from aid_d2.distillers.crosskd import CrossKD, rescale
@@ -42,7 +42,9 @@ def detector_of(small_cfg, build_seeded):
 def batch_objects(count=2):
     boxes = torch.tensor([[8.0, 8, 40, 40], [30, 4, 90, 60]])[:count]
     instances = Instances((64, 96), gt_boxes=Boxes(boxes), gt_classes=torch.tensor([0, 1])[:count])
-    return Objects.from_instances([instances, instances[:0]], torch.device("cpu"))
+    return Objects.from_inputs(
+        [{"instances": x} for x in [instances, instances[:0]]], torch.device("cpu")
+    )
 
 
 def maps(width, seed, sizes=SIZES):
@@ -63,7 +65,7 @@ def build(student, teacher, position=2):
     teacher.model.requires_grad_(False)
     node = CrossKD.config()
     node[student.detector.__name__.upper()].POSITION = position
-    return CrossKD(node, DistillContext(pair_levels(student, teacher), student, teacher))
+    return CrossKD(node, DistillContext(student, teacher, pair_levels(student, teacher)))
 
 
 def weight_maps(sizes=SIZES):
@@ -159,7 +161,7 @@ def test_losses_against_the_steps_by_hand(detector_of, name, position):
     student, teacher = detector_of(name, 0), detector_of(name, 50)
     method = build(student, teacher, position)
     both = [observe(method, x, maps(16, seed)) for x, seed in ((student, 1), (teacher, 2))]
-    losses = method(*both, weight_maps())
+    losses = method(as_batch(*both, weight_maps()))
     matched_idxs = student.matched_idxs(both[0].predictions, batch_objects())
     assert (matched_idxs >= 0).sum() > 1
     expected = mimic_losses(
@@ -196,8 +198,8 @@ def test_a_student_equal_to_its_teacher_has_no_loss(detector_of, name, changes):
     method = build(student, teacher)
     for seed in (1, 9):
         mine, theirs = (observe(method, x, maps(16, seed)) for x in (student, teacher))
-        losses = method(mine, theirs, weight_maps())
-        other = method(observe(method, student, maps(16, 5)), theirs, weight_maps())
+        losses = method(as_batch(mine, theirs, weight_maps()))
+        other = method(as_batch(observe(method, student, maps(16, 5)), theirs, weight_maps()))
         for part in losses:
             assert losses[part] < 1e-5 * other[part]
 
@@ -209,7 +211,7 @@ def test_gradient_reaches_the_student_below_the_cut_alone(detector_of, name):
     method = build(student, teacher)
     assert set(method.adapters) == {"cls", "box"}
     both = [observe(method, x, maps(width, 1)) for x, width in ((student, 16), (teacher, 24))]
-    losses = method(*both, weight_maps())
+    losses = method(as_batch(*both, weight_maps()))
     sum(losses.values()).backward()
     for p in method.parameters():
         assert p.grad.isfinite().all() and p.grad.any()
@@ -230,8 +232,8 @@ def test_constant_weight_scales_each_loss(detector_of, name):
     student, teacher = detector_of(name, 0), detector_of(name, 50)
     method = build(student, teacher)
     both = [observe(method, x, maps(16, 1)) for x in (student, teacher)]
-    whole = method(*both, full())
-    part = method(*both, DistillWeights({s: 0.3 * x for s, x in full().maps.items()}))
+    whole = method(as_batch(*both, full()))
+    part = method(as_batch(*both, DistillWeights({s: 0.3 * x for s, x in full().maps.items()})))
     for key in whole:
         assert part[key].item() == pytest.approx(0.3 * whole[key].item(), rel=1e-5)
 
@@ -247,12 +249,12 @@ def test_padding_of_one_detector_alone_is_cut(detector_of):
         observe(method, student, padded, cut=SIZES),
         observe(method, teacher, maps(16, 2)),
     )
-    before = method(mine, theirs, full())
+    before = method(as_batch(mine, theirs, full()))
     for relu in method.taps(student):
         for call, (height, width) in zip(mine.calls[relu], SIZES.values()):
             call.inputs[0][..., height + 1 :, :] = 1e3
             call.inputs[0][..., :, width + 1 :] = 1e3
-    after = method(mine, theirs, full())
+    after = method(as_batch(mine, theirs, full()))
     for part in before:
         assert before[part] > 0 and torch.equal(before[part], after[part])
 
@@ -262,13 +264,13 @@ def test_calls_in_half_precision(detector_of, dtype):
     student, teacher = detector_of("FCOS", 0), detector_of("FCOS", 50)
     method = build(student, teacher)
     both = [observe(method, x, maps(16, s)) for x, s in ((student, 1), (teacher, 2))]
-    single = method(*both, full())
+    single = method(as_batch(*both, full()))
     for x in both:
         x.calls = {
             relu: [call._replace(inputs=(call.inputs[0].to(dtype),)) for call in calls]
             for relu, calls in x.calls.items()
         }
-    half = method(*both, full())
+    half = method(as_batch(*both, full()))
     for key in single:
         assert half[key].dtype == torch.float32
         assert half[key].item() == pytest.approx(single[key].item(), rel=0.05)
@@ -284,7 +286,7 @@ def test_extreme_maps_and_no_objects(detector_of, name, scale):
         observe(method, x, features, objects=batch_objects(0))
         for x, features in ((student, leaves), (teacher, maps(24, 2)))
     ]
-    losses = method(*both, weight_maps())
+    losses = method(as_batch(*both, weight_maps()))
     sum(losses.values()).backward()
     assert all(x.isfinite() for x in losses.values())
     assert all(x.grad.isfinite().all() for x in [*leaves.values(), *method.parameters()])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.toy import shake
+from helpers.toy import as_batch, shake
 
 from aid_d2.distillers import DISTILLER_REGISTRY
 from detectron2.utils.events import EventStorage
@@ -150,7 +150,7 @@ def test_methods_in_bfloat16_are_near_the_exact_ones(
         for fast in (False, True):
             method.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=fast):
-                losses.append(sum(method(student, teacher, weights).values()))
+                losses.append(sum(method(as_batch(student, teacher, weights)).values()))
             reaching = torch.autograd.grad(
                 losses[-1],
                 list(student.features.values()),

@@ -6,7 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.toy import build, constant_weights, context, maps, rand, random_weights, shake
+from helpers.toy import (
+    as_batch,
+    build,
+    constant_weights,
+    context,
+    maps,
+    rand,
+    random_weights,
+    shake,
+)
 
 from aid_d2.distillers.gid import (
     GID,
@@ -401,7 +410,7 @@ def numpy_mask(boxes, anchors):
 def test_losses_against_numpy(channels):
     student, teacher = both(channels)
     method, weights = shake(make(channels)), random_weights(student.features)
-    losses = method(student, teacher, weights)
+    losses = method(as_batch(student, teacher, weights))
 
     boxes = [b for b, _ in numpy_instances(student, teacher)]
     assert all(len(b) > 3 for b in boxes)
@@ -440,8 +449,8 @@ def test_published_constants():
 def test_constant_weight_scales_each_loss(weight):
     student, teacher = both()
     method = shake(make())
-    full = method(student, teacher, constant_weights(student.features))
-    weighted = method(student, teacher, constant_weights(student.features, weight))
+    full = method(as_batch(student, teacher, constant_weights(student.features)))
+    weighted = method(as_batch(student, teacher, constant_weights(student.features, weight)))
     for part in PARTS:
         assert full[part] > 0
         assert weighted[part].item() == pytest.approx(weight * full[part].item(), rel=1e-6)
@@ -465,7 +474,7 @@ def test_full_weight_is_the_method_without_weight(dtype):
         for x in (student, teacher)
     )
     method = shake(make()).to(dtype)
-    with_weights = method(student, teacher, DistillWeights.full(student.features))
+    with_weights = method(as_batch(student, teacher, DistillWeights.full(student.features)))
     boxes = method._instances(student, teacher)
     adapted = {s: method.adapter(x) for s, x in student.features.items()}
     s, t = (pool_boxes(x, boxes, 10, 2) for x in (adapted, teacher.features))
@@ -580,7 +589,7 @@ def test_every_part_has_a_graph_whatever_is_selected(case):
     student, teacher, changes = EMPTY[case](*both())
     student, leaves = requiring_grad(student)
     method = make(**changes)
-    losses = method(student, teacher, random_weights(student.features))
+    losses = method(as_batch(student, teacher, random_weights(student.features)))
     assert all(x.requires_grad and x.isfinite() for x in losses.values())
     for part, loss in losses.items():
         used = leaves[:2] if part in ("feature", "relation") else leaves[2:]
@@ -604,7 +613,7 @@ def test_extreme_maps_give_finite_losses_and_gradients(scale):
     student, leaves = requiring_grad(student)
     teacher.features = {s: (-scale * x).float() for s, x in teacher.features.items()}
     method = make().float()
-    losses = method(student, teacher, constant_weights(student.features, 1e-35))
+    losses = method(as_batch(student, teacher, constant_weights(student.features, 1e-35)))
     sum(losses.values()).backward()
     assert all(x.isfinite() for x in losses.values())
     assert all(x.grad.isfinite().all() for x in [*leaves, *method.parameters()])

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.toy import build, constant_weights, maps, rand, random_weights
+from helpers.toy import as_batch, build, constant_weights, maps, rand, random_weights
 
 from aid_d2.distillers.ld import LD, side_divergence
 from aid_d2.modeling.context import DistillContext
@@ -79,7 +79,7 @@ def random_matched_idxs(seed=7):
 def make(matched_idxs, **changes):
     model = SimpleNamespace(reg_max=BINS - 1)
     wrapper = SimpleNamespace(model=model, matched_idxs=lambda predictions, objects: matched_idxs)
-    return build(LD, DistillContext([], wrapper, wrapper), **changes)
+    return build(LD, DistillContext(wrapper, wrapper, []), **changes)
 
 
 def observe(seed):
@@ -137,7 +137,8 @@ def test_constant_weight_scales_the_loss_and_one_changes_no_bit():
     student, teacher = random_pair()
     method = make(matched_idxs)
     full, weighted = (
-        method(student, teacher, constant_weights(maps(SIZES, 1), w))["box"] for w in (1.0, 0.3)
+        method(as_batch(student, teacher, constant_weights(maps(SIZES, 1), w)))["box"]
+        for w in (1.0, 0.3)
     )
     assert weighted.item() == pytest.approx(0.3 * full.item(), rel=1e-12)
 
