@@ -58,8 +58,11 @@ def features_of(wrapper, width, seed, images=2):
 
 
 def observe(detector, width, seed, counts=(2, 1)):
-    objects = Objects.from_inputs([{"instances": x} for x in batch(counts)], CPU)
-    return DetectorOutputs(features_of(detector, width, seed, len(counts)), objects=objects)
+    return DetectorOutputs(features_of(detector, width, seed, len(counts)))
+
+
+def objects_of(counts=(2, 1)):
+    return Objects.from_inputs([{"instances": x} for x in batch(counts)], CPU)
 
 
 def detection_imitation(student, teacher, **changes):
@@ -69,7 +72,7 @@ def detection_imitation(student, teacher, **changes):
     node.IMITATION = ()
     for key, value in changes.items():
         setattr(node, key, value)
-    return Dist2(node, DistillContext(student, teacher, pair_levels(student, teacher)))
+    return Dist2(node, pair_levels(student, teacher))
 
 
 def full(features, weight=1.0):
@@ -175,7 +178,9 @@ def test_di_is_the_teachers_own_loss_on_the_students_maps(detector_of, name, cou
     seen = observe(student, 16, 1, counts)
     for x in seen.features.values():
         x.requires_grad_()
-    loss = method(as_batch(seen, observe(teacher, 16, 2, counts), full(seen.features)))["di"]
+    loss = method(
+        as_batch(seen, observe(teacher, 16, 2, counts), full(seen.features), objects_of(counts))
+    )["di"]
     expected = own_loss(name, teacher, seen.features, batch(counts))
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6)
     for actual, wanted in zip(gradients(loss, seen.features), gradients(expected, seen.features)):
@@ -194,9 +199,7 @@ def test_gradient_of_di_against_finite_differences(detector_of, name):
     )
 
     def loss(features):
-        return method(as_batch(DetectorOutputs(features, objects=seen.objects), theirs, weights))[
-            "di"
-        ]
+        return method(as_batch(features, theirs, weights, objects_of()))["di"]
 
     leaves = {s: x.clone().requires_grad_() for s, x in seen.features.items()}
     gradient = dict(zip(leaves, gradients(loss(leaves), leaves)))
@@ -215,7 +218,9 @@ def test_no_running_mean_takes_part(detector_of):
     seen = observe(teacher, 16, 1)
     teacher.model.loss_normalizer = 77.0
     before = {k: x.clone() for k, x in teacher.model.state_dict().items()}
-    first, second = (method(as_batch(seen, seen, full(seen.features)))["di"] for _ in range(2))
+    first, second = (
+        method(as_batch(seen, seen, full(seen.features), objects_of()))["di"] for _ in range(2)
+    )
     assert torch.equal(first, second) and teacher.model.loss_normalizer == 77.0
     assert all(torch.equal(x, before[k]) for k, x in teacher.model.state_dict().items())
 
@@ -228,7 +233,9 @@ def test_gradient_reaches_adapters_and_student_but_not_the_teacher(detector_of, 
     seen = observe(student, 16, 1, (2, 0))
     for x in seen.features.values():
         x.requires_grad_()
-    loss = method(as_batch(seen, observe(teacher, 24, 2, (2, 0)), full(seen.features)))["di"]
+    loss = method(
+        as_batch(seen, observe(teacher, 24, 2, (2, 0)), full(seen.features), objects_of((2, 0)))
+    )["di"]
     loss.backward()
     assert len(list(method.parameters())) == 10
     for x in [*seen.features.values(), *method.parameters()]:
@@ -242,27 +249,28 @@ def test_di_with_the_teacher_as_target(detector_of, name):
     method = detection_imitation(student, teacher, DI_TARGET="teacher")
     seen, theirs = observe(student, 16, 1), observe(teacher, 16, 2)
     weights = DistillWeights({s: x.float() for s, x in random_weights(seen.features).maps.items()})
-    loss = method(as_batch(seen, theirs, weights))["di"]
+    loss = method(as_batch(seen, theirs, weights, objects_of()))["di"]
     predicted, target = (
         teacher.predictions(x.features, teacher.head(list(x.features.values())))
         for x in (seen, theirs)
     )
-    matched_idxs = teacher.matched_idxs(predicted, seen.objects)
+    matched_idxs = teacher.matched_idxs(predicted, objects_of())
     cls, box = mimic_losses(
         predicted,
         target,
-        teacher.detector.__name__,
-        matched_idxs,
         weights.per_anchor(target.levels),
-        counted_anchors(matched_idxs, target.anchors, seen.objects),
+        matched_idxs,
+        counted_anchors(matched_idxs, target.anchors, objects_of()),
+        teacher.box_distance(predicted, target),
+        by_confidence=name == "GFL",
     )
     assert (matched_idxs >= 0).any()
     assert loss.item() == pytest.approx((cls + BOX_WEIGHTS[name] * box).item(), rel=1e-5)
 
     theirs.head_outputs = teacher.head(list(theirs.features.values()))
-    assert torch.equal(method(as_batch(seen, theirs, weights))["di"], loss)
-    same = DetectorOutputs(theirs.features, objects=seen.objects)
-    assert method(as_batch(same, theirs, weights))["di"] < 1e-6 * loss
+    assert torch.equal(method(as_batch(seen, theirs, weights, objects_of()))["di"], loss)
+    same = DetectorOutputs(theirs.features)
+    assert method(as_batch(same, theirs, weights, objects_of()))["di"] < 1e-6 * loss
 
 
 @pytest.mark.parametrize("target", ["ground_truth", "teacher"])
@@ -270,7 +278,7 @@ def test_student_of_another_kind(detector_of, target):
     student, teacher = detector_of("FCOS", 0), detector_of("GFL", 50)
     method = detection_imitation(student, teacher, DI_TARGET=target)
     seen = observe(student, 16, 1)
-    loss = method(as_batch(seen, observe(teacher, 16, 2), full(seen.features)))["di"]
+    loss = method(as_batch(seen, observe(teacher, 16, 2), full(seen.features), objects_of()))["di"]
     assert loss.isfinite() and loss > 0
 
 
@@ -279,8 +287,8 @@ def test_student_of_another_kind(detector_of, target):
 def test_constant_weight_scales_di(detector_of, name, target):
     method = detection_imitation(detector_of(name, 0), detector_of(name, 50), DI_TARGET=target)
     seen, theirs = (observe(method.teacher, 16, seed) for seed in (1, 2))
-    whole = method(as_batch(seen, theirs, full(seen.features)))["di"]
-    part = method(as_batch(seen, theirs, full(seen.features, 0.3)))["di"]
+    whole = method(as_batch(seen, theirs, full(seen.features), objects_of()))["di"]
+    part = method(as_batch(seen, theirs, full(seen.features, 0.3), objects_of()))["di"]
     assert part.item() == pytest.approx(0.3 * whole.item(), rel=1e-5)
 
 
@@ -291,7 +299,7 @@ def test_extreme_maps_have_a_finite_di(detector_of, name, target, scale):
     method = detection_imitation(detector_of(name, 0), detector_of(name, 50), DI_TARGET=target)
     seen, theirs = (observe(method.teacher, 16, seed) for seed in (1, 2))
     seen.features = {s: (scale * x).requires_grad_() for s, x in seen.features.items()}
-    loss = method(as_batch(seen, theirs, full(theirs.features)))["di"]
+    loss = method(as_batch(seen, theirs, full(theirs.features), objects_of()))["di"]
     assert loss.isfinite()
     assert all(x.isfinite().all() for x in gradients(loss, seen.features))
 

@@ -177,7 +177,7 @@ def observe(method, proposals, logits):
         # Boxes are float32 by their class; the toy is not.
         for boxes, tensor in zip(call.inputs[1], proposals):
             boxes.tensor = tensor
-    return DetectorOutputs({}, calls=calls, objects=TRUTH)
+    return DetectorOutputs({}, calls=calls)
 
 
 def run(weights, proposals=PROPOSALS, **changes):
@@ -186,7 +186,7 @@ def run(weights, proposals=PROPOSALS, **changes):
     teacher = Wrapper(3 * rand(count, CLASSES, seed=2))
     logits = (3 * rand(count, CLASSES, seed=1)).requires_grad_()
     method = make(teacher, **changes)
-    losses = method(as_batch(observe(method, proposals, logits), maps(SIZES, 4, 3), weights))
+    losses = method(as_batch(observe(method, proposals, logits), maps(SIZES, 4, 3), weights, TRUTH))
     return losses, logits, teacher
 
 

@@ -11,7 +11,7 @@ from aid_d2.distillers import build_distillers
 from aid_d2.distillers.fgfi import FGFI, imitation_loss, near_objects
 from aid_d2.modeling.context import DistillContext
 from aid_d2.modeling.wrappers import DetectorWrapper
-from aid_d2.structures import DetectorOutputs, LevelPair, Objects
+from aid_d2.structures import LevelPair, Objects
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
@@ -42,13 +42,7 @@ def make(channels=(4, 4), paired=STRIDES, offset=0.5, **changes):
 
 
 def run(method, student, teacher, weights, truth):
-    losses = method(
-        as_batch(
-            DetectorOutputs(student, objects=truth),
-            DetectorOutputs(teacher, objects=truth),
-            weights,
-        )
-    )
+    losses = method(as_batch(student, teacher, weights, truth))
     return losses["feature"]
 
 

@@ -357,12 +357,11 @@ def make_objects(counts=(2, 0)):
     return Objects(boxes, classes, list(counts), empty, IMAGE_SIZES)
 
 
-def both(channels=(4, 4), counts=(2, 0)):
-    objects = make_objects(counts)
+def both(channels=(4, 4)):
     s, t = maps(SIZES, channels[0], seed=1), maps(SIZES, channels[1], seed=2)
     return (
-        DetectorOutputs(s, predictions=make_dense(30), objects=objects),
-        DetectorOutputs(t, predictions=make_dense(40), objects=objects),
+        DetectorOutputs(s, predictions=make_dense(30)),
+        DetectorOutputs(t, predictions=make_dense(40)),
     )
 
 
@@ -410,7 +409,7 @@ def numpy_mask(boxes, anchors):
 def test_losses_against_numpy(channels):
     student, teacher = both(channels)
     method, weights = shake(make(channels)), random_weights(student.features)
-    losses = method(as_batch(student, teacher, weights))
+    losses = method(as_batch(student, teacher, weights, make_objects()))
 
     boxes = [b for b, _ in numpy_instances(student, teacher)]
     assert all(len(b) > 3 for b in boxes)
@@ -449,8 +448,10 @@ def test_published_constants():
 def test_constant_weight_scales_each_loss(weight):
     student, teacher = both()
     method = shake(make())
-    full = method(as_batch(student, teacher, constant_weights(student.features)))
-    weighted = method(as_batch(student, teacher, constant_weights(student.features, weight)))
+    full = method(as_batch(student, teacher, constant_weights(student.features), make_objects()))
+    weighted = method(
+        as_batch(student, teacher, constant_weights(student.features, weight), make_objects())
+    )
     for part in PARTS:
         assert full[part] > 0
         assert weighted[part].item() == pytest.approx(weight * full[part].item(), rel=1e-6)
@@ -474,7 +475,9 @@ def test_full_weight_is_the_method_without_weight(dtype):
         for x in (student, teacher)
     )
     method = shake(make()).to(dtype)
-    with_weights = method(as_batch(student, teacher, DistillWeights.full(student.features)))
+    with_weights = method(
+        as_batch(student, teacher, DistillWeights.full(student.features), make_objects())
+    )
     boxes = method._instances(student, teacher)
     adapted = {s: method.adapter(x) for s, x in student.features.items()}
     s, t = (pool_boxes(x, boxes, 10, 2) for x in (adapted, teacher.features))
@@ -572,24 +575,24 @@ def nowhere(outputs):
     return replace(outputs, predictions=replace(outputs.predictions, regression=regression))
 
 
+# By name the counts of objects, and the changes to the method.
 EMPTY = {
-    "no objects": lambda s, t: (replace(s, objects=make_objects((0, 0))), t, {}),
-    "no instances": lambda s, t: (nowhere(s), nowhere(t), {}),
-    "none of the kind": lambda s, t: (
-        replace(s, objects=make_objects((0, 0))),
-        t,
-        {"SELECTION": "positive"},
-    ),
-    "one instance an image": lambda s, t: (s, t, {"NUM_INSTANCES": 1}),
+    "no objects": ((0, 0), {}),
+    "no instances": ((2, 0), {}),
+    "none of the kind": ((0, 0), {"SELECTION": "positive"}),
+    "one instance an image": ((2, 0), {"NUM_INSTANCES": 1}),
 }
 
 
 @pytest.mark.parametrize("case", EMPTY)
 def test_every_part_has_a_graph_whatever_is_selected(case):
-    student, teacher, changes = EMPTY[case](*both())
+    counts, changes = EMPTY[case]
+    student, teacher = map(nowhere, both()) if case == "no instances" else both()
     student, leaves = requiring_grad(student)
     method = make(**changes)
-    losses = method(as_batch(student, teacher, random_weights(student.features)))
+    losses = method(
+        as_batch(student, teacher, random_weights(student.features), make_objects(counts))
+    )
     assert all(x.requires_grad and x.isfinite() for x in losses.values())
     for part, loss in losses.items():
         used = leaves[:2] if part in ("feature", "relation") else leaves[2:]
@@ -613,7 +616,9 @@ def test_extreme_maps_give_finite_losses_and_gradients(scale):
     student, leaves = requiring_grad(student)
     teacher.features = {s: (-scale * x).float() for s, x in teacher.features.items()}
     method = make().float()
-    losses = method(as_batch(student, teacher, constant_weights(student.features, 1e-35)))
+    losses = method(
+        as_batch(student, teacher, constant_weights(student.features, 1e-35), make_objects())
+    )
     sum(losses.values()).backward()
     assert all(x.isfinite() for x in losses.values())
     assert all(x.grad.isfinite().all() for x in [*leaves, *method.parameters()])
