@@ -10,7 +10,7 @@ from aid_d2.distillers.attention_guided import (
     channel_attention,
     spatial_attention,
 )
-from aid_d2.structures import DetectorOutputs, DistillWeights
+from aid_d2.structures import DistillWeights
 
 # Maps of 2 images of 800x1333, which are padded to 800x1344.
 REFERENCE_SIZES = {8: (100, 168), 16: (50, 84), 32: (25, 42), 64: (13, 21), 128: (7, 11)}
@@ -193,9 +193,7 @@ def test_extreme_maps_give_finite_losses_and_gradients(scale):
     sizes = {8: (5, 6), 16: (1, 1)}
     student = {s: (scale * x).float().requires_grad_() for s, x in maps(sizes, 4, seed=1).items()}
     teacher = {s: (-scale * x).float() for s, x in maps(sizes, 4, seed=2).items()}
-    losses = make(sizes).float()(
-        DetectorOutputs(student), DetectorOutputs(teacher), constant_weights(teacher, 1e-35)
-    )
+    losses = make(sizes).float()(as_batch(student, teacher, constant_weights(teacher, 1e-35)))
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
     assert all(x.grad.isfinite().all() for x in student.values())

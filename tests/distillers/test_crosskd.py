@@ -11,6 +11,7 @@ from aid_d2.distillers.crosskd import CrossKD, rescale
 from aid_d2.layers.matching import counted_anchors
 from aid_d2.layers.prediction_losses import mimic_losses
 from aid_d2.modeling.context import pair_levels
+from aid_d2.modeling.wrappers import wrap
 from aid_d2.modeling.wrappers.base import record_calls
 from aid_d2.structures import DetectorOutputs, DistillWeights, Objects
 from detectron2.structures import Boxes, Instances

@@ -393,7 +393,7 @@ def test_fi_against_numpy(imitation, padding):
     assert losses["fi"].item() == pytest.approx(1.5 * expected, rel=1e-5)
 
 
-def test_only_the_backbones_that_are_compared_are_tapped():
+def test_only_the_backbones_that_are_compared_are_recorded():
     context = toy_setting()
     student, teacher = (x.model.backbone.bottom_up for x in (context.student, context.teacher))
     for strategy, expected in (
@@ -403,7 +403,10 @@ def test_only_the_backbones_that_are_compared_are_tapped():
         ("B2N", ([student], [])),
     ):
         method = feature_imitation(context, strategy)
-        assert (method.taps(context.student), method.taps(context.teacher)) == expected
+        recorded = [
+            method.recorded_modules(getattr(context, side), side) for side in ("student", "teacher")
+        ]
+        assert recorded == list(expected)
 
 
 def test_a_student_equal_to_its_teacher_has_no_feature_loss():

@@ -475,10 +475,8 @@ def test_full_weight_is_the_method_without_weight(dtype):
         for x in (student, teacher)
     )
     method = shake(make()).to(dtype)
-    with_weights = method(
-        as_batch(student, teacher, DistillWeights.full(student.features), make_objects())
-    )
-    boxes = method._instances(student, teacher)
+    batch = as_batch(student, teacher, DistillWeights.full(student.features), make_objects())
+    with_weights, boxes = method(batch), method._instances(batch)
     adapted = {s: method.adapter(x) for s, x in student.features.items()}
     s, t = (pool_boxes(x, boxes, 10, 2) for x in (adapted, teacher.features))
     assert torch.equal(with_weights["feature"], 5e-4 * (((t - s) ** 2).sum() / (len(s) * 100)))
@@ -487,7 +485,7 @@ def test_full_weight_is_the_method_without_weight(dtype):
         relative_distances(s.flatten(1)), relative_distances(t.flatten(1)), reduction="sum"
     )
     assert torch.equal(with_weights["relation"], 40.0 * (difference / (n * n - n)))
-    mask = method._mask(student, boxes)
+    mask = method._mask(batch, boxes)
     logits = [x.predictions.logits[mask] for x in (student, teacher)]
     bce = torch.nn.functional.binary_cross_entropy_with_logits(
         logits[0], logits[1].sigmoid(), reduction="none"
@@ -510,7 +508,7 @@ def test_a_student_equal_to_its_teacher():
     """No feature, relation or box loss, and no gradient; the cross-entropy has its entropy left."""
     _, teacher = both()
     student, leaves = requiring_grad(teacher)
-    losses = make()(student, teacher, random_weights(student.features))
+    losses = make()(as_batch(student, teacher, random_weights(student.features), make_objects()))
     sum(losses.values()).backward()
     for part in ("feature", "relation", "box"):
         assert losses[part].item() == pytest.approx(0, abs=1e-20)
@@ -522,7 +520,7 @@ def test_a_student_equal_to_its_teacher():
 def test_selection_lets_no_gradient_through_and_keeps_that_of_the_boxes():
     student, teacher = both()
     student, leaves = requiring_grad(student)
-    losses = make()(student, teacher, random_weights(student.features))
+    losses = make()(as_batch(student, teacher, random_weights(student.features), make_objects()))
     *features, logits, regression = leaves
     # Features and responses do not touch each other.
     for part in ("feature", "relation"):
@@ -539,18 +537,22 @@ def test_selection_lets_no_gradient_through_and_keeps_that_of_the_boxes():
         assert grad.abs().sum() > 0 and none is None
     # Another method may ask for the decoded boxes after this one.
     assert student.predictions.boxes.requires_grad
-    assert not any(x.requires_grad for x in make()._instances(student, teacher))
+    assert not any(
+        x.requires_grad
+        for x in make()._instances(as_batch(student, teacher, objects=make_objects()))
+    )
 
 
 @pytest.mark.parametrize("selection", ["positive", "semi_positive", "negative"])
 def test_selection_of_kinds(selection):
     student, teacher = both()
     method = make(SELECTION=selection)
-    instances = method._instances(student, teacher)
-    matched_idxs = match_by_iou(MATCHER, student.predictions.anchors, student.objects)
+    truth = make_objects()
+    instances = method._instances(as_batch(student, teacher, objects=truth))
+    matched_idxs = match_by_iou(MATCHER, student.predictions.anchors, truth)
     assert len(instances[0]) > 0
     for n, (boxes, anchors) in enumerate(numpy_instances(student, teacher)):
-        objects = student.objects.boxes.split(student.objects.counts)[n].numpy()
+        objects = truth.boxes.split(truth.counts)[n].numpy()
         expected = []
         for box, anchor in zip(boxes, anchors):
             share = 0.0
@@ -649,6 +651,6 @@ def test_training_step(detector, distilled_cfg, make_batch, storage):
     assert all(x.isfinite() and x > 0 for x in ours.values())
     for p in model.distiller.parameters():
         assert p.grad.isfinite().all() and p.grad.abs().sum() > 0
-    head = model._wrapper.head
+    head = model.context.student.head
     assert all(p.grad is not None for p in head.parameters())
     assert all(p.grad is None for p in model.teacher.model.parameters())

@@ -177,7 +177,7 @@ def test_published_constants():
 
 
 def test_serves_gfl_alone(distilled_cfg, build_seeded):
-    with pytest.raises(ValueError, match="LD cannot serve a RetinaNet student"):
+    with pytest.raises(ValueError, match="LD compares distributions of box sides"):
         build_seeded(distilled_cfg("RetinaNet", {"DISTILL.METHODS": ("LD",)}), 0)
 
 

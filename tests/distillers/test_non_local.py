@@ -180,7 +180,7 @@ def test_detached_teacher_keeps_its_block():
     method(as_batch(student, teacher, constant_weights(teacher.features)))["relation"].backward()
     assert all(p.grad is None for p in method.teacher_blocks.parameters())
     assert all(p.grad is not None for p in method.student_blocks.parameters())
-    assert torch.equal(method.teacher_blocks["8"](teacher.features[8]), teacher.features[8])
+    assert torch.equal(method.teacher_blocks[8](teacher.features[8]), teacher.features[8])
 
 
 def test_every_parameter_has_a_gradient_although_the_blocks_start_as_the_identity():
@@ -194,7 +194,7 @@ def test_every_parameter_has_a_gradient_although_the_blocks_start_as_the_identit
     assert all(p.grad is not None for p in method.parameters())
     for blocks in (method.student_blocks, method.teacher_blocks):
         # From zero gamma and beta the block starts to learn through these.
-        assert blocks["8"].norm.weight.grad.abs().sum() > 0
+        assert blocks[8].norm.weight.grad.abs().sum() > 0
 
 
 def test_normalized_loss_equals_the_published_one_at_two_images_of_800x1333():
@@ -203,8 +203,10 @@ def test_normalized_loss_equals_the_published_one_at_two_images_of_800x1333():
     teacher = DetectorOutputs(maps(REFERENCE_SIZES, 2, seed=2))
     weights = constant_weights(teacher.features)
     small = {"INNER_CHANNELS": (2,) * 5}
-    plain = make(REFERENCE_SIZES, channels, **small)(student, teacher, weights)
-    normalized = make(REFERENCE_SIZES, channels, NORMALIZE=True, **small)(student, teacher, weights)
+    plain = make(REFERENCE_SIZES, channels, **small)(as_batch(student, teacher, weights))
+    normalized = make(REFERENCE_SIZES, channels, NORMALIZE=True, **small)(
+        as_batch(student, teacher, weights)
+    )
     assert normalized["relation"].item() == pytest.approx(plain["relation"].item(), rel=1e-12)
 
 
