@@ -35,7 +35,8 @@ def non_local(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
     return (query @ context).transpose(1, 2).unflatten(2, theta.shape[2:])
 
 
-# The covariance of few values is nearly singular, and too inexact; with them it saves nothing either.
+# The covariance of few values is nearly singular, and too inexact; with them it saves nothing
+# either.
 _FEW = 8
 
 
@@ -72,8 +73,8 @@ class NonLocalBlock(nn.Module):
         theta, keys_and_values = self.project(x).split((inner, 2 * inner), dim=1)
         phi, g = F.max_pool2d(keys_and_values, window).chunk(2, dim=1)
         y = non_local(theta, phi, g)
-        # Under autocast in float32 from here to the weight: rounded, a covariance can make a variance
-        # of 0.
+        # Under autocast in float32 from here to the weight: rounded, a covariance can make a
+        # variance of 0.
         y = y.to(x.dtype)
         centered = y - y.mean((0, 2, 3), keepdim=True)
         with torch.autocast(x.device.type, enabled=False):
