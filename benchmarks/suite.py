@@ -177,7 +177,8 @@ def load_suite(path: str) -> Suite:
                 if seed == TEACHER_SEED and "teacher" in entry:
                     raise ValueError(
                         f"{path}: {name}.{row} has the seed {seed}, which is the teachers'. A "
-                        "student has to start from weights of its own: choose others, such as 2, 3 and 4."
+                        "student has to start from weights of its own: choose others, such as 2, "
+                        "3 and 4."
                     )
                 group.runs.append(run)
         for baseline in group.baselines:
