@@ -44,7 +44,7 @@ def objects_of(batch):
 
 
 def observe(teacher, batch):
-    outputs = teacher(batch, "BGR", with_head=True)
+    outputs = teacher.wrapper.forward_features(batch, "BGR", with_head=True)
     return outputs, teacher.wrapper.judge(outputs, objects_of(batch))
 
 
