@@ -6,13 +6,18 @@ INSTALLED := $(VENV)/installed
 
 export DETECTRON2_DATASETS ?= datasets
 
-.PHONY: quickstart test install clean
+.PHONY: quickstart test lint install clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/python -W ignore::UserWarning examples/quickstart/quickstart.py
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
 
 install: $(INSTALLED)
 
@@ -23,7 +28,6 @@ $(INSTALLED): requirements-dev.txt setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet uv==0.13.8
 	$(BIN)/uv pip install --python $(BIN)/python -r requirements-dev.txt -e .
 	touch $@
-
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache
