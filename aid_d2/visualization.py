@@ -13,8 +13,8 @@ from detectron2.data import transforms as T
 from detectron2.utils.visualizer import Visualizer
 
 from .aid import loss_to_weight, object_loss
-from .losses import Objects
-from .modeling import Teacher
+from .modeling.teacher import Teacher
+from .structures import Objects
 
 
 def labeled_input(cfg: CfgNode, dataset_dict: dict) -> dict:
@@ -38,10 +38,9 @@ def object_weights(
     Returns:
         per image (M,) in (0, 1]; NaN for an object of which the teacher's losses say nothing.
     """
-    instances = [x["instances"] for x in batched_inputs]
-    objects = Objects.from_instances(instances, teacher.model.device)
-    outputs = teacher.observe(batched_inputs, input_format, with_predictions=True)
-    losses = teacher.losses(outputs, objects)
+    objects = Objects.from_inputs(batched_inputs, teacher.model.device)
+    outputs = teacher(batched_inputs, input_format, with_head=True)
+    losses = teacher.wrapper.judge(outputs, objects)
     loss, known = object_loss(losses), losses.known_objects
     weights = loss_to_weight(loss, alpha).masked_fill(~known, float("nan"))
     return list(weights.split(objects.counts))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import train_net
+from aid_d2.engine import main
 from detectron2.engine import default_argument_parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,7 +58,7 @@ def command(config, output, data, *flags, **overrides):
 
 
 def run(*args, **overrides):
-    return train_net.main(default_argument_parser().parse_args(command(*args, **overrides)))
+    return main(default_argument_parser().parse_args(command(*args, **overrides)))
 
 
 def teacher_keys(directory):
@@ -149,7 +149,7 @@ def test_resume_goes_on_after_a_kill(data, teachers, tmp_path):
     saved = torch.load(tmp_path / reached, weights_only=False)
     (tmp_path / "log.txt").unlink()
 
-    train_net.main(default_argument_parser().parse_args(arguments))
+    main(default_argument_parser().parse_args(arguments))
     log = (tmp_path / "log.txt").read_text()
     assert f"Starting training from iteration {saved['iteration'] + 1}" in log
     final = torch.load(tmp_path / "model_final.pth", weights_only=False)

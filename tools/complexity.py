@@ -35,8 +35,8 @@ from tabulate import tabulate
 from torch import nn
 
 from aid_d2.config import DISTILLED, load_config, plain_student
-from aid_d2.modeling import wrap
 from aid_d2.modeling.teacher import load_teacher_config
+from aid_d2.modeling.wrappers import wrap
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 

@@ -22,8 +22,7 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from aid_d2.modeling import Teacher
-from aid_d2.modeling.teacher import teacher_config_of_tool
+from aid_d2.modeling.teacher import Teacher, teacher_config_of_tool
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,

@@ -21,7 +21,7 @@ from aid_d2.comparison import read_metrics
 from aid_d2.config import use_cpu_without_gpu
 from aid_d2.data.paths import datasets_root
 from aid_d2.data.synthetic import SceneSetConfig, write_scene_set
-from aid_d2.modeling import Teacher
+from aid_d2.modeling.teacher import Teacher
 from aid_d2.visualization import draw_boxes, labeled_input, object_weights
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode

@@ -28,13 +28,14 @@ from statistics import mean, median
 
 import cv2
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
+from aid_d2 import AID
 from aid_d2.aid import loss_to_weight
 from aid_d2.data.coco_json import read_coco_json
-from aid_d2.modeling import Teacher
-from aid_d2.modeling.teacher import teacher_config_of_tool
+from aid_d2.modeling.teacher import Teacher, teacher_config_of_tool
 from aid_d2.visualization import draw_boxes, labeled_input, object_weights
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -69,7 +70,7 @@ def main() -> None:
     parser.add_argument("--weights", required=True, help="of the teacher")
     parser.add_argument("--dataset", required=True, help="its name, with labels")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
-    parser.add_argument("--alpha", type=float, default=0.5, help="of AID (default 0.5)")
+    parser.add_argument("--alpha", type=float, default=AID.alpha, help="of AID (its default)")
     parser.add_argument("--score", type=float, default=0.3, help="of a false alarm (default 0.3)")
     parser.add_argument("--iou", type=float, default=0.5, help="of a false alarm (default 0.5)")
     parser.add_argument("--pictures", type=int, default=60, help="on the page (default 60)")
@@ -219,19 +220,13 @@ def class_table(instances: list[Instance]) -> str:
 
 
 def draw_histogram(path: Path, instances: list[Instance], alpha: float) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 3))
+    figure = Figure(figsize=(6, 3), layout="tight")
+    axes = figure.subplots()
     values = [[x.trust for x in instances if x.kind == kind] for kind in (OBJECT, FALSE_ALARM)]
     axes.hist(values, bins=20, range=(0, 1), stacked=True, label=[OBJECT, FALSE_ALARM])
     axes.set_xlabel(f"trust, alpha {alpha}")
     axes.legend()
-    figure.tight_layout()
     figure.savefig(path)
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

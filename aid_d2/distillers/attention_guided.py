@@ -101,9 +101,9 @@ class AttentionGuided(Distiller):
         for stride, s in batch.student.features.items():
             t, weight = batch.teacher.features[stride], batch.weights.maps[stride]
             spatial, channel = self._masks(s, t)
-            area = batch = 1.0
+            area = images = 1.0
             if self.normalize:
-                area, batch = math.sqrt(reference_ratio(s, stride)), math.sqrt(len(s) / 2)
+                area, images = math.sqrt(reference_ratio(s, stride)), math.sqrt(len(s) / 2)
             # As sums, not means: the gradient of a sum is an expanded view, of a mean a map.
             vector, plane = s.sum((2, 3)) / s[0, 0].numel(), s.sum(1, keepdim=True) / s.shape[1]
             feature = weighted_distance(
@@ -118,7 +118,7 @@ class AttentionGuided(Distiller):
                 self.spatial_adapters[stride](plane), t.mean(1, keepdim=True), weight
             )
             losses["feature"].append(feature / area)
-            losses["channel"].append(pooled / batch)
+            losses["channel"].append(pooled / images)
             losses["spatial"].append(mean / area)
         return {
             part: self.constants[f"{part.upper()}_WEIGHT"] * sum(values)

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from detectron2.config import CfgNode, configurable
@@ -168,9 +168,7 @@ class DistilledDetector(nn.Module):
 
     def state_dict(self, *, destination=None, prefix: str = "", keep_vars: bool = False):
         """The student under its own keys, and `distiller.*`; the teacher is not in it."""
-        state = self.student.state_dict(
-            destination=destination, prefix=prefix, keep_vars=keep_vars
-        )
+        state = self.student.state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
         return self.distiller.state_dict(
             destination=state, prefix=prefix + DISTILLER_PREFIX, keep_vars=keep_vars
         )

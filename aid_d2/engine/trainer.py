@@ -1,0 +1,91 @@
+"""Detectron2's default trainer, with what the keys of aid_d2 ask for."""
+
+import os
+import time
+
+import torch
+from torch import nn
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
+from detectron2.engine import DefaultTrainer, SimpleTrainer
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
+
+from ..data import IgnoreRegionMapper, build_mixed_train_loader
+from ..evaluation import KITTIEvaluator
+from ..modeling.checks import check_classes
+from ..modeling.ignore_regions import ignoring_regions
+from ..modeling.precision import compile_backbone
+
+
+class Trainer(DefaultTrainer):
+    """`DefaultTrainer` with the COCO evaluator, and KITTI's own metrics where they apply."""
+
+    def __init__(self, cfg: CfgNode):
+        if cfg.SOLVER.BF16 and cfg.SOLVER.AMP.ENABLED:
+            raise ValueError(
+                "SOLVER.BF16 and SOLVER.AMP.ENABLED exclude each other: set one False."
+            )
+        for name in cfg.DATASETS.TEST:
+            DatasetCatalog.get(name)  # what is wrong with it is told now, not after training
+        super().__init__(cfg)
+        data = cfg.DATASETS
+        check_classes(self.model, (*data.TRAIN, *data.UNLABELED, *data.TEST))
+        if cfg.SOLVER.BF16:
+            exact = self._trainer
+            self._trainer = Bfloat16Trainer(exact.model, exact.data_loader, exact.optimizer)
+
+    # v0.6 leaves the optimizer out of its checkpoints; later versions do as follows.
+    def state_dict(self):
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        if "_trainer" in state_dict:
+            self._trainer.load_state_dict(state_dict["_trainer"])
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The detector, with the parts that INPUT.MASK_IGNORE_REGIONS and SOLVER ask for."""
+        model = super().build_model(ignoring_regions(cfg) if cfg.INPUT.MASK_IGNORE_REGIONS else cfg)
+        if cfg.SOLVER.CHANNELS_LAST:
+            model.to(memory_format=torch.channels_last)
+        if cfg.SOLVER.COMPILE:
+            compile_backbone(model)
+        return model
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        """Batches of DATASETS.TRAIN, and of DATASETS.UNLABELED if there are some."""
+        mapper = IgnoreRegionMapper(cfg, True) if cfg.INPUT.MASK_IGNORE_REGIONS else None
+        if cfg.DATASETS.UNLABELED:
+            return build_mixed_train_loader(cfg, mapper)
+        return build_detection_train_loader(cfg, mapper=mapper)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
+        """COCO's metrics, and KITTI's for a data set in its layout."""
+        coco = COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
+        if MetadataCatalog.get(dataset_name).get("evaluator_type") == "kitti":
+            return DatasetEvaluators([coco, KITTIEvaluator(dataset_name)])
+        return coco
+
+
+class Bfloat16Trainer(SimpleTrainer):
+    """Training steps under bfloat16 autocast, on GPU or CPU; parameters stay float32.
+
+    bfloat16 has the range of float32, so that gradients need no scaling. Detectron2's AMPTrainer is
+    for float16 on a GPU.
+    """
+
+    def run_step(self):
+        start = time.perf_counter()
+        data = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        device = next(self.model.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16):
+            losses = self.model(data)
+        self.optimizer.zero_grad()
+        sum(losses.values()).backward()
+        self._write_metrics(losses, data_time)
+        self.optimizer.step()
