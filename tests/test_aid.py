@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from aid_d2.aid import (
+    AID,
     GRANULARITIES,
-    aid_weights,
     image_loss,
     level_loss,
     location_loss,
@@ -276,14 +276,14 @@ def test_location_loss_against_loops(roi, counts):
             assert maps[level][image, row, column].item() == pytest.approx(expected, rel=1e-5)
 
 
-# --- aid_weights
+# --- AID
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("counts", [(3, 0, 2), (0, 0), (1,)], ids=str)
 @pytest.mark.parametrize("roi", [False, True])
 def test_weight_has_a_map_per_stride_between_0_and_1(granularity, counts, roi):
-    weights = aid_weights(random_losses(counts, roi=roi), 0.5, granularity)
+    weights = AID(alpha=0.5, granularity=granularity).weights(random_losses(counts, roi=roi))
     assert list(weights.maps) == [8, 16, 32]
     for level in LEVELS:
         values = weights.maps[level.stride]
@@ -304,7 +304,7 @@ def test_level_and_image_maps_are_constant(granularity, normalizer):
     else:
         native = losses.image_normalizer.double().numpy()[:, None]
         loss = sums / (native if normalizer == "native" else np.maximum(positives, 1))
-    weights = aid_weights(losses, 0.3, granularity, normalizer)
+    weights = AID(alpha=0.3, granularity=granularity, normalizer=normalizer).weights(losses)
     for index, level in enumerate(LEVELS):
         expected = np.exp(-0.3 * loss[:, index])[:, None, None, None]
         actual = weights.maps[level.stride].numpy()
@@ -318,7 +318,7 @@ def test_instance_maps_against_a_painter(roi, orphan):
     losses = random_losses(roi=roi, orphan=orphan)
     of_objects = [brute_force_object_loss(losses, i) for i in range(5)]
     known = [i for i, (_, has_anchor) in enumerate(of_objects) if has_anchor or roi]
-    weights = aid_weights(losses, 0.7, "instance")
+    weights = AID(alpha=0.7, granularity="instance").weights(losses)
     for index, level in enumerate(LEVELS):
         on_top = brute_force_smallest(losses.objects, level, known)
         for image, row, column in np.ndindex(*on_top.shape):
@@ -334,7 +334,7 @@ def test_instance_maps_against_a_painter(roi, orphan):
 
 def test_location_maps_are_the_weights_of_the_location_losses():
     losses = random_losses(roi=True)
-    weights = aid_weights(losses, 0.7, "location")
+    weights = AID(alpha=0.7, granularity="location").weights(losses)
     for level, loss in zip(LEVELS, location_loss(losses)):
         np.testing.assert_allclose(
             weights.maps[level.stride][:, 0].numpy(),
@@ -351,11 +351,12 @@ def test_relative_weights_are_ratios_of_plain_ones_up_to_full_weight(granularity
     student = replace(
         losses, cls=other.cls, box=other.box, background=other.background, roi=other.roi
     )
-    relative = aid_weights(losses, 0.7, granularity, student=student)
+    relative = AID(alpha=0.7, granularity=granularity, relative=True).weights(losses, student)
     below = full = 0
     for stride, values in relative.maps.items():
         teachers, students = (
-            aid_weights(x, 0.7, granularity).maps[stride] for x in (losses, student)
+            AID(alpha=0.7, granularity=granularity).weights(x).maps[stride]
+            for x in (losses, student)
         )
         torch.testing.assert_close(values, (teachers / students).clamp(max=1))
         below, full = below + (values < 0.99).sum(), full + (values == 1).sum()
@@ -373,7 +374,7 @@ def test_a_broken_teacher_is_not_trusted(granularity, bad, alpha):
         roi=torch.full_like(losses.roi, bad),
         background=torch.full_like(losses.background, bad),
     )
-    for values in aid_weights(broken, alpha, granularity).maps.values():
+    for values in AID(alpha=alpha, granularity=granularity).weights(broken).maps.values():
         assert values.isfinite().all() and (values > 0).all()
         assert (values == 1).all() if alpha == 0 else (values < 1e-30).all()
 
@@ -382,8 +383,8 @@ def test_a_broken_object_leaves_the_others_alone():
     losses = random_losses(roi=True)
     roi = losses.roi.clone()
     roi[1] = float("nan")
-    before = aid_weights(losses, 1.0, "instance")
-    after = aid_weights(replace(losses, roi=roi), 1.0, "instance")
+    before = AID(alpha=1.0, granularity="instance").weights(losses)
+    after = AID(alpha=1.0, granularity="instance").weights(replace(losses, roi=roi))
     changed = 0
     for level in LEVELS:
         mine = torch.as_tensor(brute_force_smallest(losses.objects, level) == 1)
@@ -412,8 +413,8 @@ def test_an_image_has_the_weights_it_has_alone():
         roi=losses.roi[3:],
     )
     for granularity in ("image", "instance", "location"):
-        together = aid_weights(losses, 0.4, granularity)
-        for stride, values in aid_weights(alone, 0.4, granularity).maps.items():
+        together = AID(alpha=0.4, granularity=granularity).weights(losses)
+        for stride, values in AID(alpha=0.4, granularity=granularity).weights(alone).maps.items():
             torch.testing.assert_close(values[0], together.maps[stride][2])
 
 
@@ -421,8 +422,8 @@ def test_an_image_has_the_weights_it_has_alone():
 @pytest.mark.parametrize("counts", [(3, 0, 2), (0, 0)], ids=str)
 def test_rescaled_weights_have_mean_one_on_objects_and_on_background(granularity, counts):
     losses = random_losses(counts)
-    plain = aid_weights(losses, 2.0, granularity)
-    scaled = aid_weights(losses, 2.0, granularity, rescale=True)
+    plain = AID(alpha=2.0, granularity=granularity).weights(losses)
+    scaled = AID(alpha=2.0, granularity=granularity, rescale=True).weights(losses)
     values, ratios = {True: [], False: []}, {True: [], False: []}
     for level in LEVELS:
         inside = smallest_object(losses.objects, level) >= 0
@@ -439,13 +440,13 @@ def test_rescaled_weights_have_mean_one_on_objects_and_on_background(granularity
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_rescaling_full_weight_changes_nothing(granularity):
-    weights = aid_weights(random_losses(), 0.0, granularity, rescale=True)
+    weights = AID(alpha=0.0, granularity=granularity, rescale=True).weights(random_losses())
     assert all((x == 1).all() for x in weights.maps.values())
 
 
 def test_unknown_granularity_names_the_choices():
     with pytest.raises(ValueError, match="'pixel'.*instance"):
-        aid_weights(random_losses(), 0.1, "pixel")
+        AID(alpha=0.1, granularity="pixel").weights(random_losses())
 
 
 # --- DistillWeights
@@ -486,11 +487,14 @@ def test_objects_of_instances_leave_ignore_regions_apart():
         boxes = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
         return Instances((48, 64), gt_boxes=Boxes(boxes), gt_classes=torch.tensor(classes).long())
 
-    objects = Objects.from_instances(
+    objects = Objects.from_inputs(
         [
-            instances([[0, 0, 9, 9], [1, 1, 5, 5]], [2, -1]),
-            instances([], []),
-            instances([[3, 3, 8, 8], [4, 4, 6, 6]], [0, 1]),
+            {"instances": x}
+            for x in [
+                instances([[0, 0, 9, 9], [1, 1, 5, 5]], [2, -1]),
+                instances([], []),
+                instances([[3, 3, 8, 8], [4, 4, 6, 6]], [0, 1]),
+            ]
         ],
         torch.device("cpu"),
     )

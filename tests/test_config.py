@@ -1,9 +1,11 @@
 """The config: published defaults, and that every key does what it says."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from aid_d2 import CONFIG_EXTENSIONS, add_aid_config, load_config
+from aid_d2 import AID, CONFIG_EXTENSIONS, add_aid_config, load_config
 from aid_d2.config import plain_student
 from aid_d2.modeling.teacher import load_teacher_config
 from detectron2.config import get_cfg
@@ -127,7 +129,7 @@ EFFECTS = {
 }
 # Shown to have an effect by other means.
 ELSEWHERE = {
-    "STUDENT",  # test_distilled_detector.py
+    "STUDENT",  # modeling/test_wrong_configs.py
     "TEACHER.CONFIG_FILE",  # test_checkpoints.py
     "TEACHER.WEIGHTS",
     "AID.NORMALIZER",  # below, with another granularity
@@ -135,7 +137,7 @@ ELSEWHERE = {
     "PRECISION",  # test_precision.py
     "TEACHER.COMPILE",
     "INHERIT",  # test_inherit.py
-    "RECOMPUTE",  # distillers/test_every_method.py
+    "AID.PRESET",  # below
 }
 
 
@@ -192,6 +194,28 @@ def test_every_key_has_an_effect_and_on_distillation_alone(
     if method:
         different = {name for name in default if changed[name] != default[name]}
         assert all(f"_{method}_" in name for name in different)
+
+
+def test_the_papers_preset_decides_all_of_its_keys(cfg):
+    """Those of AID's released code: one weight a level, exp(-0.1 D), D as the detector's own loss."""
+    node = cfg.DISTILL.AID.clone()
+    node.merge_from_list(
+        ["ALPHA", 3.0, "GRANULARITY", "instance", "RELATIVE", True, "RESCALE", True]
+    )
+    node.PRESET = "PAPER"
+    expected = AID(alpha=0.1, granularity="level", normalizer="native")
+    assert AID.from_config(node) == expected
+    node.ENABLED = False
+    assert AID.from_config(node) == replace(expected, enabled=False)
+    node.PRESET = "AUTHORS"
+    with pytest.raises(ValueError, match="DISTILL.AID.PRESET is 'AUTHORS'.*PAPER"):
+        AID.from_config(node)
+
+
+def test_the_config_of_an_older_run_still_loads(cfg, tmp_path):
+    text = "DISTILL: {RECOMPUTE: True, TEACHER: {PRECISION: float32}}"
+    (tmp_path / "config.yaml").write_text(text)
+    assert load_config(str(tmp_path / "config.yaml")) == cfg
 
 
 def test_normalizer_has_an_effect_on_levels(losses_of):

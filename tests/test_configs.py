@@ -106,7 +106,7 @@ def test_builds_at_full_size_with_the_classes_of_its_data(name, monkeypatch):
     if is_distilled(name):
         wrappers.append(model.teacher.wrapper)
         assert list(model.distiller) == list(cfg.DISTILL.METHODS)
-        assert len(model.pairs) == len(wrappers[0].levels)
+        assert len(model.context.pairs) == len(wrappers[0].levels)
     num_classes = {wrapper.num_classes for wrapper in wrappers}
     assert len(num_classes) == 1
     assert len(cfg.DATASETS.TRAIN) > 0 and len(cfg.DATASETS.TEST) > 0

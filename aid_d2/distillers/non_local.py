@@ -130,13 +130,13 @@ class NonLocal(Distiller):
             )
         self.weight = context.constants(node).WEIGHT
         self.normalize = node.NORMALIZE
-        self.adapters = level_adapters(context.pairs, 1)
         self.student_blocks = PerLevel(
             context.pairs, lambda x: _block(x.student_channels, x.position, node)
         )
         self.teacher_blocks = PerLevel(
             context.pairs, lambda x: _block(x.teacher_channels, x.position, node)
         )
+        self.adapters = level_adapters(context.pairs, 1)
         if node.DETACH_TEACHER:
             self.teacher_blocks.requires_grad_(False)
 

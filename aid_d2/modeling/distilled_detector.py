@@ -1,7 +1,5 @@
 """The meta-architecture that trains a student with a teacher."""
 
-from collections import OrderedDict
-
 import torch
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
@@ -19,6 +17,8 @@ from .context import DistillContext, pair_levels
 from .inherit import inherit
 from .teacher import DISTILLER_PREFIX, Teacher
 from .wrappers import wrap
+
+STUDENT_PREFIX = "student."
 
 
 @META_ARCH_REGISTRY.register()
@@ -57,6 +57,8 @@ class DistilledDetector(nn.Module):
         input_format: str = "BGR",
     ):
         super().__init__()
+        self.register_state_dict_post_hook(_strip_student_prefix)
+        self.register_load_state_dict_pre_hook(_add_student_prefix)
         self.student = student
         self.distiller = nn.ModuleDict(distillers or {})
         self.teacher = teacher
@@ -166,50 +168,23 @@ class DistilledDetector(nn.Module):
             self.teacher.model._apply(fn, *args, **kwargs)
         return super()._apply(fn, *args, **kwargs)
 
-    def state_dict(self, *, destination=None, prefix: str = "", keep_vars: bool = False):
-        """The student under its own keys, and `distiller.*`; the teacher is not in it."""
-        state = self.student.state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
-        return self.distiller.state_dict(
-            destination=state, prefix=prefix + DISTILLER_PREFIX, keep_vars=keep_vars
-        )
 
-    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
-        """Load what :meth:`state_dict` gives, of a distilled or of a plain student.
-
-        Raises:
-            RuntimeError: with `strict`, keys are missing or left over.
-        """
-        own, trained = _split(state_dict)
-        parts = ((self.student, own, ""), (self.distiller, trained, DISTILLER_PREFIX))
-        missing, unexpected = [], []
-        for module, state, prefix in parts:
-            keys = module.load_state_dict(state, strict=False, assign=assign)
-            missing += [prefix + key for key in keys.missing_keys]
-            unexpected += [prefix + key for key in keys.unexpected_keys]
-        if strict and (missing or unexpected):
-            raise RuntimeError(
-                f"The state dict does not fit the {type(self).__name__}: missing {missing}, left "
-                f"over {unexpected}."
-            )
-        return _IncompatibleKeys(missing, unexpected)
+def _strip_student_prefix(module: nn.Module, state_dict, prefix: str, local_metadata) -> None:
+    """Give the student its own keys in a state dict, and in the versions that torch keeps there."""
+    old = prefix + STUDENT_PREFIX
+    for entries in (state_dict, getattr(state_dict, "_metadata", {})):
+        for key in [key for key in entries if key.startswith(old)]:
+            entries[prefix + key.removeprefix(old)] = entries.pop(key)
 
 
-def _split(state_dict) -> tuple[OrderedDict, OrderedDict]:
-    """The keys of the student, and those of the distillers without their prefix; each with the
-    versions of its modules, which torch keeps beside the keys.
-    """
-    own, trained = OrderedDict(), OrderedDict()
-    for key, value in state_dict.items():
-        if key.startswith(DISTILLER_PREFIX):
-            trained[key.removeprefix(DISTILLER_PREFIX)] = value
-        else:
-            own[key] = value
-    versions = getattr(state_dict, "_metadata", None)
-    if versions is not None:
-        own._metadata, trained._metadata = OrderedDict(), OrderedDict()
-        for module, value in versions.items():
-            if f"{module}.".startswith(DISTILLER_PREFIX):
-                trained._metadata[f"{module}."[len(DISTILLER_PREFIX) : -1]] = value
-            else:
-                own._metadata[module] = value
-    return own, trained
+def _add_student_prefix(module: nn.Module, state_dict, prefix: str, *args) -> None:
+    """Undo :func:`_strip_student_prefix`, also for the file of a plain student."""
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        bare = key.removeprefix(prefix)
+        if not bare.startswith((DISTILLER_PREFIX, STUDENT_PREFIX)):
+            state_dict[prefix + STUDENT_PREFIX + bare] = state_dict.pop(key)
+    # Torch hands the versions over at the top level alone. They are the caller's: only add to them.
+    versions = getattr(state_dict, "_metadata", {})
+    for key in list(versions):
+        if not f"{key}.".startswith((DISTILLER_PREFIX, STUDENT_PREFIX)):
+            versions.setdefault(f"{STUDENT_PREFIX}{key}".rstrip("."), versions[key])

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.toy import build, constant_weights, maps, rand, random_weights
+from helpers.toy import as_batch, build, constant_weights, maps, rand, random_weights
 
 from aid_d2.distillers.adl import (
     ADL,
@@ -47,11 +47,12 @@ def term(weight, log_ratio):
 
 
 def reference_parts(s, t, alpha):
-    """KL, alpha-weighted CE and H of one pair of logits."""
+    """KL, alpha-weighted CE, plain CE and H of one pair of logits."""
     q, r = math.exp(log_score(t)), math.exp(log_score(-t))
     kl = term(q, log_score(t) - log_score(s)) + term(r, log_score(-t) - log_score(-s))
     ce = -term(alpha * q, log_score(s)) - term((1 - alpha) * r, log_score(-s))
-    return max(kl, 0.0), ce, -term(q, log_score(t)) - term(r, log_score(-t))
+    plain = -term(q, log_score(s)) - term(r, log_score(-s))
+    return max(kl, 0.0), ce, plain, -term(q, log_score(t)) - term(r, log_score(-t))
 
 
 def all_pairs(dtype=torch.float64):
@@ -60,8 +61,9 @@ def all_pairs(dtype=torch.float64):
 
 
 def adl(s, t, form, beta, gamma, alpha=0.5):
-    divergence = binary_kl(s, t) if form == "kl" else weighted_cross_entropy(s, t, alpha)
-    return adaptive_loss(divergence, binary_entropy(t), beta, gamma)
+    kl = binary_kl(s, t)
+    term = kl if form == "kl" else weighted_cross_entropy(s, t, alpha)
+    return adaptive_loss(term, kl + beta * binary_entropy(t), gamma)
 
 
 @pytest.mark.parametrize("dtype,rel", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
@@ -72,6 +74,7 @@ def test_divergences_and_entropy_against_loops(dtype, rel, alpha):
         for seed, extreme in enumerate(all_pairs(dtype))
     )
     expected = [reference_parts(a.item(), b.item(), alpha) for a, b in zip(s, t)]
+    expected = [(kl, ce, entropy) for kl, ce, _, entropy in expected]
     actual = binary_kl(s, t), weighted_cross_entropy(s, t, alpha), binary_entropy(t)
     for a, e in zip(actual, np.transpose(expected)):
         np.testing.assert_allclose(a.numpy(), e, rtol=rel, atol=1e-7 if rel > 1e-9 else 1e-15)
@@ -83,15 +86,22 @@ def test_cross_entropy_is_kl_plus_entropy():
     torch.testing.assert_close(weighted_cross_entropy(s, t, 0.5), expected)
 
 
-@pytest.mark.parametrize("beta,gamma", [(1.5, 1.0), (1.0, 2.0), (0.0, 1.5)])
-def test_adaptive_loss_against_loops(beta, gamma):
-    divergence, entropy = rand(40).exp(), rand(40, seed=1).sigmoid()
-    expected = [
-        (1 - math.exp(-(d + beta * h))) ** gamma * d
-        for d, h in zip(divergence.tolist(), entropy.tolist())
-    ]
-    actual = adaptive_loss(divergence, entropy, beta, gamma)
+@pytest.mark.parametrize("gamma", [1.0, 1.5, 2.0])
+def test_adaptive_loss_against_loops(gamma):
+    term, exponent = rand(40).exp(), rand(40, seed=1).exp()
+    expected = [(1 - math.exp(-e)) ** gamma * x for x, e in zip(term.tolist(), exponent.tolist())]
+    actual = adaptive_loss(term, exponent, gamma)
     np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-12)
+
+
+def test_the_released_preset_is_the_released_kernel():
+    """A value of sigmoid_adaptive_distillation_loss_op.cu with its config, computed apart."""
+    torch.manual_seed(0)
+    s, t = torch.randn(50, 80), torch.randn(50, 80) * 3
+    constants = ADL.config().RELEASED
+    loss = adl(s, t, constants.FORM, constants.BETA, constants.GAMMA, constants.ALPHA)
+    value = loss.sum() / (t.sigmoid() ** constants.THETA).sum()
+    assert value.item() == pytest.approx(0.38531, abs=5e-6)
 
 
 @pytest.mark.parametrize("form,beta,gamma", [("kl", 1.5, 1.0), ("ce", 1.0, 2.0)])
@@ -115,7 +125,7 @@ def test_saturated_logits_give_finite_losses_and_gradients(dtype, form, beta, ga
 @pytest.mark.parametrize("gamma", [1.0, 1.5])
 def test_gradient_where_the_weight_is_zero(gamma):
     divergence = torch.zeros(3, requires_grad=True)
-    adaptive_loss(divergence, torch.zeros(3), 1.5, gamma).sum().backward()
+    adaptive_loss(divergence, divergence, gamma).sum().backward()
     assert (divergence.grad == 0).all()
 
 
@@ -148,18 +158,20 @@ def make(matched_idxs, preset="PAPER", **changes):
     for key, value in changes.items():
         constants[key] = value
     changed = {preset: constants} if constants else {}
-    return build(ADL, DistillContext([], wrapper, wrapper), PRESET=preset, **changed)
+    return build(ADL, DistillContext(wrapper, wrapper, []), PRESET=preset, **changed)
+
+
+OBJECTS = Objects(
+    boxes=torch.zeros(1, 4),
+    classes=torch.zeros(1, dtype=torch.int64),
+    counts=[1, 0],
+    ignored=[torch.zeros(0, 4)] * 2,
+    image_sizes=IMAGE_SIZES,
+)
 
 
 def observe(logits):
-    objects = Objects(
-        boxes=torch.zeros(1, 4),
-        classes=torch.zeros(1, dtype=torch.int64),
-        counts=[1, 0],
-        ignored=[torch.zeros(0, 4)] * 2,
-        image_sizes=IMAGE_SIZES,
-    )
-    return DetectorOutputs({}, predictions=predictions(logits), objects=objects)
+    return DetectorOutputs({}, predictions=predictions(logits))
 
 
 def random_pair(shift=0.0):
@@ -181,9 +193,11 @@ def reference(
             for k in range(K):
                 s = student.predictions.logits[n, r, k].item() / temperature
                 t = teacher.predictions.logits[n, r, k].item() / temperature
-                kl, ce, entropy = reference_parts(s, t, alpha)
+                kl, ce, plain, entropy = reference_parts(s, t, alpha)
                 d = kl if form == "kl" else ce
-                weight = (1 - math.exp(-(d + beta * entropy))) ** gamma
+                # KL and H add up to the plain cross-entropy.
+                exponent = plain + (beta - 1) * entropy
+                weight = (1 - math.exp(-exponent)) ** gamma
                 total += values[n, r].item() * weight * d
                 divisor += (1 / (1 + math.exp(-t))) ** theta
     return total / max(divisor, 1.0)
@@ -206,7 +220,7 @@ def reference(
 def test_loss_against_loops(preset, changes, expected, shift):
     matched_idxs, weights = random_matched_idxs(), random_weights(maps(SIZES, 1))
     student, teacher = random_pair(shift)
-    losses = make(matched_idxs, preset, **changes)(student, teacher, weights)
+    losses = make(matched_idxs, preset, **changes)(as_batch(student, teacher, weights, OBJECTS))
     assert set(losses) == {"cls"}
     value = reference(student, teacher, weights, matched_idxs, *expected)
     assert losses["cls"].item() == pytest.approx(value, rel=1e-10)
@@ -217,7 +231,8 @@ def test_constant_weight_scales_the_loss_and_one_changes_no_bit(form):
     matched_idxs, method = random_matched_idxs(), make(random_matched_idxs(), PRESETS[form])
     student, teacher = random_pair()
     loss = {
-        w: method(student, teacher, constant_weights(maps(SIZES, 1), w))["cls"] for w in (1.0, 0.3)
+        w: method(as_batch(student, teacher, constant_weights(maps(SIZES, 1), w), OBJECTS))["cls"]
+        for w in (1.0, 0.3)
     }
     assert loss[0.3].item() == pytest.approx(0.3 * loss[1.0].item(), rel=1e-12)
 
@@ -233,7 +248,9 @@ def test_constant_weight_scales_the_loss_and_one_changes_no_bit(form):
 def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
     logits = rand(2, NUM_ANCHORS, K)
     student, teacher = observe(logits.clone().requires_grad_()), observe(logits)
-    loss = make(random_matched_idxs())(student, teacher, random_weights(maps(SIZES, 1)))["cls"]
+    loss = make(random_matched_idxs())(
+        as_batch(student, teacher, random_weights(maps(SIZES, 1)), OBJECTS)
+    )["cls"]
     loss.backward()
     assert loss.item() == 0
     assert student.predictions.logits.grad.abs().max() < 1e-12
@@ -242,7 +259,9 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
 def test_without_anchors_to_compare_the_loss_is_a_zero_with_a_graph():
     matched_idxs = torch.full((2, NUM_ANCHORS), IGNORED)
     student, teacher = random_pair()
-    loss = make(matched_idxs)(student, teacher, random_weights(maps(SIZES, 1)))["cls"]
+    loss = make(matched_idxs)(as_batch(student, teacher, random_weights(maps(SIZES, 1)), OBJECTS))[
+        "cls"
+    ]
     loss.backward()
     assert loss.item() == 0
     assert (student.predictions.logits.grad == 0).all()

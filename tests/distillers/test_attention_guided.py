@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from helpers.toy import build, constant_weights, context, maps, random_weights, shake
+from helpers.toy import as_batch, build, constant_weights, context, maps, random_weights, shake
 
 from aid_d2.distillers.attention_guided import (
     AttentionGuided,
     channel_attention,
     spatial_attention,
 )
-from aid_d2.structures import DetectorOutputs, DistillWeights
+from aid_d2.structures import DistillWeights
 
 # Maps of 2 images of 800x1333, which are padded to 800x1344.
 REFERENCE_SIZES = {8: (100, 168), 16: (50, 84), 32: (25, 42), 64: (13, 21), 128: (7, 11)}
@@ -54,7 +54,7 @@ def reference(method, student, teacher, weights, two_stage):
     totals = np.zeros(3)
     for stride in student:
         s, t = student[stride].detach().numpy(), teacher[stride].numpy()
-        w, key = weights.maps[stride].numpy(), str(stride)
+        w, key = weights.maps[stride].numpy(), stride
         p = {k: v.detach().numpy() for k, v in method.named_parameters() if f".{key}." in k}
         spatial = (numpy_spatial(t, temperature) + numpy_spatial(s, temperature)) / 2
         channel = numpy_channel(t, temperature)
@@ -97,7 +97,7 @@ def test_losses_against_numpy(two_stage, channels):
     student, teacher = maps(sizes, channels[0], seed=1), maps(sizes, channels[1], seed=2)
     weights = random_weights(teacher)
     method = shake(make(sizes, channels, two_stage))
-    losses = method(DetectorOutputs(student), DetectorOutputs(teacher), weights)
+    losses = method(as_batch(student, teacher, weights))
     expected = reference(method, student, teacher, weights, two_stage)
     assert set(losses) == set(PARTS)
     for part in PARTS:
@@ -121,7 +121,7 @@ def test_gradient_at_the_student_takes_attention_as_constant():
 
     s.requires_grad_()
     weights = DistillWeights({8: torch.as_tensor(weight)})
-    method(DetectorOutputs({8: s}), DetectorOutputs({8: t}), weights)["feature"].backward()
+    method(as_batch({8: s}, {8: t}, weights))["feature"].backward()
     step, x = 1e-5, s.detach().numpy()
     for index in np.ndindex(*x.shape):
         up, down = x.copy(), x.copy()
@@ -136,12 +136,8 @@ def test_constant_weight_scales_each_loss(weight):
     sizes = {8: (5, 6), 16: (3, 3)}
     student, teacher = maps(sizes, 4, seed=1), maps(sizes, 4, seed=2)
     method = shake(make(sizes))
-    full = method(
-        DetectorOutputs(student), DetectorOutputs(teacher), constant_weights(teacher, 1.0)
-    )
-    weighted = method(
-        DetectorOutputs(student), DetectorOutputs(teacher), constant_weights(teacher, weight)
-    )
+    full = method(as_batch(student, teacher, constant_weights(teacher, 1.0)))
+    weighted = method(as_batch(student, teacher, constant_weights(teacher, weight)))
     for part in PARTS:
         assert weighted[part].item() == pytest.approx(weight * full[part].item(), rel=1e-12)
 
@@ -151,7 +147,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
     teacher = {s: x.float() for s, x in maps(sizes, 4).items()}
     student = {s: x.clone().requires_grad_() for s, x in teacher.items()}
     method = make(sizes).float()
-    losses = method(DetectorOutputs(student), DetectorOutputs(teacher), random_weights(teacher))
+    losses = method(as_batch(student, teacher, random_weights(teacher)))
     sum(losses.values()).backward()
     assert [loss.item() for loss in losses.values()] == [0.0] * 3
     for x in [*student.values(), *method.parameters()]:
@@ -166,8 +162,8 @@ def test_normalized_losses_equal_the_published_ones_at_two_images_of_800x1333():
     student, teacher = reference_maps(1), reference_maps(2)
     plain, normalized = (make(student, (2, 2), NORMALIZE=flag) for flag in (False, True))
     weights = constant_weights(teacher, 1.0)
-    expected = plain(DetectorOutputs(student), DetectorOutputs(teacher), weights)
-    actual = normalized(DetectorOutputs(student), DetectorOutputs(teacher), weights)
+    expected = plain(as_batch(student, teacher, weights))
+    actual = normalized(as_batch(student, teacher, weights))
     for part in PARTS:
         assert actual[part].item() == pytest.approx(expected[part].item(), rel=1e-12)
 
@@ -182,11 +178,11 @@ def test_how_the_losses_grow_with_the_batch(normalize, factor):
     student, teacher = maps(sizes, 4, seed=1), maps(sizes, 4, seed=2)
     weights = random_weights(teacher)
     method = shake(make(sizes, NORMALIZE=normalize))
-    once = method(DetectorOutputs(student), DetectorOutputs(teacher), weights)
+    once = method(as_batch(student, teacher, weights))
     twice = method(
-        DetectorOutputs(repeated(student, 2)),
-        DetectorOutputs(repeated(teacher, 2)),
-        DistillWeights(repeated(weights.maps, 2)),
+        as_batch(
+            repeated(student, 2), repeated(teacher, 2), DistillWeights(repeated(weights.maps, 2))
+        )
     )
     for part in PARTS:
         assert twice[part].item() == pytest.approx(factor * once[part].item(), rel=1e-12)
@@ -197,9 +193,7 @@ def test_extreme_maps_give_finite_losses_and_gradients(scale):
     sizes = {8: (5, 6), 16: (1, 1)}
     student = {s: (scale * x).float().requires_grad_() for s, x in maps(sizes, 4, seed=1).items()}
     teacher = {s: (-scale * x).float() for s, x in maps(sizes, 4, seed=2).items()}
-    losses = make(sizes).float()(
-        DetectorOutputs(student), DetectorOutputs(teacher), constant_weights(teacher, 1e-35)
-    )
+    losses = make(sizes).float()(as_batch(student, teacher, constant_weights(teacher, 1e-35)))
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
     assert all(x.grad.isfinite().all() for x in student.values())
@@ -209,9 +203,7 @@ def test_every_adapter_has_a_gradient():
     sizes = {8: (5, 6), 16: (1, 1)}
     method = make(sizes, (3, 5))
     losses = method(
-        DetectorOutputs(maps(sizes, 3, seed=1)),
-        DetectorOutputs(maps(sizes, 5, seed=2)),
-        random_weights(maps(sizes, 5)),
+        as_batch(maps(sizes, 3, seed=1), maps(sizes, 5, seed=2), random_weights(maps(sizes, 5)))
     )
     sum(losses.values()).backward()
     for name, p in method.named_parameters():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.references import Corners, boxes, reference_giou, reference_quality, sigmoid
-from helpers.toy import build, context, rand
+from helpers.toy import as_batch, build, context, no_objects, rand
 
 from aid_d2.distillers.bckd import BCKD, localization_loss
 from aid_d2.structures import (
@@ -14,7 +14,6 @@ from aid_d2.structures import (
     DetectorOutputs,
     DistillWeights,
     LevelShape,
-    Objects,
 )
 from detectron2.utils.events import EventStorage
 
@@ -33,11 +32,7 @@ def dense_predictions(seed, classes=3):
 
 
 def outputs(seed, classes=3):
-    nothing = torch.zeros(0, 4)
-    objects = Objects(
-        nothing, torch.zeros(0, dtype=torch.int64), [0, 0], [nothing] * 2, [(16, 16)] * 2
-    )
-    return DetectorOutputs({}, predictions=dense_predictions(seed, classes), objects=objects)
+    return DetectorOutputs({}, predictions=dense_predictions(seed, classes))
 
 
 def make(matched_idxs=OWNER, **changes):
@@ -56,7 +51,9 @@ def test_losses_against_the_formulas(classes, ignored):
     student, teacher = outputs(1, classes), outputs(11, classes)
     weight = weight_map()
     matched_idxs = OWNER.where(OWNER != BACKGROUND, IGNORED) if ignored else OWNER
-    losses = make(matched_idxs)(student, teacher, DistillWeights({8: weight}))
+    losses = make(matched_idxs)(
+        as_batch(student, teacher, DistillWeights({8: weight}), no_objects())
+    )
     expected = {"cls": 0.0, "box": 0.0}
     for image, anchor in np.ndindex(2, 8):
         if matched_idxs[image, anchor] == IGNORED:
@@ -74,9 +71,11 @@ def test_published_weights():
     node = BCKD.config()
     assert (node.CLS_WEIGHT, node.BOX_WEIGHT) == (1.0, 4.0)
     doubled = make(CLS_WEIGHT=2.0, BOX_WEIGHT=2.0)(
-        outputs(1), outputs(11), DistillWeights({8: weight_map()})
+        as_batch(outputs(1), outputs(11), DistillWeights({8: weight_map()}), no_objects())
     )
-    losses = make()(outputs(1), outputs(11), DistillWeights({8: weight_map()}))
+    losses = make()(
+        as_batch(outputs(1), outputs(11), DistillWeights({8: weight_map()}), no_objects())
+    )
     assert doubled["cls"].item() == pytest.approx(2 * losses["cls"].item())
     assert doubled["box"].item() == pytest.approx(losses["box"].item() / 2)
 
@@ -92,9 +91,12 @@ def test_the_box_loss_leaves_the_scores_alone():
 def test_constant_weight_scales_each_loss(weight):
     full, weighted = (
         make()(
-            outputs(1),
-            outputs(11),
-            DistillWeights({8: w * torch.ones(2, 1, 2, 2).double()}),
+            as_batch(
+                outputs(1),
+                outputs(11),
+                DistillWeights({8: w * torch.ones(2, 1, 2, 2).double()}),
+                no_objects(),
+            )
         )
         for w in (1.0, weight)
     )
@@ -105,9 +107,11 @@ def test_constant_weight_scales_each_loss(weight):
 def test_equal_predictions_have_no_loss_and_without_objects_the_divisor_is_one():
     nothing = torch.full((2, 8), BACKGROUND)
     weights = DistillWeights({8: weight_map()})
-    equal = make(nothing)(outputs(1), outputs(1), weights)
+    equal = make(nothing)(as_batch(outputs(1), outputs(1), weights, no_objects()))
     assert [x.item() for x in equal.values()] == [0.0, 0.0]
-    some, none = (make(x)(outputs(1), outputs(11), weights) for x in (OWNER, nothing))
+    some, none = (
+        make(x)(as_batch(outputs(1), outputs(11), weights, no_objects())) for x in (OWNER, nothing)
+    )
     for part in some:
         assert none[part].item() == pytest.approx(8 * some[part].item(), rel=1e-12)
 
@@ -121,7 +125,9 @@ def test_extreme_predictions_have_finite_losses_and_gradients(scale):
     leaves = [student.predictions.logits, student.predictions.regression]
     for leaf in leaves:
         leaf.requires_grad_()
-    losses = make()(student, teacher, DistillWeights({8: torch.ones(2, 1, 2, 2)}))
+    losses = make()(
+        as_batch(student, teacher, DistillWeights({8: torch.ones(2, 1, 2, 2)}), no_objects())
+    )
     sum(losses.values()).backward()
     assert all(x.isfinite() for x in losses.values())
     assert all(x.grad.isfinite().all() for x in leaves)

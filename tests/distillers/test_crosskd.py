@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 from helpers.detectors import wrapper_without_backbone
-from helpers.toy import rand
+from helpers.toy import as_batch, rand
 from torch.autograd import gradcheck
 
 from aid_d2.distillers.crosskd import CrossKD, rescale
 from aid_d2.layers.matching import counted_anchors
 from aid_d2.layers.prediction_losses import mimic_losses
-from aid_d2.modeling.context import DistillContext, pair_levels
+from aid_d2.modeling.context import pair_levels
+from aid_d2.modeling.wrappers import wrap
 from aid_d2.modeling.wrappers.base import record_calls
 from aid_d2.structures import DetectorOutputs, DistillWeights, Objects
 from detectron2.structures import Boxes, Instances
@@ -42,28 +43,31 @@ def detector_of(small_cfg, build_seeded):
 def batch_objects(count=2):
     boxes = torch.tensor([[8.0, 8, 40, 40], [30, 4, 90, 60]])[:count]
     instances = Instances((64, 96), gt_boxes=Boxes(boxes), gt_classes=torch.tensor([0, 1])[:count])
-    return Objects.from_instances([instances, instances[:0]], torch.device("cpu"))
+    return Objects.from_inputs(
+        [{"instances": x} for x in [instances, instances[:0]]], torch.device("cpu")
+    )
 
 
 def maps(width, seed, sizes=SIZES):
     return {s: rand(2, width, *size, seed=seed + s).float() for s, size in sizes.items()}
 
 
-def observe(method, wrapper, features, cut=None, objects=None):
+def observe(method, wrapper, features, cut=None):
     """The head on the features, whose maps are then cut to the sizes `cut`."""
-    with record_calls(method.taps(wrapper)) as calls:
+    side = "student" if wrapper is method.student else "teacher"
+    with record_calls(method.recorded_modules(wrapper, side)) as calls:
         head_outputs = wrapper.head(list(features.values()))
     for stride, (height, width) in (cut or {}).items():
         features = {**features, stride: features[stride][..., :height, :width]}
     predictions = wrapper.predictions(features, head_outputs)
-    return DetectorOutputs(features, head_outputs, calls, predictions, objects or batch_objects())
+    return DetectorOutputs(features, head_outputs, calls, predictions)
 
 
 def build(student, teacher, position=2):
     teacher.model.requires_grad_(False)
     node = CrossKD.config()
     node[student.detector.__name__.upper()].POSITION = position
-    return CrossKD(node, DistillContext(pair_levels(student, teacher), student, teacher))
+    return CrossKD(node, pair_levels(student, teacher))
 
 
 def weight_maps(sizes=SIZES):
@@ -159,16 +163,18 @@ def test_losses_against_the_steps_by_hand(detector_of, name, position):
     student, teacher = detector_of(name, 0), detector_of(name, 50)
     method = build(student, teacher, position)
     both = [observe(method, x, maps(16, seed)) for x, seed in ((student, 1), (teacher, 2))]
-    losses = method(*both, weight_maps())
+    losses = method(as_batch(*both, weight_maps(), batch_objects()))
     matched_idxs = student.matched_idxs(both[0].predictions, batch_objects())
     assert (matched_idxs >= 0).sum() > 1
+    crossed = by_hand(name, student, teacher, both, position)
     expected = mimic_losses(
-        by_hand(name, student, teacher, both, position),
+        crossed,
         both[1].predictions,
-        name,
-        matched_idxs,
         weight_maps().per_anchor(both[1].predictions.levels),
+        matched_idxs,
         counted_anchors(matched_idxs, both[1].predictions.anchors, batch_objects()),
+        teacher.box_distance(crossed, both[1].predictions),
+        by_confidence=name == "GFL",
     )
     _, cls_weight, box_weight = PUBLISHED[name]
     assert losses["cls"].item() == pytest.approx(cls_weight * expected[0].item(), rel=1e-4)
@@ -196,8 +202,10 @@ def test_a_student_equal_to_its_teacher_has_no_loss(detector_of, name, changes):
     method = build(student, teacher)
     for seed in (1, 9):
         mine, theirs = (observe(method, x, maps(16, seed)) for x in (student, teacher))
-        losses = method(mine, theirs, weight_maps())
-        other = method(observe(method, student, maps(16, 5)), theirs, weight_maps())
+        losses = method(as_batch(mine, theirs, weight_maps(), batch_objects()))
+        other = method(
+            as_batch(observe(method, student, maps(16, 5)), theirs, weight_maps(), batch_objects())
+        )
         for part in losses:
             assert losses[part] < 1e-5 * other[part]
 
@@ -209,7 +217,7 @@ def test_gradient_reaches_the_student_below_the_cut_alone(detector_of, name):
     method = build(student, teacher)
     assert set(method.adapters) == {"cls", "box"}
     both = [observe(method, x, maps(width, 1)) for x, width in ((student, 16), (teacher, 24))]
-    losses = method(*both, weight_maps())
+    losses = method(as_batch(*both, weight_maps(), batch_objects()))
     sum(losses.values()).backward()
     for p in method.parameters():
         assert p.grad.isfinite().all() and p.grad.any()
@@ -230,8 +238,12 @@ def test_constant_weight_scales_each_loss(detector_of, name):
     student, teacher = detector_of(name, 0), detector_of(name, 50)
     method = build(student, teacher)
     both = [observe(method, x, maps(16, 1)) for x in (student, teacher)]
-    whole = method(*both, full())
-    part = method(*both, DistillWeights({s: 0.3 * x for s, x in full().maps.items()}))
+    whole = method(as_batch(*both, full(), batch_objects()))
+    part = method(
+        as_batch(
+            *both, DistillWeights({s: 0.3 * x for s, x in full().maps.items()}), batch_objects()
+        )
+    )
     for key in whole:
         assert part[key].item() == pytest.approx(0.3 * whole[key].item(), rel=1e-5)
 
@@ -247,12 +259,12 @@ def test_padding_of_one_detector_alone_is_cut(detector_of):
         observe(method, student, padded, cut=SIZES),
         observe(method, teacher, maps(16, 2)),
     )
-    before = method(mine, theirs, full())
-    for relu in method.taps(student):
+    before = method(as_batch(mine, theirs, full(), batch_objects()))
+    for relu in method.recorded_modules(student, "student"):
         for call, (height, width) in zip(mine.calls[relu], SIZES.values()):
             call.inputs[0][..., height + 1 :, :] = 1e3
             call.inputs[0][..., :, width + 1 :] = 1e3
-    after = method(mine, theirs, full())
+    after = method(as_batch(mine, theirs, full(), batch_objects()))
     for part in before:
         assert before[part] > 0 and torch.equal(before[part], after[part])
 
@@ -262,13 +274,13 @@ def test_calls_in_half_precision(detector_of, dtype):
     student, teacher = detector_of("FCOS", 0), detector_of("FCOS", 50)
     method = build(student, teacher)
     both = [observe(method, x, maps(16, s)) for x, s in ((student, 1), (teacher, 2))]
-    single = method(*both, full())
+    single = method(as_batch(*both, full(), batch_objects()))
     for x in both:
         x.calls = {
             relu: [call._replace(inputs=(call.inputs[0].to(dtype),)) for call in calls]
             for relu, calls in x.calls.items()
         }
-    half = method(*both, full())
+    half = method(as_batch(*both, full(), batch_objects()))
     for key in single:
         assert half[key].dtype == torch.float32
         assert half[key].item() == pytest.approx(single[key].item(), rel=0.05)
@@ -281,10 +293,9 @@ def test_extreme_maps_and_no_objects(detector_of, name, scale):
     method = build(student, teacher)
     leaves = {s: (scale * x).requires_grad_() for s, x in maps(16, 1).items()}
     both = [
-        observe(method, x, features, objects=batch_objects(0))
-        for x, features in ((student, leaves), (teacher, maps(24, 2)))
+        observe(method, x, features) for x, features in ((student, leaves), (teacher, maps(24, 2)))
     ]
-    losses = method(*both, weight_maps())
+    losses = method(as_batch(*both, weight_maps(), batch_objects(0)))
     sum(losses.values()).backward()
     assert all(x.isfinite() for x in losses.values())
     assert all(x.grad.isfinite().all() for x in [*leaves.values(), *method.parameters()])

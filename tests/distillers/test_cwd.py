@@ -3,10 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from helpers.toy import build, constant_weights, context, maps, rand, random_weights, shake
+from helpers.toy import (
+    as_batch,
+    build,
+    constant_weights,
+    context,
+    maps,
+    rand,
+    random_weights,
+    shake,
+)
 
 from aid_d2.distillers.cwd import CWD, channel_divergence
-from aid_d2.structures import DetectorOutputs
 
 SIZES = {8: (5, 6), 16: (3, 3), 32: (1, 2), 64: (1, 1)}
 
@@ -16,7 +24,7 @@ def make(channels=(4, 4), sizes=SIZES, **changes):
 
 
 def run(method, student, teacher, weights):
-    return method(DetectorOutputs(student), DetectorOutputs(teacher), weights)["channel"]
+    return method(as_batch(student, teacher, weights))["channel"]
 
 
 def distribution(values, temperature):
@@ -56,7 +64,7 @@ def test_loss_against_numpy(channels, temperature, constant):
     for stride in SIZES:
         s, t = student[stride].numpy(), teacher[stride].numpy()
         if channels[0] != channels[1]:
-            s = numpy_conv1(s, method.adapters[str(stride)])
+            s = numpy_conv1(s, method.adapters[stride])
         expected += numpy_divergence(t, s, weights.maps[stride].numpy(), temperature)
     # The published weight is 5.
     loss = run(method, student, teacher, weights)
@@ -74,40 +82,40 @@ def test_published_temperature_is_one():
 def test_gradient():
     t, weight = rand(2, 2, 2, 3, seed=1), rand(2, 1, 2, 3, seed=2).sigmoid()
     s = rand(2, 2, 2, 3, seed=3).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: channel_divergence(t, x, weight, 2.0), s)
+    assert torch.autograd.gradcheck(lambda x: channel_divergence(x, t, weight, 2.0), s)
 
 
 def test_the_teacher_is_the_minimum_for_every_weight():
     """Also where the weights varies a student gains nothing by leaving its teacher."""
     t, weight = rand(1, 3, 4, 5, seed=1), rand(1, 1, 4, 5, seed=2).sigmoid()
     at_teacher = t.clone().requires_grad_()
-    loss = channel_divergence(t, at_teacher, weight, 1.0)
+    loss = channel_divergence(at_teacher, t, weight, 1.0)
     loss.backward()
     assert loss == 0 and at_teacher.grad.abs().max() < 1e-15
     for seed in range(20):
-        assert channel_divergence(t, t + 0.1 * rand(1, 3, 4, 5, seed=seed), weight, 1.0) > 0
+        assert channel_divergence(t + 0.1 * rand(1, 3, 4, 5, seed=seed), t, weight, 1.0) > 0
 
 
 def test_full_weight_is_the_formula_bit_for_bit():
     t, s = rand(2, 3, 5, 7, seed=1).float(), rand(2, 3, 5, 7, seed=2).float()
     log_p, log_q = t.flatten(2).log_softmax(2), s.flatten(2).log_softmax(2)
     terms = log_p.exp() * (log_p - log_q) - log_p.exp() + log_q.exp()
-    assert torch.equal(channel_divergence(t, s, torch.ones(2, 1, 5, 7), 1.0), terms.sum() / (2 * 3))
+    assert torch.equal(channel_divergence(s, t, torch.ones(2, 1, 5, 7), 1.0), terms.sum() / (2 * 3))
 
 
 def test_saturated_channels_against_the_limit():
     """All mass of the teacher at the first location, of the student at the second."""
     t, s = torch.zeros(1, 1, 1, 3), torch.zeros(1, 1, 1, 3)
     t[..., 0], s[..., 1] = 1e4, 1e4
-    loss = channel_divergence(t, s, torch.ones(1, 1, 1, 3), 1.0)
+    loss = channel_divergence(s, t, torch.ones(1, 1, 1, 3), 1.0)
     assert loss.item() == pytest.approx(1e4, rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype):
     t, s = rand(2, 3, 5, 7, seed=1).to(dtype), rand(2, 3, 5, 7, seed=2).to(dtype)
-    loss = channel_divergence(t, s, torch.full((2, 1, 5, 7), 0.5, dtype=dtype), 1.0)
-    exact = channel_divergence(t.double(), s.double(), torch.full((2, 1, 5, 7), 0.5), 1.0)
+    loss = channel_divergence(s, t, torch.full((2, 1, 5, 7), 0.5, dtype=dtype), 1.0)
+    exact = channel_divergence(s.double(), t.double(), torch.full((2, 1, 5, 7), 0.5), 1.0)
     assert loss.item() == pytest.approx(exact.item(), rel=3e-2)
 
 

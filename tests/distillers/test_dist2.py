@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.detectors import wrapper_without_backbone
-from helpers.toy import build, maps, rand, random_weights
+from helpers.toy import as_batch, build, maps, rand, random_weights
 from torch import nn
 
 from aid_d2.distillers.dist2 import Dist2, detection_loss
@@ -58,8 +58,11 @@ def features_of(wrapper, width, seed, images=2):
 
 
 def observe(detector, width, seed, counts=(2, 1)):
-    objects = Objects.from_instances(batch(counts), CPU)
-    return DetectorOutputs(features_of(detector, width, seed, len(counts)), objects=objects)
+    return DetectorOutputs(features_of(detector, width, seed, len(counts)))
+
+
+def objects_of(counts=(2, 1)):
+    return Objects.from_inputs([{"instances": x} for x in batch(counts)], CPU)
 
 
 def detection_imitation(student, teacher, **changes):
@@ -69,7 +72,7 @@ def detection_imitation(student, teacher, **changes):
     node.IMITATION = ()
     for key, value in changes.items():
         setattr(node, key, value)
-    return Dist2(node, DistillContext(pair_levels(student, teacher), student, teacher))
+    return Dist2(node, pair_levels(student, teacher))
 
 
 def full(features, weight=1.0):
@@ -135,7 +138,9 @@ def own_loss(name, wrapper, features, instances):
         if name != "GFL":
             # Where the running mean settles.
             predictions = wrapper.predictions(features, head_outputs)
-            matched_idxs = wrapper.matched_idxs(predictions, Objects.from_instances(instances, CPU))
+            matched_idxs = wrapper.matched_idxs(
+                predictions, Objects.from_inputs([{"instances": x} for x in instances], CPU)
+            )
             model.loss_normalizer = max(int((matched_idxs >= 0).sum()), 1)
         images = ImageList(torch.zeros(len(instances), 3, 64, 96), [(64, 96)] * len(instances))
         return sum(model.forward_training(images, maps, head_outputs, instances).values())
@@ -173,7 +178,9 @@ def test_di_is_the_teachers_own_loss_on_the_students_maps(detector_of, name, cou
     seen = observe(student, 16, 1, counts)
     for x in seen.features.values():
         x.requires_grad_()
-    loss = method(seen, observe(teacher, 16, 2, counts), full(seen.features))["di"]
+    loss = method(
+        as_batch(seen, observe(teacher, 16, 2, counts), full(seen.features), objects_of(counts))
+    )["di"]
     expected = own_loss(name, teacher, seen.features, batch(counts))
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6)
     for actual, wanted in zip(gradients(loss, seen.features), gradients(expected, seen.features)):
@@ -192,7 +199,7 @@ def test_gradient_of_di_against_finite_differences(detector_of, name):
     )
 
     def loss(features):
-        return method(DetectorOutputs(features, objects=seen.objects), theirs, weights)["di"]
+        return method(as_batch(features, theirs, weights, objects_of()))["di"]
 
     leaves = {s: x.clone().requires_grad_() for s, x in seen.features.items()}
     gradient = dict(zip(leaves, gradients(loss(leaves), leaves)))
@@ -211,7 +218,9 @@ def test_no_running_mean_takes_part(detector_of):
     seen = observe(teacher, 16, 1)
     teacher.model.loss_normalizer = 77.0
     before = {k: x.clone() for k, x in teacher.model.state_dict().items()}
-    first, second = (method(seen, seen, full(seen.features))["di"] for _ in range(2))
+    first, second = (
+        method(as_batch(seen, seen, full(seen.features), objects_of()))["di"] for _ in range(2)
+    )
     assert torch.equal(first, second) and teacher.model.loss_normalizer == 77.0
     assert all(torch.equal(x, before[k]) for k, x in teacher.model.state_dict().items())
 
@@ -224,7 +233,9 @@ def test_gradient_reaches_adapters_and_student_but_not_the_teacher(detector_of, 
     seen = observe(student, 16, 1, (2, 0))
     for x in seen.features.values():
         x.requires_grad_()
-    loss = method(seen, observe(teacher, 24, 2, (2, 0)), full(seen.features))["di"]
+    loss = method(
+        as_batch(seen, observe(teacher, 24, 2, (2, 0)), full(seen.features), objects_of((2, 0)))
+    )["di"]
     loss.backward()
     assert len(list(method.parameters())) == 10
     for x in [*seen.features.values(), *method.parameters()]:
@@ -238,27 +249,28 @@ def test_di_with_the_teacher_as_target(detector_of, name):
     method = detection_imitation(student, teacher, DI_TARGET="teacher")
     seen, theirs = observe(student, 16, 1), observe(teacher, 16, 2)
     weights = DistillWeights({s: x.float() for s, x in random_weights(seen.features).maps.items()})
-    loss = method(seen, theirs, weights)["di"]
+    loss = method(as_batch(seen, theirs, weights, objects_of()))["di"]
     predicted, target = (
         teacher.predictions(x.features, teacher.head(list(x.features.values())))
         for x in (seen, theirs)
     )
-    matched_idxs = teacher.matched_idxs(predicted, seen.objects)
+    matched_idxs = teacher.matched_idxs(predicted, objects_of())
     cls, box = mimic_losses(
         predicted,
         target,
-        teacher.detector.__name__,
-        matched_idxs,
         weights.per_anchor(target.levels),
-        counted_anchors(matched_idxs, target.anchors, seen.objects),
+        matched_idxs,
+        counted_anchors(matched_idxs, target.anchors, objects_of()),
+        teacher.box_distance(predicted, target),
+        by_confidence=name == "GFL",
     )
     assert (matched_idxs >= 0).any()
     assert loss.item() == pytest.approx((cls + BOX_WEIGHTS[name] * box).item(), rel=1e-5)
 
     theirs.head_outputs = teacher.head(list(theirs.features.values()))
-    assert torch.equal(method(seen, theirs, weights)["di"], loss)
-    same = DetectorOutputs(theirs.features, objects=seen.objects)
-    assert method(same, theirs, weights)["di"] < 1e-6 * loss
+    assert torch.equal(method(as_batch(seen, theirs, weights, objects_of()))["di"], loss)
+    same = DetectorOutputs(theirs.features)
+    assert method(as_batch(same, theirs, weights, objects_of()))["di"] < 1e-6 * loss
 
 
 @pytest.mark.parametrize("target", ["ground_truth", "teacher"])
@@ -266,7 +278,7 @@ def test_student_of_another_kind(detector_of, target):
     student, teacher = detector_of("FCOS", 0), detector_of("GFL", 50)
     method = detection_imitation(student, teacher, DI_TARGET=target)
     seen = observe(student, 16, 1)
-    loss = method(seen, observe(teacher, 16, 2), full(seen.features))["di"]
+    loss = method(as_batch(seen, observe(teacher, 16, 2), full(seen.features), objects_of()))["di"]
     assert loss.isfinite() and loss > 0
 
 
@@ -275,8 +287,8 @@ def test_student_of_another_kind(detector_of, target):
 def test_constant_weight_scales_di(detector_of, name, target):
     method = detection_imitation(detector_of(name, 0), detector_of(name, 50), DI_TARGET=target)
     seen, theirs = (observe(method.teacher, 16, seed) for seed in (1, 2))
-    whole = method(seen, theirs, full(seen.features))["di"]
-    part = method(seen, theirs, full(seen.features, 0.3))["di"]
+    whole = method(as_batch(seen, theirs, full(seen.features), objects_of()))["di"]
+    part = method(as_batch(seen, theirs, full(seen.features, 0.3), objects_of()))["di"]
     assert part.item() == pytest.approx(0.3 * whole.item(), rel=1e-5)
 
 
@@ -287,7 +299,7 @@ def test_extreme_maps_have_a_finite_di(detector_of, name, target, scale):
     method = detection_imitation(detector_of(name, 0), detector_of(name, 50), DI_TARGET=target)
     seen, theirs = (observe(method.teacher, 16, seed) for seed in (1, 2))
     seen.features = {s: (scale * x).requires_grad_() for s, x in seen.features.items()}
-    loss = method(seen, theirs, full(theirs.features))["di"]
+    loss = method(as_batch(seen, theirs, full(theirs.features), objects_of()))["di"]
     assert loss.isfinite()
     assert all(x.isfinite().all() for x in gradients(loss, seen.features))
 
@@ -318,7 +330,7 @@ def detector(bottom_up):
 def toy_setting(student=(2, 3, 5), teacher=(2, 4, 5), necks=(4, 6), strides=(8, 16, 64)):
     """Pyramids at strides 8, 16 and 64; backbones at 8, 16 and 32."""
     pairs = [LevelPair(s, *necks, i) for i, s in enumerate(strides)]
-    return DistillContext(pairs, detector(student), detector(teacher))
+    return DistillContext(detector(student), detector(teacher), pairs)
 
 
 SIZES = {8: (5, 6), 16: (3, 3), 64: (1, 1)}
@@ -365,13 +377,13 @@ def test_fi_against_numpy(imitation, padding):
     weights = DistillWeights(
         {s: x.float() for s, x in random_weights(student.features).maps.items()}
     )
-    losses = method(student, teacher, weights)
+    losses = method(as_batch(student, teacher, weights))
     strategies = ("B2B", "N2N", "N2B", "B2N") if imitation == ("All2All",) else imitation
     expected = 0.0
     for strategy in strategies:
         # Backbones have no stride 64.
         for stride in (8, 16, 64) if strategy == "N2N" else (8, 16):
-            conv = method.transforms[strategy][str(stride)]
+            conv = method.transforms[strategy][stride]
             kernel, bias = (p.detach().numpy() for p in (conv.weight, conv.bias))
             s = map_of(strategy[0], student, stride, context.student)
             t = map_of(strategy[2], teacher, stride, context.teacher)
@@ -381,7 +393,7 @@ def test_fi_against_numpy(imitation, padding):
     assert losses["fi"].item() == pytest.approx(1.5 * expected, rel=1e-5)
 
 
-def test_only_the_backbones_that_are_compared_are_tapped():
+def test_only_the_backbones_that_are_compared_are_recorded():
     context = toy_setting()
     student, teacher = (x.model.backbone.bottom_up for x in (context.student, context.teacher))
     for strategy, expected in (
@@ -391,7 +403,10 @@ def test_only_the_backbones_that_are_compared_are_tapped():
         ("B2N", ([student], [])),
     ):
         method = feature_imitation(context, strategy)
-        assert (method.taps(context.student), method.taps(context.teacher)) == expected
+        recorded = [
+            method.recorded_modules(getattr(context, side), side) for side in ("student", "teacher")
+        ]
+        assert recorded == list(expected)
 
 
 def test_a_student_equal_to_its_teacher_has_no_feature_loss():
@@ -399,7 +414,7 @@ def test_a_student_equal_to_its_teacher_has_no_feature_loss():
     method = feature_imitation(context, "B2B", "N2N")
     student = toy_outputs(context.student, 4, 1)
     teacher = toy_outputs(context.teacher, 4, 1)
-    loss = method(student, teacher, full(student.features))["fi"]
+    loss = method(as_batch(student, teacher, full(student.features)))["fi"]
     loss.backward()
     assert loss == 0 and all((p.grad == 0).all() for p in method.parameters())
 
@@ -410,9 +425,11 @@ def test_backbones_in_half_precision(dtype):
     method = feature_imitation(context, "All2All")
     single, half = (
         method(
-            toy_outputs(context.student, 4, 1, dtype=x),
-            toy_outputs(context.teacher, 6, 200, dtype=x),
-            full({s: torch.ones(2, 1, *size) for s, size in SIZES.items()}),
+            as_batch(
+                toy_outputs(context.student, 4, 1, dtype=x),
+                toy_outputs(context.teacher, 6, 200, dtype=x),
+                full({s: torch.ones(2, 1, *size) for s, size in SIZES.items()}),
+            )
         )["fi"]
         for x in (torch.float32, dtype)
     )
@@ -430,7 +447,8 @@ def test_constant_weight_scales_fi(weight):
         toy_outputs(context.teacher, 6, 9),
     )
     whole, part = (
-        method(student, teacher, full(student.features, w))["fi"].item() for w in (1.0, weight)
+        method(as_batch(student, teacher, full(student.features, w)))["fi"].item()
+        for w in (1.0, weight)
     )
     assert part == pytest.approx(weight * whole, rel=1e-5)
 
@@ -502,8 +520,12 @@ def test_step_of_a_student_with_the_teachers_weights(distilled_cfg, build_seeded
     with EventStorage():
         losses = model(make_batch())
     assert losses["loss_Dist2_fi"] == 0
-    objects = Objects.from_instances([x["instances"] for x in make_batch()], CPU)
-    teacher = model.teacher.losses(model.teacher.observe(make_batch(), "BGR", True), objects)
+    objects = Objects.from_inputs(
+        [{"instances": x} for x in [x["instances"] for x in make_batch()]], CPU
+    )
+    teacher = model.teacher.wrapper.judge(
+        model.teacher(make_batch(), "BGR", with_head=True), objects
+    )
     expected = (teacher.factor * (teacher.cls + teacher.box)).sum() / teacher.batch_normalizer
     if teacher.roi is not None:
         expected = expected + teacher.roi.mean()

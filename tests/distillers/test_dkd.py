@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.toy import build, constant_weights, maps, rand, random_weights
+from helpers.toy import as_batch, build, constant_weights, maps, rand, random_weights
 from torch import nn
 
 from aid_d2.distillers.dkd import DKD, decoupled_divergence, proposal_classes
@@ -164,7 +164,7 @@ class Wrapper:
 
 def make(teacher, student=None, **changes):
     pairs = [LevelPair(stride, 4, 4, i) for i, stride in enumerate(SIZES)]
-    return build(DKD, DistillContext(pairs, student or Wrapper(), teacher), **changes)
+    return build(DKD, DistillContext(student or Wrapper(), teacher, pairs), **changes)
 
 
 def observe(method, proposals, logits):
@@ -177,7 +177,7 @@ def observe(method, proposals, logits):
         # Boxes are float32 by their class; the toy is not.
         for boxes, tensor in zip(call.inputs[1], proposals):
             boxes.tensor = tensor
-    return DetectorOutputs({}, calls=calls, objects=TRUTH)
+    return DetectorOutputs({}, calls=calls)
 
 
 def run(weights, proposals=PROPOSALS, **changes):
@@ -186,7 +186,7 @@ def run(weights, proposals=PROPOSALS, **changes):
     teacher = Wrapper(3 * rand(count, CLASSES, seed=2))
     logits = (3 * rand(count, CLASSES, seed=1)).requires_grad_()
     method = make(teacher, **changes)
-    losses = method(observe(method, proposals, logits), DetectorOutputs(maps(SIZES, 4, 3)), weights)
+    losses = method(as_batch(observe(method, proposals, logits), maps(SIZES, 4, 3), weights, TRUTH))
     return losses, logits, teacher
 
 
@@ -311,7 +311,7 @@ def test_classes_are_those_of_the_students_sampling(distilled_cfg, build_seeded,
     for seed in range(4):
         batch = make_batch((5, 0, 8), seed=seed)
         _, proposals, _ = observed_step(model, batch, seed)
-        objects = Objects.from_instances([x["instances"] for x in batch], torch.device("cpu"))
+        objects = Objects.from_inputs(batch, torch.device("cpu"))
         boxes = [x.proposal_boxes.tensor for x in proposals]
         actual = proposal_classes(boxes, objects, heads.proposal_matcher, heads.num_classes)
         assert torch.equal(actual, torch.cat([x.gt_classes for x in proposals]))

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.toy import build, constant_weights, maps, rand, random_weights, shake
+from helpers.toy import as_batch, build, constant_weights, maps, rand, random_weights, shake
 
 from aid_d2.distillers import build_distillers
-from aid_d2.distillers.base import DistillContext
 from aid_d2.distillers.fgfi import FGFI, imitation_loss, near_objects
+from aid_d2.modeling.context import DistillContext
 from aid_d2.modeling.wrappers import DetectorWrapper
-from aid_d2.structures import DetectorOutputs, LevelPair, Objects
+from aid_d2.structures import LevelPair, Objects
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
@@ -38,13 +38,11 @@ def make(channels=(4, 4), paired=STRIDES, offset=0.5, **changes):
         ),
     )
     pairs = [LevelPair(s, *channels, i) for i, s in enumerate(STRIDES) if s in paired]
-    return build(FGFI, DistillContext(pairs, student, None), **changes)
+    return build(FGFI, DistillContext(student, None, pairs), **changes)
 
 
 def run(method, student, teacher, weights, truth):
-    losses = method(
-        DetectorOutputs(student, objects=truth), DetectorOutputs(teacher, objects=truth), weights
-    )
+    losses = method(as_batch(student, teacher, weights, truth))
     return losses["feature"]
 
 
@@ -105,7 +103,7 @@ def test_loss_against_numpy(channels, paired, offset):
     masks = numpy_masks(paired, offset)
     total = count = 0.0
     for stride in paired:
-        adapted = numpy_conv3(student[stride].numpy(), method.adapters[str(stride)])
+        adapted = numpy_conv3(student[stride].numpy(), method.adapters[stride])
         squares = weights.maps[stride].numpy() * (teacher[stride].numpy() - adapted) ** 2
         total += np.sum(masks[stride][:, None] * squares)
         count += masks[stride].sum()
@@ -154,7 +152,7 @@ def test_without_objects_the_loss_is_a_zero_that_trains_nothing(truth):
 def test_gradient():
     t, weight = rand(2, 3, 2, 3, seed=1), rand(2, 1, 2, 3, seed=2).sigmoid()
     mask, s = rand(2, 1, 2, 3, seed=3) > 0, rand(2, 3, 2, 3, seed=4).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: imitation_loss(t, x, mask, weight), s)
+    assert torch.autograd.gradcheck(lambda x: imitation_loss(x, t, weight, mask), s)
 
 
 @pytest.mark.parametrize("weight", [0.3, 1e-3])
@@ -170,7 +168,7 @@ def test_full_weight_is_the_formula_bit_for_bit():
     t, s = rand(2, 3, 5, 7, seed=1).float(), rand(2, 3, 5, 7, seed=2).float()
     mask = rand(2, 1, 5, 7, seed=3) > 0
     expected = (mask * (t - s) ** 2).sum()
-    assert torch.equal(imitation_loss(t, s, mask, torch.ones(2, 1, 5, 7)), expected)
+    assert torch.equal(imitation_loss(s, t, torch.ones(2, 1, 5, 7), mask), expected)
 
 
 def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
@@ -201,7 +199,7 @@ def test_half_precision(dtype):
     mask = rand(2, 1, 5, 7, seed=3) > 0
     weight = torch.full((2, 1, 5, 7), 0.5, dtype=dtype)
     expected = (0.5 * mask * (t - s).double() ** 2).sum()
-    assert imitation_loss(t, s, mask, weight).item() == pytest.approx(expected.item(), rel=1e-2)
+    assert imitation_loss(s, t, weight, mask).item() == pytest.approx(expected.item(), rel=1e-2)
 
 
 def test_step_on_fcos(distilled_cfg, build_seeded, make_batch):
@@ -221,7 +219,7 @@ def test_teacher_of_another_wrapper_and_levels(distilled_cfg, build_seeded, make
     """A Faster R-CNN student has p3 to p5 in common with a RetinaNet teacher, but not its p2."""
     cfg = distilled_cfg("FasterRCNN", {"DISTILL.METHODS": ("FGFI",)}, teacher="RetinaNet")
     model = build_seeded(cfg, seed=0).train()
-    assert [pair.stride for pair in model.pairs] == [8, 16, 32]
+    assert [pair.stride for pair in model.context.pairs] == [8, 16, 32]
     with EventStorage(0):
         assert model(make_batch())["loss_FGFI_feature"] > 0
 
@@ -230,4 +228,4 @@ def test_a_student_without_known_anchors_is_refused(small_cfg, build_seeded):
     cfg = small_cfg("RetinaNet", {"DISTILL.METHODS": ("FGFI",)})
     unknown = DetectorWrapper(build_seeded(cfg, seed=0))
     with pytest.raises(ValueError, match="FGFI.*RetinaNet student.*anchor_generator.*PKD"):
-        build_distillers(cfg, DistillContext([LevelPair(8, 4, 4, 0)], unknown, unknown))
+        build_distillers(cfg, DistillContext(unknown, unknown, [LevelPair(8, 4, 4, 0)]))

@@ -6,7 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.toy import build, constant_weights, context, maps, rand, random_weights, shake
+from helpers.toy import (
+    as_batch,
+    build,
+    constant_weights,
+    context,
+    maps,
+    rand,
+    random_weights,
+    shake,
+)
 
 from aid_d2.distillers.gid import (
     GID,
@@ -348,12 +357,11 @@ def make_objects(counts=(2, 0)):
     return Objects(boxes, classes, list(counts), empty, IMAGE_SIZES)
 
 
-def both(channels=(4, 4), counts=(2, 0)):
-    objects = make_objects(counts)
+def both(channels=(4, 4)):
     s, t = maps(SIZES, channels[0], seed=1), maps(SIZES, channels[1], seed=2)
     return (
-        DetectorOutputs(s, predictions=make_dense(30), objects=objects),
-        DetectorOutputs(t, predictions=make_dense(40), objects=objects),
+        DetectorOutputs(s, predictions=make_dense(30)),
+        DetectorOutputs(t, predictions=make_dense(40)),
     )
 
 
@@ -401,7 +409,7 @@ def numpy_mask(boxes, anchors):
 def test_losses_against_numpy(channels):
     student, teacher = both(channels)
     method, weights = shake(make(channels)), random_weights(student.features)
-    losses = method(student, teacher, weights)
+    losses = method(as_batch(student, teacher, weights, make_objects()))
 
     boxes = [b for b, _ in numpy_instances(student, teacher)]
     assert all(len(b) > 3 for b in boxes)
@@ -440,8 +448,10 @@ def test_published_constants():
 def test_constant_weight_scales_each_loss(weight):
     student, teacher = both()
     method = shake(make())
-    full = method(student, teacher, constant_weights(student.features))
-    weighted = method(student, teacher, constant_weights(student.features, weight))
+    full = method(as_batch(student, teacher, constant_weights(student.features), make_objects()))
+    weighted = method(
+        as_batch(student, teacher, constant_weights(student.features, weight), make_objects())
+    )
     for part in PARTS:
         assert full[part] > 0
         assert weighted[part].item() == pytest.approx(weight * full[part].item(), rel=1e-6)
@@ -465,8 +475,8 @@ def test_full_weight_is_the_method_without_weight(dtype):
         for x in (student, teacher)
     )
     method = shake(make()).to(dtype)
-    with_weights = method(student, teacher, DistillWeights.full(student.features))
-    boxes = method._instances(student, teacher)
+    batch = as_batch(student, teacher, DistillWeights.full(student.features), make_objects())
+    with_weights, boxes = method(batch), method._instances(batch)
     adapted = {s: method.adapter(x) for s, x in student.features.items()}
     s, t = (pool_boxes(x, boxes, 10, 2) for x in (adapted, teacher.features))
     assert torch.equal(with_weights["feature"], 5e-4 * (((t - s) ** 2).sum() / (len(s) * 100)))
@@ -475,7 +485,7 @@ def test_full_weight_is_the_method_without_weight(dtype):
         relative_distances(s.flatten(1)), relative_distances(t.flatten(1)), reduction="sum"
     )
     assert torch.equal(with_weights["relation"], 40.0 * (difference / (n * n - n)))
-    mask = method._mask(student, boxes)
+    mask = method._mask(batch, boxes)
     logits = [x.predictions.logits[mask] for x in (student, teacher)]
     bce = torch.nn.functional.binary_cross_entropy_with_logits(
         logits[0], logits[1].sigmoid(), reduction="none"
@@ -498,7 +508,7 @@ def test_a_student_equal_to_its_teacher():
     """No feature, relation or box loss, and no gradient; the cross-entropy has its entropy left."""
     _, teacher = both()
     student, leaves = requiring_grad(teacher)
-    losses = make()(student, teacher, random_weights(student.features))
+    losses = make()(as_batch(student, teacher, random_weights(student.features), make_objects()))
     sum(losses.values()).backward()
     for part in ("feature", "relation", "box"):
         assert losses[part].item() == pytest.approx(0, abs=1e-20)
@@ -510,7 +520,7 @@ def test_a_student_equal_to_its_teacher():
 def test_selection_lets_no_gradient_through_and_keeps_that_of_the_boxes():
     student, teacher = both()
     student, leaves = requiring_grad(student)
-    losses = make()(student, teacher, random_weights(student.features))
+    losses = make()(as_batch(student, teacher, random_weights(student.features), make_objects()))
     *features, logits, regression = leaves
     # Features and responses do not touch each other.
     for part in ("feature", "relation"):
@@ -527,18 +537,22 @@ def test_selection_lets_no_gradient_through_and_keeps_that_of_the_boxes():
         assert grad.abs().sum() > 0 and none is None
     # Another method may ask for the decoded boxes after this one.
     assert student.predictions.boxes.requires_grad
-    assert not any(x.requires_grad for x in make()._instances(student, teacher))
+    assert not any(
+        x.requires_grad
+        for x in make()._instances(as_batch(student, teacher, objects=make_objects()))
+    )
 
 
 @pytest.mark.parametrize("selection", ["positive", "semi_positive", "negative"])
 def test_selection_of_kinds(selection):
     student, teacher = both()
     method = make(SELECTION=selection)
-    instances = method._instances(student, teacher)
-    matched_idxs = match_by_iou(MATCHER, student.predictions.anchors, student.objects)
+    truth = make_objects()
+    instances = method._instances(as_batch(student, teacher, objects=truth))
+    matched_idxs = match_by_iou(MATCHER, student.predictions.anchors, truth)
     assert len(instances[0]) > 0
     for n, (boxes, anchors) in enumerate(numpy_instances(student, teacher)):
-        objects = student.objects.boxes.split(student.objects.counts)[n].numpy()
+        objects = truth.boxes.split(truth.counts)[n].numpy()
         expected = []
         for box, anchor in zip(boxes, anchors):
             share = 0.0
@@ -563,24 +577,24 @@ def nowhere(outputs):
     return replace(outputs, predictions=replace(outputs.predictions, regression=regression))
 
 
+# By name the counts of objects, and the changes to the method.
 EMPTY = {
-    "no objects": lambda s, t: (replace(s, objects=make_objects((0, 0))), t, {}),
-    "no instances": lambda s, t: (nowhere(s), nowhere(t), {}),
-    "none of the kind": lambda s, t: (
-        replace(s, objects=make_objects((0, 0))),
-        t,
-        {"SELECTION": "positive"},
-    ),
-    "one instance an image": lambda s, t: (s, t, {"NUM_INSTANCES": 1}),
+    "no objects": ((0, 0), {}),
+    "no instances": ((2, 0), {}),
+    "none of the kind": ((0, 0), {"SELECTION": "positive"}),
+    "one instance an image": ((2, 0), {"NUM_INSTANCES": 1}),
 }
 
 
 @pytest.mark.parametrize("case", EMPTY)
 def test_every_part_has_a_graph_whatever_is_selected(case):
-    student, teacher, changes = EMPTY[case](*both())
+    counts, changes = EMPTY[case]
+    student, teacher = map(nowhere, both()) if case == "no instances" else both()
     student, leaves = requiring_grad(student)
     method = make(**changes)
-    losses = method(student, teacher, random_weights(student.features))
+    losses = method(
+        as_batch(student, teacher, random_weights(student.features), make_objects(counts))
+    )
     assert all(x.requires_grad and x.isfinite() for x in losses.values())
     for part, loss in losses.items():
         used = leaves[:2] if part in ("feature", "relation") else leaves[2:]
@@ -604,7 +618,9 @@ def test_extreme_maps_give_finite_losses_and_gradients(scale):
     student, leaves = requiring_grad(student)
     teacher.features = {s: (-scale * x).float() for s, x in teacher.features.items()}
     method = make().float()
-    losses = method(student, teacher, constant_weights(student.features, 1e-35))
+    losses = method(
+        as_batch(student, teacher, constant_weights(student.features, 1e-35), make_objects())
+    )
     sum(losses.values()).backward()
     assert all(x.isfinite() for x in losses.values())
     assert all(x.grad.isfinite().all() for x in [*leaves, *method.parameters()])
@@ -635,6 +651,6 @@ def test_training_step(detector, distilled_cfg, make_batch, storage):
     assert all(x.isfinite() and x > 0 for x in ours.values())
     for p in model.distiller.parameters():
         assert p.grad.isfinite().all() and p.grad.abs().sum() > 0
-    head = model._wrapper.head
+    head = model.context.student.head
     assert all(p.grad is not None for p in head.parameters())
     assert all(p.grad is None for p in model.teacher.model.parameters())

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.toy import build, constant_weights, maps, rand, random_weights
+from helpers.toy import as_batch, build, constant_weights, maps, no_objects, rand, random_weights
 
 from aid_d2.distillers.ld import LD, side_divergence
 from aid_d2.modeling.context import DistillContext
@@ -77,9 +77,8 @@ def random_matched_idxs(seed=7):
 
 
 def make(matched_idxs, **changes):
-    model = SimpleNamespace(reg_max=BINS - 1)
-    wrapper = SimpleNamespace(model=model, matched_idxs=lambda predictions, objects: matched_idxs)
-    return build(LD, DistillContext([], wrapper, wrapper), **changes)
+    wrapper = SimpleNamespace(box_bins=BINS, matched_idxs=lambda predictions, objects: matched_idxs)
+    return build(LD, DistillContext(wrapper, wrapper, []), **changes)
 
 
 def observe(seed):
@@ -118,7 +117,7 @@ def reference(student, teacher, weights, matched_idxs, weight, temperature):
 def test_loss_against_loops(changes, expected):
     matched_idxs, weights = random_matched_idxs(), random_weights(maps(SIZES, 1))
     student, teacher = random_pair()
-    losses = make(matched_idxs, **changes)(student, teacher, weights)
+    losses = make(matched_idxs, **changes)(as_batch(student, teacher, weights, no_objects()))
     assert set(losses) == {"box"}
     value = reference(student, teacher, weights, matched_idxs, *expected)
     assert losses["box"].item() == pytest.approx(value, rel=1e-10)
@@ -127,7 +126,9 @@ def test_loss_against_loops(changes, expected):
 def test_gradient_reaches_the_positive_anchors_distributions_alone():
     matched_idxs = random_matched_idxs()
     student, teacher = random_pair()
-    make(matched_idxs)(student, teacher, random_weights(maps(SIZES, 1)))["box"].backward()
+    make(matched_idxs)(as_batch(student, teacher, random_weights(maps(SIZES, 1)), no_objects()))[
+        "box"
+    ].backward()
     assert student.predictions.logits.grad is None
     assert torch.equal(student.predictions.regression.grad.abs().sum(-1) > 0, matched_idxs >= 0)
 
@@ -137,7 +138,8 @@ def test_constant_weight_scales_the_loss_and_one_changes_no_bit():
     student, teacher = random_pair()
     method = make(matched_idxs)
     full, weighted = (
-        method(student, teacher, constant_weights(maps(SIZES, 1), w))["box"] for w in (1.0, 0.3)
+        method(as_batch(student, teacher, constant_weights(maps(SIZES, 1), w), no_objects()))["box"]
+        for w in (1.0, 0.3)
     )
     assert weighted.item() == pytest.approx(0.3 * full.item(), rel=1e-12)
 
@@ -150,7 +152,9 @@ def test_constant_weight_scales_the_loss_and_one_changes_no_bit():
 
 def test_a_student_equal_to_its_teacher_has_no_loss():
     student, teacher = observe(1), observe(1)
-    loss = make(random_matched_idxs())(student, teacher, random_weights(maps(SIZES, 1)))["box"]
+    loss = make(random_matched_idxs())(
+        as_batch(student, teacher, random_weights(maps(SIZES, 1)), no_objects())
+    )["box"]
     loss.backward()
     assert loss.item() == 0
     assert student.predictions.regression.grad.abs().max() < 1e-12
@@ -159,7 +163,9 @@ def test_a_student_equal_to_its_teacher_has_no_loss():
 def test_without_positive_anchors_the_loss_is_a_zero_with_a_graph():
     student, teacher = random_pair()
     matched_idxs = torch.full((2, NUM_ANCHORS), BACKGROUND)
-    loss = make(matched_idxs)(student, teacher, random_weights(maps(SIZES, 1)))["box"]
+    loss = make(matched_idxs)(
+        as_batch(student, teacher, random_weights(maps(SIZES, 1)), no_objects())
+    )["box"]
     loss.backward()
     assert loss.item() == 0
     assert (student.predictions.regression.grad == 0).all()
@@ -171,7 +177,7 @@ def test_published_constants():
 
 
 def test_serves_gfl_alone(distilled_cfg, build_seeded):
-    with pytest.raises(ValueError, match="LD cannot serve a RetinaNet student"):
+    with pytest.raises(ValueError, match="LD compares distributions of box sides"):
         build_seeded(distilled_cfg("RetinaNet", {"DISTILL.METHODS": ("LD",)}), 0)
 
 

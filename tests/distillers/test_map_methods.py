@@ -1,10 +1,9 @@
 """What holds for every method that compares the maps themselves."""
 
 import pytest
-from helpers.toy import build, constant_weights, context, maps, random_weights, shake
+from helpers.toy import as_batch, build, constant_weights, context, maps, random_weights, shake
 
 from aid_d2.distillers import DISTILLER_REGISTRY
-from aid_d2.structures import DetectorOutputs
 
 # The masks of MGD depend on the iteration.
 pytestmark = pytest.mark.usefixtures("storage")
@@ -19,7 +18,7 @@ def make(name, sizes=SIZES):
 
 def run(method, student, teacher, weights):
     """The one loss of the method."""
-    (loss,) = method(DetectorOutputs(student), DetectorOutputs(teacher), weights).values()
+    (loss,) = method(as_batch(student, teacher, weights)).values()
     return loss
 
 

@@ -5,7 +5,16 @@ import copy
 import numpy as np
 import pytest
 import torch
-from helpers.toy import build, constant_weights, context, maps, rand, random_weights, shake
+from helpers.toy import (
+    as_batch,
+    build,
+    constant_weights,
+    context,
+    maps,
+    rand,
+    random_weights,
+    shake,
+)
 from torch import nn
 
 from aid_d2.distillers.non_local import NonLocal, NonLocalBlock, non_local
@@ -119,12 +128,12 @@ def test_loss_against_numpy(two_stage, channels):
     student, teacher = maps(sizes, channels[0], seed=1), maps(sizes, channels[1], seed=2)
     weights = random_weights(teacher)
     method = shake(make(sizes, channels, two_stage))
-    losses = method(DetectorOutputs(student), DetectorOutputs(teacher), weights)
+    losses = method(as_batch(student, teacher, weights))
     expected = 0.0
     # (inner channels, pooling), finest level first.
     published = [(64, 8), (64, 4), (128, 2), (128, 2), (128, 2)]
     for stride, (inner, pool) in zip(sizes, published):
-        key = str(stride)
+        key = stride
         assert method.student_blocks[key].out.in_channels == inner
         target = numpy_block(teacher[stride].numpy(), method.teacher_blocks[key], pool)
         mine = numpy_block(student[stride].numpy(), method.student_blocks[key], pool)
@@ -142,8 +151,10 @@ def test_constant_weight_scales_the_loss(weight):
         DetectorOutputs(maps(sizes, 4, seed=2)),
     )
     method = shake(make(sizes))
-    full = method(student, teacher, constant_weights(teacher.features))["relation"]
-    weighted = method(student, teacher, constant_weights(teacher.features, weight))["relation"]
+    full = method(as_batch(student, teacher, constant_weights(teacher.features)))["relation"]
+    weighted = method(as_batch(student, teacher, constant_weights(teacher.features, weight)))[
+        "relation"
+    ]
     assert weighted.item() == pytest.approx(weight * full.item(), rel=1e-12)
 
 
@@ -152,9 +163,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
     teacher = {s: x.float() for s, x in maps(sizes, 4).items()}
     student = {s: x.clone().requires_grad_() for s, x in teacher.items()}
     method = make(sizes).float()
-    loss = method(DetectorOutputs(student), DetectorOutputs(teacher), random_weights(teacher))[
-        "relation"
-    ]
+    loss = method(as_batch(student, teacher, random_weights(teacher)))["relation"]
     loss.backward()
     assert loss.item() == 0
     for x in [*student.values(), *method.parameters()]:
@@ -168,10 +177,10 @@ def test_detached_teacher_keeps_its_block():
         DetectorOutputs(maps(sizes, 4, seed=1)),
         DetectorOutputs(maps(sizes, 4, seed=2)),
     )
-    method(student, teacher, constant_weights(teacher.features))["relation"].backward()
+    method(as_batch(student, teacher, constant_weights(teacher.features)))["relation"].backward()
     assert all(p.grad is None for p in method.teacher_blocks.parameters())
     assert all(p.grad is not None for p in method.student_blocks.parameters())
-    assert torch.equal(method.teacher_blocks["8"](teacher.features[8]), teacher.features[8])
+    assert torch.equal(method.teacher_blocks[8](teacher.features[8]), teacher.features[8])
 
 
 def test_every_parameter_has_a_gradient_although_the_blocks_start_as_the_identity():
@@ -181,11 +190,11 @@ def test_every_parameter_has_a_gradient_although_the_blocks_start_as_the_identit
         DetectorOutputs(maps(sizes, 3, seed=1)),
         DetectorOutputs(maps(sizes, 5, seed=2)),
     )
-    method(student, teacher, constant_weights(teacher.features))["relation"].backward()
+    method(as_batch(student, teacher, constant_weights(teacher.features)))["relation"].backward()
     assert all(p.grad is not None for p in method.parameters())
     for blocks in (method.student_blocks, method.teacher_blocks):
         # From zero gamma and beta the block starts to learn through these.
-        assert blocks["8"].norm.weight.grad.abs().sum() > 0
+        assert blocks[8].norm.weight.grad.abs().sum() > 0
 
 
 def test_normalized_loss_equals_the_published_one_at_two_images_of_800x1333():
@@ -194,8 +203,10 @@ def test_normalized_loss_equals_the_published_one_at_two_images_of_800x1333():
     teacher = DetectorOutputs(maps(REFERENCE_SIZES, 2, seed=2))
     weights = constant_weights(teacher.features)
     small = {"INNER_CHANNELS": (2,) * 5}
-    plain = make(REFERENCE_SIZES, channels, **small)(student, teacher, weights)
-    normalized = make(REFERENCE_SIZES, channels, NORMALIZE=True, **small)(student, teacher, weights)
+    plain = make(REFERENCE_SIZES, channels, **small)(as_batch(student, teacher, weights))
+    normalized = make(REFERENCE_SIZES, channels, NORMALIZE=True, **small)(
+        as_batch(student, teacher, weights)
+    )
     assert normalized["relation"].item() == pytest.approx(plain["relation"].item(), rel=1e-12)
 
 
@@ -205,13 +216,11 @@ def test_how_the_loss_grows_with_the_batch(normalize, factor):
     student, teacher = maps(sizes, 4, seed=1), maps(sizes, 4, seed=2)
     weights = random_weights(teacher)
     method = shake(make(sizes, NORMALIZE=normalize))
-    once = method(DetectorOutputs(student), DetectorOutputs(teacher), weights)["relation"]
+    once = method(as_batch(student, teacher, weights))["relation"]
     repeated = [
         {s: x.repeat(2, 1, 1, 1) for s, x in y.items()} for y in (student, teacher, weights.maps)
     ]
-    twice = method(
-        DetectorOutputs(repeated[0]), DetectorOutputs(repeated[1]), DistillWeights(repeated[2])
-    )
+    twice = method(as_batch(repeated[0], repeated[1], DistillWeights(repeated[2])))
     assert twice["relation"].item() == pytest.approx(factor * once.item(), rel=1e-9)
 
 
@@ -223,9 +232,7 @@ def test_tiny_maps(images, size):
     method = shake(make(sizes))
     student = {128: rand(images, 4, *size, seed=1).requires_grad_()}
     teacher = maps(sizes, 4, images=images, seed=2)
-    loss = method(DetectorOutputs(student), DetectorOutputs(teacher), constant_weights(teacher))[
-        "relation"
-    ]
+    loss = method(as_batch(student, teacher, constant_weights(teacher)))["relation"]
     loss.backward()
     assert loss.isfinite() and loss > 0
     assert student[128].grad.isfinite().all()
@@ -237,9 +244,7 @@ def test_extreme_maps_give_a_finite_loss_and_gradients(scale):
     student = {8: (scale * rand(2, 4, 5, 6, seed=1)).float().requires_grad_()}
     teacher = {8: (-scale * rand(2, 4, 5, 6, seed=2)).float()}
     method = shake(make(sizes)).float()
-    loss = method(DetectorOutputs(student), DetectorOutputs(teacher), constant_weights(teacher))[
-        "relation"
-    ]
+    loss = method(as_batch(student, teacher, constant_weights(teacher)))["relation"]
     loss.backward()
     assert loss.isfinite() and student[8].grad.isfinite().all()
 

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from helpers.toy import build, context, maps, rand, random_weights
+from helpers.toy import as_batch, build, context, maps, rand, random_weights
 
 from aid_d2.distillers.pairwise import Pairwise, pairwise_loss
-from aid_d2.structures import DetectorOutputs
 
 SIZES = {8: (6, 8), 16: (5, 3), 32: (1, 3), 64: (1, 1)}
 
@@ -16,7 +15,7 @@ def make(channels=(4, 4), **changes):
 
 
 def run(method, student, teacher, weights):
-    return method(DetectorOutputs(student), DetectorOutputs(teacher), weights)["similarity"]
+    return method(as_batch(student, teacher, weights))["similarity"]
 
 
 def pool(x, reduce):
@@ -71,7 +70,7 @@ def test_weight_scales_the_loss():
 def test_gradient():
     t, weight = rand(2, 3, 2, 3, seed=1), rand(2, 1, 2, 3, seed=2).sigmoid()
     s = rand(2, 4, 2, 3, seed=3).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: pairwise_loss(t, x, weight), s)
+    assert torch.autograd.gradcheck(lambda x: pairwise_loss(x, t, weight), s)
 
 
 @pytest.mark.parametrize("noise", [1.0, 1e-1, 1e-2, 1e-3])
@@ -91,7 +90,7 @@ def test_single_precision_maps_of_a_student_near_its_teacher(noise):
     expected.backward()
 
     s.requires_grad_()
-    loss = pairwise_loss(t, s, weight)
+    loss = pairwise_loss(s, t, weight)
     loss.backward()
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
@@ -109,7 +108,7 @@ def test_no_matrix_of_locations_is_kept():
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        pairwise_loss(t, s, torch.ones(1, 1, 100, 168))
+        pairwise_loss(s, t, torch.ones(1, 1, 100, 168))
     assert sizes and max(sizes) <= s.numel()
 
 
@@ -119,14 +118,14 @@ def test_full_weight_is_the_formula_bit_for_bit():
     products = [(x @ y.mT).square().sum((1, 2)) for x, y in ((a, a), (b, b), (a, b))]
     expected = ((products[0] + products[1] - 2 * products[2]) / 35**2).mean()
     window = torch.nn.functional.avg_pool2d(torch.ones(2, 1, 10, 14), 2)
-    assert torch.equal(pairwise_loss(t, s, window), expected)
+    assert torch.equal(pairwise_loss(s, t, window), expected)
 
 
 def test_a_location_without_activation():
     t, s = rand(1, 3, 4, 4, seed=1).float(), rand(1, 3, 4, 4, seed=2).float()
     s[:, :, 1, 2] = 0
     s.requires_grad_()
-    loss = pairwise_loss(t, s, torch.ones(1, 1, 4, 4))
+    loss = pairwise_loss(s, t, torch.ones(1, 1, 4, 4))
     loss.backward()
     assert loss.isfinite() and s.grad.isfinite().all()
 
@@ -135,7 +134,7 @@ def test_a_location_without_activation():
 def test_half_precision(dtype):
     t, s = rand(2, 3, 5, 7, seed=1).to(dtype), rand(2, 3, 5, 7, seed=2).to(dtype)
     weight = torch.full((2, 1, 5, 7), 0.5, dtype=dtype)
-    loss = pairwise_loss(t, s, weight)
+    loss = pairwise_loss(s, t, weight)
     expected = all_pairs(*(x.double().numpy() for x in (t, s, weight)))
     assert loss.dtype == dtype and loss.item() == pytest.approx(expected, rel=1e-2)
 

@@ -3,10 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from helpers.toy import build, constant_weights, context, maps, rand, random_weights, shake
+from helpers.toy import (
+    as_batch,
+    build,
+    constant_weights,
+    context,
+    maps,
+    rand,
+    random_weights,
+    shake,
+)
 
 from aid_d2.distillers.pkd import PKD, correlation_loss, standardize
-from aid_d2.structures import DetectorOutputs
 
 SIZES = {8: (5, 6), 16: (3, 3), 32: (1, 2), 64: (1, 1)}
 # Weight on each level (released configs).
@@ -18,7 +26,7 @@ def make(channels=(4, 4), detector="RetinaNet", sizes=SIZES):
 
 
 def run(method, student, teacher, weights):
-    return method(DetectorOutputs(student), DetectorOutputs(teacher), weights)["feature"]
+    return method(as_batch(student, teacher, weights))["feature"]
 
 
 def numpy_standardize(x):
@@ -46,7 +54,7 @@ def test_loss_against_numpy(detector, channels):
     for stride in SIZES:
         s, t = student[stride].numpy(), teacher[stride].numpy()
         if channels[0] != channels[1]:
-            s = numpy_conv1(s, method.adapters[str(stride)])
+            s = numpy_conv1(s, method.adapters[stride])
         difference = numpy_standardize(t) - numpy_standardize(s)
         expected += np.mean(weights.maps[stride].numpy() * difference**2) / 2
     loss = run(method, student, teacher, weights)
@@ -58,7 +66,7 @@ def test_loss_is_one_minus_pearson():
     correlation = [
         np.corrcoef(t[:, c].numpy().ravel(), s[:, c].numpy().ravel())[0, 1] for c in range(5)
     ]
-    loss = correlation_loss(t, s, torch.ones(2, 1, 6, 7))
+    loss = correlation_loss(s, t, torch.ones(2, 1, 6, 7))
     # Up to the 1e-6 beside the deviation.
     assert loss.item() == pytest.approx(1 - np.mean(correlation), rel=1e-5)
 
@@ -73,13 +81,13 @@ def test_mean_and_scale_of_the_student_do_not_matter():
 def test_gradient_flows_through_the_statistics():
     t, weight = rand(2, 2, 2, 3, seed=1), rand(2, 1, 2, 3, seed=2).sigmoid()
     s = rand(2, 2, 2, 3, seed=3).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: correlation_loss(t, x, weight), s)
+    assert torch.autograd.gradcheck(lambda x: correlation_loss(x, t, weight), s)
 
 
 def test_full_weight_is_the_formula_bit_for_bit():
     t, s = rand(2, 3, 5, 7, seed=1).float(), rand(2, 3, 5, 7, seed=2).float()
     expected = ((standardize(t) - standardize(s)) ** 2).mean() / 2
-    assert torch.equal(correlation_loss(t, s, torch.ones(2, 1, 5, 7)), expected)
+    assert torch.equal(correlation_loss(s, t, torch.ones(2, 1, 5, 7)), expected)
 
 
 def test_constant_channels():
@@ -88,10 +96,10 @@ def test_constant_channels():
     s[:, 0], t[:, 1], s[:, 2], t[:, 2] = 0.1, 1e4, -3.0, 5.0
     s.requires_grad_()
     weight = torch.ones(2, 1, 5, 6)
-    loss = correlation_loss(t, s, weight)
+    loss = correlation_loss(s, t, weight)
     loss.backward()
     # A constant channel has no correlation and half the loss of one without any; two have none.
-    varying = correlation_loss(t[:, 3:], s[:, 3:], weight).item()
+    varying = correlation_loss(s[:, 3:], t[:, 3:], weight).item()
     assert loss.item() == pytest.approx((0.5 + 0.5 + 0 + varying) / 4, rel=1e-3)
     assert s.grad.isfinite().all() and (s.grad[:, 2] == 0).all()
 
@@ -113,7 +121,7 @@ def test_tiny_maps(images, size):
 def test_half_precision(dtype):
     t, s = rand(2, 3, 5, 7, seed=1).to(dtype), rand(2, 3, 5, 7, seed=2).to(dtype)
     t[:, 0] = 2.0
-    loss = correlation_loss(t, s, torch.full((2, 1, 5, 7), 0.5, dtype=dtype))
+    loss = correlation_loss(s, t, torch.full((2, 1, 5, 7), 0.5, dtype=dtype))
     difference = numpy_standardize(t.double().numpy()) - numpy_standardize(s.double().numpy())
     assert loss.item() == pytest.approx(np.mean(0.5 * difference**2) / 2, rel=2e-2)
 

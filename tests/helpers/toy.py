@@ -47,7 +47,7 @@ def no_objects(images=2):
     return Objects(boxes, classes, [0] * images, [boxes] * images, [(16, 16)] * images)
 
 
-def batch(student, teacher, weights=None, objects=None):
+def as_batch(student, teacher, weights=None, objects=None):
     """A batch of maps by stride, or of whole outputs; without weights and objects if none are given."""
     student, teacher = (
         x if isinstance(x, DetectorOutputs) else DetectorOutputs(x) for x in (student, teacher)

@@ -68,7 +68,7 @@ def test_as_a_student_of_a_known_teacher(
     changes = {"DISTILL.STUDENT": "MeanOfFinestMap", "DISTILL.AID.ENABLED": aid}
     model = build_seeded(distilled_cfg("RetinaNet", changes, teacher=teacher), 0)
     plain = build_seeded(toy_cfg(small_cfg), 0)
-    assert len(model.pairs) == strides
+    assert len(model.context.pairs) == strides
     expected = step(plain, make_batch())["loss_mean"]
     losses = step(model, make_batch())
     assert set(losses) == {"loss_mean"} | KD_LOSSES

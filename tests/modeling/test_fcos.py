@@ -1,15 +1,13 @@
 """Detectron2's FCOS from a yaml, and its losses as a teacher."""
 
-from functools import partial
-
 import pytest
 import torch
 from helpers.tiny import K, dense_cfg, instances
 from torch import nn
 
 from aid_d2 import DistilledDetector
-from aid_d2.aid import GRANULARITIES, aid_weights, image_loss, level_loss
-from aid_d2.modeling.context import DistillContext, build_distillers, pair_levels
+from aid_d2.aid import AID, GRANULARITIES, image_loss, level_loss
+from aid_d2.modeling.context import build_distillers, pair_levels
 from aid_d2.modeling.teacher import Teacher
 from aid_d2.modeling.wrappers import wrap
 from aid_d2.modeling.wrappers.fcos import FCOSWrapper
@@ -77,7 +75,7 @@ def own_losses(model, predictions, truth, monkeypatch):
 
 
 def unreduced_losses(model, predictions, truth):
-    objects = Objects.from_instances(truth, torch.device("cpu"))
+    objects = Objects.from_inputs([{"instances": x} for x in truth], torch.device("cpu"))
     return wrap(model).unreduced_losses(maps_like(predictions), predictions, objects)
 
 
@@ -184,7 +182,9 @@ def test_an_object_the_teacher_misses_is_not_trusted(model):
     weights = {}
     for name, maps in (("found", found), ("missed", missed)):
         losses = unreduced_losses(model, maps, truth)
-        weights[name] = aid_weights(losses, 1.0, "instance").maps[8][0, 0, 6, 6].item()
+        weights[name] = (
+            AID(alpha=1.0, granularity="instance").weights(losses).maps[8][0, 0, 6, 6].item()
+        )
     assert weights["missed"] < 0.3 * weights["found"], weights
 
 
@@ -192,14 +192,14 @@ def test_an_object_the_teacher_misses_is_not_trusted(model):
 def test_distillation_step(granularity):
     cfg = tiny_cfg()
     student, teacher = tiny_model(1), Teacher(tiny_model(2), "BGR")
-    pairs = pair_levels(wrap(student), teacher.wrapper)
-    assert [pair.stride for pair in pairs] == list(STRIDES)
+    context = pair_levels(wrap(student), teacher.wrapper)
+    assert [pair.stride for pair in context.pairs] == list(STRIDES)
     model = DistilledDetector(
         student=student,
         teacher=teacher,
-        distillers=build_distillers(cfg, DistillContext(pairs, wrap(student), teacher.wrapper)),
-        pairs=pairs,
-        weigh=partial(aid_weights, alpha=0.5, granularity=granularity),
+        distillers=build_distillers(cfg, context),
+        context=context,
+        aid=AID(alpha=0.5, granularity=granularity),
     ).train()
     with EventStorage():
         losses = model(batch())

@@ -1,7 +1,6 @@
 """GFL against plain loops in float64, its losses as a teacher, and training."""
 
 import math
-from functools import partial
 
 import numpy as np
 import pytest
@@ -10,9 +9,9 @@ from helpers.tiny import K, dense_cfg, instances
 from torch import nn
 
 from aid_d2 import DistilledDetector
-from aid_d2.aid import GRANULARITIES, aid_weights, image_loss, level_loss, object_loss
+from aid_d2.aid import AID, GRANULARITIES, image_loss, level_loss, object_loss
 from aid_d2.layers.distributed import mean_over_gpus
-from aid_d2.modeling.context import DistillContext, build_distillers, pair_levels
+from aid_d2.modeling.context import build_distillers, pair_levels
 from aid_d2.modeling.gfl.atss import atss_match
 from aid_d2.modeling.gfl.losses import (
     BoxDistribution,
@@ -440,7 +439,7 @@ def test_overfits_ten_images():
 
 def unreduced_losses(model, predictions, truth):
     wrapper = wrap(model)
-    objects = Objects.from_instances(truth, torch.device("cpu"))
+    objects = Objects.from_inputs([{"instances": x} for x in truth], torch.device("cpu"))
     return wrapper.unreduced_losses(maps_like(predictions), predictions, objects)
 
 
@@ -512,7 +511,7 @@ def test_an_object_the_teacher_misses_is_not_trusted(model):
     weights, own = {}, {}
     for name, predictions in (("found", found), ("missed", missed)):
         losses = unreduced_losses(model, predictions, truth)
-        maps = aid_weights(losses, alpha=1.0, granularity="instance").maps
+        maps = AID(alpha=1.0, granularity="instance").weights(losses).maps
         weights[name] = maps[8][0, 0, 6, 6].item()
         # What GFL's own loss would have said of the object: its mean over the positive anchors.
         positive = losses.matched_idxs >= 0
@@ -531,15 +530,14 @@ def test_an_object_the_teacher_misses_is_not_trusted(model):
 def distilled(granularity):
     cfg = tiny_cfg()
     student, teacher = tiny_model(1), Teacher(tiny_model(2), "RGB")
-    pairs = pair_levels(wrap(student), teacher.wrapper)
-    assert [pair.stride for pair in pairs] == list(STRIDES)
-    context = DistillContext(pairs, wrap(student), teacher.wrapper)
+    context = pair_levels(wrap(student), teacher.wrapper)
+    assert [pair.stride for pair in context.pairs] == list(STRIDES)
     return DistilledDetector(
         student=student,
         teacher=teacher,
         distillers=build_distillers(cfg, context),
-        pairs=pairs,
-        weigh=partial(aid_weights, alpha=0.5, granularity=granularity),
+        context=context,
+        aid=AID(alpha=0.5, granularity=granularity),
         input_format="RGB",
     )
 

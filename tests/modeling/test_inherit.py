@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from aid_d2 import DistilledDetector
-
 WIDE = {"MODEL.FPN.OUT_CHANNELS": 24}
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from aid_d2.modeling.ignore_regions import inside_regions, mask_ignore_regions
+from aid_d2.layers.matching import inside_regions
+from aid_d2.modeling.ignore_regions import ignoring_regions
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
@@ -33,9 +34,7 @@ def fraction_inside(boxes, region):
 @pytest.fixture
 def masked(small_cfg, build_seeded):
     def build(detector, changes=None):
-        model = build_seeded(small_cfg(detector, changes), 0)
-        mask_ignore_regions(model)
-        return model
+        return build_seeded(ignoring_regions(small_cfg(detector, changes)), 0)
 
     return build
 
@@ -210,14 +209,21 @@ def test_an_image_that_is_one_ignore_region(masked, detector):
 
 
 def test_a_distilled_student_is_masked(distilled_cfg, build_seeded):
-    model = build_seeded(distilled_cfg("RetinaNet"), 0)
-    mask_ignore_regions(model)
+    model = build_seeded(ignoring_regions(distilled_cfg("RetinaNet")), 0)
     anchors = anchors_of(model.student.anchor_generator, model.student)
     labels, _ = model.student.label_anchors(anchors, [make_batch()[0]["instances"]])
     inside = fraction_inside(Boxes.cat(anchors).tensor, REGION) > 0.5
     assert not (labels[0][inside] == model.student.num_classes).any()
 
 
-def test_an_unknown_detector_is_named():
-    with pytest.raises(ValueError, match="INPUT.MASK_IGNORE_REGIONS.*Linear.*False"):
-        mask_ignore_regions(nn.Linear(1, 1))
+@pytest.mark.parametrize(
+    "detector,changes,named",
+    [
+        ("FCOS", {}, "FCOS"),
+        ("FasterRCNN", {"MODEL.ROI_HEADS.NAME": "Res5ROIHeads"}, "ROI_HEADS.NAME Res5ROIHeads"),
+    ],
+    ids=str,
+)
+def test_an_unknown_detector_is_named(small_cfg, detector, changes, named):
+    with pytest.raises(ValueError, match=f"INPUT.MASK_IGNORE_REGIONS.*{named}.*False"):
+        ignoring_regions(small_cfg(detector, changes))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from aid_d2.aid import GRANULARITIES, aid_weights, image_loss, level_loss, smallest_object
+from aid_d2.aid import AID, GRANULARITIES, image_loss, level_loss, smallest_object
 from aid_d2.layers.matching import match_by_iou
 from aid_d2.modeling.teacher import Teacher
 from aid_d2.modeling.wrappers import WRAPPER_REGISTRY, wrap
@@ -39,12 +39,12 @@ def teacher_of(small_cfg, build_seeded):
 
 
 def objects_of(batch):
-    return Objects.from_instances([x["instances"] for x in batch], CPU)
+    return Objects.from_inputs(batch, CPU)
 
 
 def observe(teacher, batch):
-    outputs = teacher.observe(batch, "BGR", with_predictions=True)
-    return outputs, teacher.losses(outputs, objects_of(batch))
+    outputs = teacher(batch, "BGR", with_head=True)
+    return outputs, teacher.wrapper.judge(outputs, objects_of(batch))
 
 
 def test_the_wrapper_is_that_of_the_nearest_base_class(small_cfg, build_seeded, monkeypatch):
@@ -141,7 +141,7 @@ def test_retinanet_anchors_lie_in_the_documented_order(teacher_of, make_batch):
     anchor, row, column = 1, 2, 3
     logits[1][1, anchor * num_classes, row, column] += 20
     raised = replace(outputs, head_outputs=[logits, outputs.head_outputs[1]])
-    after = teacher.losses(raised, objects_of(batch))
+    after = teacher.wrapper.judge(raised, objects_of(batch))
     for level, (old, new) in enumerate(zip(before.split(before.cls), after.split(after.cls))):
         changed = (old != new).nonzero().tolist()
         assert changed == ([[1, row, column, anchor]] if level == 1 else [])
@@ -270,7 +270,7 @@ def test_hardest_background_against_sorting():
 
 def weights_at_objects(losses, alpha=1.0):
     """Lowest and highest weight in the cells of each object, over all levels."""
-    weights = aid_weights(losses, alpha, "instance")
+    weights = AID(alpha=alpha, granularity="instance").weights(losses)
     result = []
     for index in range(len(losses.objects.boxes)):
         values = torch.cat(
@@ -329,7 +329,9 @@ def test_retinanet_is_not_trusted_on_an_object_that_it_misclassifies(teacher_of)
         by_class[:, :, 0][(matched_idxs >= 0).permute(0, 3, 1, 2)] = 8.0
     for x in deltas:
         x.zero_()
-    losses = teacher.losses(replace(outputs, head_outputs=[logits, deltas]), objects_of(batch))
+    losses = teacher.wrapper.judge(
+        replace(outputs, head_outputs=[logits, deltas]), objects_of(batch)
+    )
     assert losses.known_objects.all()
     cls = [losses.cls[losses.matched_idxs == index].mean() for index in range(2)]
     assert cls[0] < 1e-3 and cls[1] > 5
@@ -352,12 +354,12 @@ def test_a_false_alarm_lowers_the_weight_in_the_background_of_its_image_and_leve
     channels = logits[level].shape[1] // negative.shape[-1]
     logits[level][image, anchor * channels, row, column] += 40
     raised = replace(outputs, head_outputs=[logits, outputs.head_outputs[1]])
-    after = teacher.losses(raised, objects_of(batch))
+    after = teacher.wrapper.judge(raised, objects_of(batch))
 
     higher = after.background > before.background + 1e-3
     assert higher.nonzero().tolist() == [[image, level]]
     outside = smallest_object(before.objects, before.levels[level])[image] < 0
-    old, new = (aid_weights(x, 0.5, "instance").maps for x in (before, after))
+    old, new = (AID(alpha=0.5, granularity="instance").weights(x).maps for x in (before, after))
     stride = before.levels[level].stride
     assert (new[stride][image, 0][outside] < old[stride][image, 0][outside]).all()
     assert torch.equal(new[stride][image, 0][~outside], old[stride][image, 0][~outside])
@@ -417,7 +419,7 @@ def test_ignore_regions_say_nothing(teacher_of, make_batch, wrapper):
 def test_images_without_objects(teacher_of, make_batch, detector, counts):
     _, losses = observe(teacher_of(detector), make_batch(counts))
     for granularity in GRANULARITIES:
-        for values in aid_weights(losses, 1.0, granularity).maps.values():
+        for values in AID(alpha=1.0, granularity=granularity).weights(losses).maps.values():
             assert values.isfinite().all() and (values > 0).all() and (values <= 1).all()
 
 
@@ -428,7 +430,7 @@ def test_an_object_without_area_is_judged(teacher_of, make_batch, detector):
     batch[0]["instances"].gt_boxes.tensor[0] = torch.tensor([20.0, 20.0, 20.0, 30.0])
     _, losses = observe(teacher_of(detector), batch)
     for granularity in GRANULARITIES:
-        for values in aid_weights(losses, 1.0, granularity).maps.values():
+        for values in AID(alpha=1.0, granularity=granularity).weights(losses).maps.values():
             assert values.isfinite().all() and (values > 0).all()
 
 
