@@ -1,17 +1,15 @@
 """What is wrong with annotations in COCO's format, and mending what is harmless."""
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import count
 
 import numpy as np
 
-from .problems import Problem, problems_at
+from .coco_records import MAX_ID, Records, canonical
+from .problems import Problem
 
 _NUMBERS = {int, float}
-# Larger ids and sizes do not survive JSON and NumPy everywhere.
-_MAX_ID = 2**53
 _MAX_PIXELS = 2**31
 
 
@@ -25,9 +23,9 @@ def check_coco(coco: dict) -> tuple[dict, list[Problem]]:
         `coco` itself where nothing had to be mended, else its mended copy; and all problems. The
         annotations are of use only when no problem is fatal.
     """
-    images = _Records("images", coco["images"], ("id", "file_name", "height", "width"))
-    categories = _Records("categories", coco["categories"], ("id", "name"))
-    annotations = _Records(
+    images = Records("images", coco["images"], ("id", "file_name", "height", "width"))
+    categories = Records("categories", coco["categories"], ("id", "name"))
+    annotations = Records(
         "annotations",
         coco["annotations"],
         ("id", "image_id", "category_id", "bbox"),
@@ -61,103 +59,14 @@ def check_coco(coco: dict) -> tuple[dict, list[Problem]]:
     return (coco if unchanged else {**coco, **lists}), problems
 
 
-class _Records:
-    """One list of the file: those of its records that have all keys, and what is wrong with them.
-
-    Args:
-        kind: images, annotations or categories.
-        listed: what the file lists.
-        required: keys that a record needs.
-        file_names: of the images by their id, to tell where an annotation is.
-    """
-
-    def __init__(
-        self, kind: str, listed: list, required: Sequence[str], file_names: dict | None = None
-    ) -> None:
-        self.kind = kind
-        self.problems: list[Problem] = []
-        self._listed = listed
-        self._file_names = file_names or {}
-        self._changes: dict[int, dict] = defaultdict(dict)
-        self._dropped: set[int] = set()
-
-        self.rows = [r for r in listed if type(r) is dict]
-        places = [f"{kind}[{i}]" for i, r in enumerate(listed) if type(r) is not dict]
-        self.problems += problems_at(f"{kind} that are not objects", places)
-        for key in required:
-            self.fail(f'without "{key}"', [i for i, r in enumerate(self.rows) if key not in r])
-        if self.broken:
-            self.rows = [r for r in self.rows if all(key in r for key in required)]
-
-    @property
-    def broken(self) -> bool:
-        """Whether something cannot be mended."""
-        return any(problem.fatal for problem in self.problems)
-
-    def values(self, key: str) -> list:
-        return [r.get(key) for r in self.rows]
-
-    def fail(self, what: str, rows: Iterable[int]) -> None:
-        self._add(what, list(rows), fatal=True)
-
-    def mend(self, what: str, key: str, values: dict[int, object]) -> None:
-        """Give rows another value."""
-        self.set(key, values)
-        self._add(what, list(values), fatal=False)
-
-    def drop(self, what: str, rows: Iterable[int]) -> None:
-        """Leave rows out, those aside that are left out already."""
-        rows = [i for i in rows if i not in self._dropped]
-        self._dropped.update(rows)
-        self._add(f"{what}, left out", rows, fatal=False)
-        if rows and len(self._dropped) == len(self.rows):
-            self.fail("in all, of which none is left", range(len(self.rows)))
-
-    def set(self, key: str, values: dict[int, object]) -> None:
-        for i, value in values.items():
-            self._changes[i][key] = value
-
-    def mended(self) -> list:
-        """The list with all changes; the file's own list where there are none."""
-        if not self._changes and not self._dropped:
-            return self._listed
-        return [
-            {**row, **self._changes[i]} if i in self._changes else row
-            for i, row in enumerate(self.rows)
-            if i not in self._dropped
-        ]
-
-    def _add(self, what: str, rows: list[int], fatal: bool) -> None:
-        # Only the first places are told, and there may be a million.
-        places = [self._place(self.rows[i], i) if n < 3 else "" for n, i in enumerate(rows)]
-        self.problems += problems_at(f"{self.kind} {what}", places, fatal)
-
-    def _place(self, row: dict, i: int) -> str:
-        place = f"id {row['id']!r:.40}" if "id" in row else f"{self.kind}[{i}]"
-        image = row.get("image_id")
-        file_name = row.get("file_name") or self._file_names.get(_canonical(image))
-        return f"{place} ({file_name!s:.80})" if file_name else place
-
-
-def _file_names(images: _Records) -> dict:
-    return {_canonical(row["id"]): row["file_name"] for row in images.rows}
-
-
-def _canonical(value: object) -> int | str | None:
-    """An integer for what means one (7, 7.0, "007"), another string as it is, else None."""
-    if type(value) is float and value.is_integer():
-        value = int(value)
-    if type(value) is str and len(value) < 16 and value.isdecimal():
-        value = int(value)
-    if type(value) is int:
-        return value if abs(value) < _MAX_ID else str(value)
-    return value if type(value) is str else None
+def _file_names(images: Records) -> dict:
+    return {canonical(row["id"]): row["file_name"] for row in images.rows}
 
 
 def _canonical_all(values: list) -> list:
-    if set(map(type, values)) == {int} and max(map(abs, values)) < _MAX_ID:
+    if set(map(type, values)) == {int} and max(map(abs, values)) < MAX_ID:
         return values
-    return [_canonical(v) for v in values]
+    return [canonical(v) for v in values]
 
 
 def _repeated(values: list) -> list[int]:
@@ -175,7 +84,7 @@ def _absent(values: list) -> list[int]:
     return _where(v is None for v in values)
 
 
-def _check_ids(records: _Records) -> dict[int | str, int]:
+def _check_ids(records: Records) -> dict[int | str, int]:
     """Make all ids integers; returns the id that each canonical one becomes."""
     ids = _canonical_all(records.values("id"))
     records.fail('whose "id" is neither an integer nor a string', _absent(ids))
@@ -186,7 +95,7 @@ def _check_ids(records: _Records) -> dict[int | str, int]:
     return new
 
 
-def _replace(records: _Records, key: str, new: list[int | None]) -> None:
+def _replace(records: Records, key: str, new: list[int | None]) -> None:
     old = records.values(key)
     changed = {
         i: n for i, (o, n) in enumerate(zip(old, new)) if n is not None and type(o) is not int
@@ -194,20 +103,20 @@ def _replace(records: _Records, key: str, new: list[int | None]) -> None:
     records.mend(f'whose "{key}" was no integer, replaced by one', key, changed)
 
 
-def _refer(annotations: _Records, key: str, ids: dict[int | str, int]) -> list[int | None]:
+def _refer(annotations: Records, key: str, ids: dict[int | str, int]) -> list[int | None]:
     """Let `key` name the mended ids; returns them, None where there is none."""
     new = [ids.get(v) for v in _canonical_all(annotations.values(key))]
     _replace(annotations, key, new)
     return new
 
 
-def _check_text(records: _Records, key: str) -> None:
+def _check_text(records: Records, key: str) -> None:
     values = records.values(key)
     wrong = (type(v) is not str or not v.strip() or "\0" in v for v in values)
     records.fail(f'whose "{key}" is no text', _where(wrong))
 
 
-def _check_sizes(images: _Records) -> list[tuple]:
+def _check_sizes(images: Records) -> list[tuple]:
     """Returns the mended width and height of each image."""
     sizes = {key: _canonical_all(images.values(key)) for key in ("width", "height")}
     for key, values in sizes.items():
@@ -217,13 +126,13 @@ def _check_sizes(images: _Records) -> list[tuple]:
     return list(zip(sizes["width"], sizes["height"]))
 
 
-def _check_annotation_ids(annotations: _Records) -> None:
+def _check_annotation_ids(annotations: Records) -> None:
     old = annotations.values("id")
     ids = _canonical_all(old)
     annotations.fail('whose "id" is neither an integer nor a string', _absent(ids))
     annotations.fail("with the id of another", _repeated(ids))
     # COCO's evaluation takes a match with annotation 0 for none.
-    unfit = _where(type(v) is not int or not 0 < v < _MAX_ID for v in old)
+    unfit = _where(type(v) is not int or not 0 < v < MAX_ID for v in old)
     if unfit:
         annotations.set("id", {i: i + 1 for i in range(len(old))})
         annotations.mend(
@@ -231,7 +140,7 @@ def _check_annotation_ids(annotations: _Records) -> None:
         )
 
 
-def _check_boxes(annotations: _Records) -> np.ndarray:
+def _check_boxes(annotations: Records) -> np.ndarray:
     """Returns the boxes as they are, (N, 4), NaN where there is none."""
     boxes = annotations.values("bbox")
     good = [type(b) is list and len(b) == 4 and set(map(type, b)) <= _NUMBERS for b in boxes]
@@ -247,7 +156,7 @@ def _finite(value: float) -> float:
     return value if abs(value) < 1e300 else math.nan
 
 
-def _check_crowds(annotations: _Records) -> None:
+def _check_crowds(annotations: Records) -> None:
     crowds = annotations.values("iscrowd")
     annotations.mend('without "iscrowd", taken as 0', "iscrowd", dict.fromkeys(_absent(crowds), 0))
     annotations.fail(
@@ -260,7 +169,7 @@ def _check_crowds(annotations: _Records) -> None:
     annotations.mend('with "ignore", taken as "iscrowd"', "iscrowd", ignored)
 
 
-def _check_areas(annotations: _Records, boxes: np.ndarray) -> None:
+def _check_areas(annotations: Records, boxes: np.ndarray) -> None:
     areas = annotations.values("area")
     with np.errstate(over="ignore", invalid="ignore"):
         own = (boxes[:, 2] * boxes[:, 3]).tolist()
@@ -268,7 +177,7 @@ def _check_areas(annotations: _Records, boxes: np.ndarray) -> None:
     annotations.mend('without "area", taken from the box', "area", {i: own[i] for i in wrong})
 
 
-def _check_masks(annotations: _Records) -> None:
+def _check_masks(annotations: Records) -> None:
     masks, keypoints = annotations.values("segmentation"), annotations.values("keypoints")
     annotations.fail(
         'whose "segmentation" is neither polygons nor a run-length encoding',
@@ -286,14 +195,18 @@ def _is_mask(mask: object) -> bool:
     if type(mask) is not dict:
         return False
     size, counts = mask.get("size"), mask.get("counts")
-    return _are_numbers(size) and len(size) == 2 and (type(counts) is str or _are_numbers(counts))
+    return _are_counts(size) and len(size) == 2 and (type(counts) is str or _are_counts(counts))
+
+
+def _are_counts(values: object) -> bool:
+    return type(values) is list and all(type(v) is int and 0 <= v < _MAX_PIXELS for v in values)
 
 
 def _are_numbers(values: object) -> bool:
     return type(values) is list and set(map(type, values)) <= _NUMBERS
 
 
-def _check_box_format(annotations: _Records, boxes: np.ndarray, sizes: np.ndarray) -> None:
+def _check_box_format(annotations: Records, boxes: np.ndarray, sizes: np.ndarray) -> None:
     """Tell boxes in another format, of which all would be wrong."""
     rows = np.flatnonzero(np.isfinite(boxes).all(1) & np.isfinite(sizes).all(1))
     (x, y, w, h), (width, height) = boxes[rows].T, sizes[rows].T
@@ -313,7 +226,7 @@ def _check_box_format(annotations: _Records, boxes: np.ndarray, sizes: np.ndarra
 
 
 def _drop_useless(
-    annotations: _Records, boxes: np.ndarray, sizes: np.ndarray, unlisted: list[int]
+    annotations: Records, boxes: np.ndarray, sizes: np.ndarray, unlisted: list[int]
 ) -> None:
     """Leave out the annotations that no image or no area belongs to."""
     (x, y, w, h), (width, height) = boxes.T, sizes.T

@@ -19,19 +19,19 @@ UNREADABLE = "images that cannot be read"
 ROTATED = "images with the size before the rotation that their EXIF data ask for"
 SWAPPED = "images with width and height swapped"
 WRONG_SIZE = "images of another size than their annotations say"
-DEEP = "images of more than 8 bits, which Detectron2 reads as 8"
+DEEP = "images of more than 8 bits, whose values Detectron2 clips at 255; convert them to 8 bits"
 
 
 def check_images(records: Sequence[dict], sample: int | None = None) -> list[Problem]:
     """Open images and compare them with what their annotations say.
 
     Args:
-        records: data set dicts with `file_name`, `height` and `width`.
+        records: data set dicts with `file_name`, and `height` and `width` to compare.
         sample: how many images, spread evenly, are looked at by their header alone. None decodes
             all images completely, which finds truncated ones.
 
     Returns:
-        what is wrong with them; the bit depth alone is not fatal.
+        what is wrong with them, with all places; the bit depth alone is not fatal.
     """
     decode = sample is None
     if sample is not None:
@@ -60,7 +60,7 @@ def _is_turned(image: Image.Image) -> bool:
 
 
 def _fault(record: dict, decode: bool) -> str | None:
-    path, size = record["file_name"], (record["width"], record["height"])
+    path, size = record["file_name"], (record.get("width"), record.get("height"))
     try:
         with Image.open(path) as image:
             if decode:
@@ -70,7 +70,7 @@ def _fault(record: dict, decode: bool) -> str | None:
         return FOLDER_TWICE if _exists_without_repetition(Path(path)) else MISSING
     except Exception:  # Pillow raises of all kinds for broken files
         return UNREADABLE
-    if size != shown:
+    if None not in size and size != shown:
         if size == stored:
             return ROTATED
         return SWAPPED if size == shown[::-1] else WRONG_SIZE

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
 
+# How many places of a problem its message names.
+_SHOWN = 3
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -14,23 +17,24 @@ class Problem:
     Attributes:
         kind: what is wrong, in the plural; for a fault that was mended also what was done.
         count: how often it occurs.
-        first: where it occurs first, at most three places.
+        places: where it occurs, or the first of these places.
         fatal: the data set cannot be used before it is corrected.
     """
 
     kind: str
     count: int
-    first: tuple[str, ...]
+    places: tuple[str, ...]
     fatal: bool = True
 
     def __str__(self) -> str:
-        more = ", ..." if self.count > len(self.first) else ""
-        return f"{self.kind}: {self.count} ({', '.join(self.first)}{more})"
+        first = self.places[:_SHOWN]
+        more = ", ..." if self.count > len(first) else ""
+        return f"{self.kind}: {self.count} ({', '.join(first)}{more})"
 
 
 def problems_at(kind: str, places: Sequence[str], fatal: bool = True) -> list[Problem]:
     """The problem of this kind as a list, which is empty where there are no places."""
-    return [Problem(kind, len(places), tuple(places[:3]), fatal)] if places else []
+    return [Problem(kind, len(places), tuple(places), fatal)] if places else []
 
 
 def settle(source: object, problems: Sequence[Problem]) -> None:

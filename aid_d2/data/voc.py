@@ -84,7 +84,8 @@ def _xml_files(folder: Path, annotation_dir: Path, split: str | None) -> list[Pa
             "entry to read all xml files."
         )
     lines = listed.read_text(errors="replace").splitlines()
-    return [annotation_dir / f"{line.split()[0]}.xml" for line in lines if line.strip()]
+    stems = dict.fromkeys(line.split()[0] for line in lines if line.strip())
+    return [annotation_dir / f"{stem}.xml" for stem in stems]
 
 
 def _parse(xml: Path) -> ElementTree.Element:

@@ -34,15 +34,20 @@ def read_yolo(source: Path, split: str | None = None) -> tuple[dict, Path, list[
 
     Raises:
         FileNotFoundError: there is no class list, or there are no images or no labels.
-        ValueError: the class list cannot be read.
+        ValueError: the class list cannot be read, or a folder is asked for a split.
     """
+    if source.is_dir() and split is not None:
+        raise ValueError(
+            f"{source} is a folder, which has no split {split!r}: name its data.yaml instead."
+        )
     if source.is_dir():
         names, images, root = _read_class_list(source), _images_in(source), source
     else:
         names, images = _read_yaml(source, split)
         root = source.parent
     if not images:
-        raise FileNotFoundError(f"No images of split {split!r} for {source}.")
+        where = f"in the split {split!r} of" if split else "in"
+        raise FileNotFoundError(f"No images {where} {source}.")
     labels = [_label_file(image) for image in images]
     if not any(label.is_file() for label in labels):
         raise FileNotFoundError(f"No label file for any image of {source}, such as {labels[0]}.")
