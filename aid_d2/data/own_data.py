@@ -93,6 +93,11 @@ def register_own_data(cfg: CfgNode, image_sample: int = IMAGE_SAMPLE) -> None:
     _register_listed(listed, parse_classes(cfg.DATASETS.CLASSES), image_sample)
 
 
+def own_names(cfg: CfgNode) -> list[str]:
+    """The names of the data sets that :func:`register_own_data` registers."""
+    return [entry[0] for key in _FORMS for entry in getattr(cfg.DATASETS, key)]
+
+
 def register_coco_json(entries: Iterable[Sequence[str]]) -> None:
     """:func:`register_own_data` for (name, json file, image directory) each."""
     _register_listed({"COCO_JSON": entries}, {}, IMAGE_SAMPLE)
