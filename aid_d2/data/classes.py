@@ -20,12 +20,14 @@ def parse_classes(entries: Iterable) -> dict[str, str]:
     """
     class_of: dict[str, str] = {}
     for entry in entries:
-        class_, *names = [entry, entry] if isinstance(entry, str) else list(entry)
-        if not names or not all(isinstance(name, str) for name in (class_, *names)):
+        parts = [entry, entry] if isinstance(entry, str) else entry
+        is_list = isinstance(parts, (list, tuple)) and len(parts) > 1
+        if not is_list or not all(isinstance(part, str) for part in parts):
             raise ValueError(
                 f"DATASETS.CLASSES has the entry {entry!r}; expected a name, or [class, name in "
                 "the data, ...]."
             )
+        class_, *names = parts
         for name in names:
             if name in class_of:
                 raise ValueError(f"DATASETS.CLASSES has the name {name!r} twice; keep one of them.")

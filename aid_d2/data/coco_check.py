@@ -163,9 +163,10 @@ def _check_crowds(annotations: Records) -> None:
         'whose "iscrowd" is neither 0 nor 1',
         _where(v is not None and (type(v) not in (int, bool) or v not in (0, 1)) for v in crowds),
     )
-    # Detectron2's loader refuses the key.
-    ignored = dict.fromkeys(_where(annotations.values("ignore")), 1)
-    annotations.set("ignore", dict.fromkeys(ignored, 0))
+    # Detectron2's loader takes no "ignore" but 0.
+    ignore = [row.get("ignore", 0) for row in annotations.rows]
+    annotations.set("ignore", dict.fromkeys(_where(v != 0 for v in ignore), 0))
+    ignored = dict.fromkeys(_where(ignore), 1)
     annotations.mend('with "ignore", taken as "iscrowd"', "iscrowd", ignored)
 
 

@@ -83,7 +83,7 @@ def _xml_files(folder: Path, annotation_dir: Path, split: str | None) -> list[Pa
             f"No list {listed} of the images of VOC's split {split!r}. Leave the split out of the "
             "entry to read all xml files."
         )
-    lines = listed.read_text(errors="replace").splitlines()
+    lines = listed.read_text("utf-8-sig", errors="replace").splitlines()
     stems = dict.fromkeys(line.split()[0] for line in lines if line.strip())
     return [annotation_dir / f"{stem}.xml" for stem in stems]
 

@@ -62,7 +62,7 @@ def _read_class_list(folder: Path) -> list[str]:
             f"No class list {file}. Write one class a line, or name a data.yaml instead of the "
             "folder."
         )
-    return [line.strip() for line in file.read_text(errors="replace").splitlines() if line.strip()]
+    return _lines_of(file)
 
 
 def _read_yaml(file: Path, split: str | None) -> tuple[list[str], list[Path]]:
@@ -96,9 +96,13 @@ def _images_at(file: Path, root: Path, place: str) -> list[Path]:
         if path.is_dir():
             return _images_in(path)
         if path.is_file():
-            lines = path.read_text(errors="replace").splitlines()
-            return [path.parent / line.strip() for line in lines if line.strip()]
+            return [path.parent / line for line in _lines_of(path)]
     raise FileNotFoundError(f"{file} names {place!r}, but there is no {root / place}.")
+
+
+def _lines_of(file: Path) -> list[str]:
+    lines = file.read_text("utf-8-sig", errors="replace").splitlines()
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -129,7 +133,7 @@ def _convert(
             continue
         size = {"width": width, "height": height}
         listed.append({"id": image_id, "file_name": os.path.relpath(image, root), **size})
-        for number, line in enumerate(_lines(label, faults), start=1):
+        for number, line in enumerate(_labels(label, faults), start=1):
             try:
                 category, x1, y1, x2, y2 = _parse(line, len(names))
             except _Fault as fault:
@@ -143,9 +147,9 @@ def _convert(
     return coco, [p for kind, places in faults.items() for p in problems_at(kind, places)]
 
 
-def _lines(label: Path, faults: dict[str, list[str]]) -> list[str]:
+def _labels(label: Path, faults: dict[str, list[str]]) -> list[str]:
     try:
-        return [line for line in label.read_text().splitlines() if line.strip()]
+        return [line for line in label.read_text("utf-8-sig").splitlines() if line.strip()]
     except FileNotFoundError:
         return []
     except (OSError, ValueError):

@@ -13,9 +13,7 @@ def _coco():
         {"id": i, "image_id": i, "category_id": 1, "bbox": box, "area": 9.5, "iscrowd": 0}
         for i, box in enumerate(boxes, start=1)
     ]
-    images = [
-        {"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 50} for i in range(1, 5)
-    ]
+    images = [{"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 50} for i in range(1, 5)]
     return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "a"}]}
 
 
@@ -160,7 +158,9 @@ def test_records_that_are_no_objects_are_fatal():
 def test_a_repeated_category_id_is_fatal():
     coco = _coco()
     coco["categories"].append({"id": 1, "name": "b"})
-    assert any(p.fatal and p.kind == "categories with the id of another" for p in check_coco(coco)[1])
+    assert any(
+        p.fatal and p.kind == "categories with the id of another" for p in check_coco(coco)[1]
+    )
 
 
 def test_corners_instead_of_width_and_height_are_fatal():
