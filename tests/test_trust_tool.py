@@ -50,7 +50,9 @@ def run(tool, monkeypatch, files, output, *more):
 
 def test_all_objects_are_ranked_by_aids_weight(tool, teacher, monkeypatch, tmp_path):
     cfg, model, files = teacher
-    rows = run(tool, monkeypatch, files, tmp_path, "--score", "0.2", "--pictures", "5", "--alpha", "0.5")
+    rows = run(
+        tool, monkeypatch, files, tmp_path, "--score", "0.2", "--pictures", "5", "--alpha", "0.5"
+    )
     trust = [float(x["trust"]) for x in rows]
     assert trust == sorted(trust)
     objects = [x for x in rows if x["kind"] == "object"]

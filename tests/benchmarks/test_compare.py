@@ -1,4 +1,4 @@
-"""tools/compare.py: a small suite, killed once and taken up again."""
+"""benchmarks/compare.py: a small suite, killed once and taken up again."""
 
 import json
 import os
@@ -8,10 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import compare
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -55,11 +56,11 @@ def results_of(output):
     return sorted((output / "runs").glob("*/result.json"))
 
 
-def test_a_suite_that_is_killed_goes_on(suite, tmp_path, load_tool, monkeypatch, capsys):
+def test_a_suite_that_is_killed_goes_on(suite, tmp_path, monkeypatch, capsys):
     output = tmp_path / "output"
     arguments = ["--suite", str(suite), "--output", str(output)]
     killed = subprocess.Popen(
-        [sys.executable, "-W", "ignore", str(ROOT / "tools" / "compare.py"), *arguments],
+        [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / "compare.py"), *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     deadline = time.monotonic() + 300
@@ -70,7 +71,6 @@ def test_a_suite_that_is_killed_goes_on(suite, tmp_path, load_tool, monkeypatch,
     (first,) = results_of(output)
     written = first.stat().st_mtime_ns
 
-    compare = load_tool("compare")
     monkeypatch.setattr("sys.argv", ["compare.py", *arguments])
     compare.main()
     assert first.stat().st_mtime_ns == written
@@ -125,13 +125,13 @@ def test_a_suite_that_is_killed_goes_on(suite, tmp_path, load_tool, monkeypatch,
     assert not (folder_of(again[0], output) / "model_final.pth").exists()
 
 
-def test_a_run_that_fails_is_named(suite, tmp_path, load_tool, monkeypatch, capsys):
+def test_a_run_that_fails_is_named(suite, tmp_path, monkeypatch, capsys):
     content = yaml.safe_load(suite.read_text())
     content["groups"]["boxes"]["teacher"]["opts"] = {"MODEL.WEIGHTS": "nowhere.pth"}
     suite.write_text(yaml.safe_dump(content, sort_keys=False))
     output = tmp_path / "output"
     monkeypatch.setattr("sys.argv", ["compare.py", "--suite", str(suite), "--output", str(output)])
     with pytest.raises(SystemExit, match="2 runs failed: see .*plain-seed1.*distilled-seed4"):
-        load_tool("compare").main()
+        compare.main()
     assert "FAILED: plain-seed1" in capsys.readouterr().out
     assert [x.parent.name.split("-")[0] for x in results_of(output)] == ["plain"]

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import yaml
 
+from aid_d2.config import DISTILLED, load_config, plain_student
+from aid_d2.distillers import DISTILLER_REGISTRY
 from detectron2.config import CfgNode
-
-from ..config import DISTILLED, load_config, plain_student
-from ..distillers import DISTILLER_REGISTRY
 
 TEACHER = "teacher"
 # Not of students: with the seed of its teacher one of the same network starts from the same weights,

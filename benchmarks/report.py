@@ -1,24 +1,15 @@
 """What the results of a suite show: tables with spread and paired differences, and a picture."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, stdev
 
+from matplotlib.figure import Figure
+from numpy import mean, std
+from scipy.stats import t as student_t
+from suite import TEACHER, Group, Suite
 from tabulate import tabulate
-
-from .suite import TEACHER, Group, Suite
-
-# Quantiles .975 of Student's t distribution for 1, 2, ... 30 degrees of freedom. For more the
-# normal distribution's 1.96 is at most 4% too small.
-_T = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
 
 # The last one is that of the AID paper, on KITTI.
 _METRICS = ("AP", "AP50", "AP75", "kitti/VOC_AP50")
@@ -36,8 +27,7 @@ def confidence_interval(differences: Sequence[float]) -> tuple[float, float]:
     n = len(differences)
     if n < 2:
         return (mean(differences) if n else math.nan), math.nan
-    t = _T[n - 2] if n - 2 < len(_T) else 1.96
-    return mean(differences), t * stdev(differences) / math.sqrt(n)
+    return mean(differences), student_t.ppf(0.975, n - 1) * std(differences, ddof=1) / math.sqrt(n)
 
 
 def paired(results: Sequence[dict], row: str, baseline: str, metric: str) -> list[float]:
@@ -120,7 +110,7 @@ def _value(values: Sequence[float | None], text: str) -> str:
 def _spread(values: Sequence[float]) -> str:
     if not values:
         return ""
-    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+    return f"{mean(values):.1f}" + (f" ± {std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
 def _interval(differences: Sequence[float]) -> str:
@@ -130,22 +120,11 @@ def _interval(differences: Sequence[float]) -> str:
     return f"{centre:+.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
 
 
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
 def _draw(suite: Suite, results: Sequence[dict], path: Path) -> None:
     """AP50 of each run as a dot and of each row as a bar, a panel for each group."""
-    pyplot = _pyplot()
     height = 1.0 + 0.35 * max(len(group.rows) for group in suite.groups)
-    figure, panels = pyplot.subplots(
-        1, len(suite.groups), figsize=(5 * len(suite.groups), height), squeeze=False
-    )
+    figure = Figure(figsize=(5 * len(suite.groups), height), layout="tight")
+    panels = figure.subplots(1, len(suite.groups), squeeze=False)
     for panel, group in zip(panels[0], suite.groups):
         for y, row in enumerate(group.rows):
             values = [x["AP50"] for x in _of(group, results) if x["row"] == row]
@@ -156,18 +135,14 @@ def _draw(suite: Suite, results: Sequence[dict], path: Path) -> None:
         panel.invert_yaxis()
         panel.set_xlabel("AP50")
         panel.set_title(group.name)
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def _draw_gain(suite: Suite, results: Sequence[dict], path: Path) -> None:
     """AP50 that rows gain over others, against the AP50 of the teacher: a dot per seed."""
-    pyplot = _pyplot()
     count = len(suite.gains)
-    figure, panels = pyplot.subplots(
-        1, count, figsize=(5 * count, 4), sharex=True, sharey=True, squeeze=False
-    )
+    figure = Figure(figsize=(5 * count, 4), layout="tight")
+    panels = figure.subplots(1, count, sharex=True, sharey=True, squeeze=False)
     for axes, (row, baseline) in zip(panels[0], suite.gains):
         axes.set_xlabel("AP50 of the teacher")
         axes.set_ylabel(f"AP50: {row} - {baseline}")
@@ -186,6 +161,4 @@ def _draw_gain(suite: Suite, results: Sequence[dict], path: Path) -> None:
         axes.axhline(0.0, color="gray", linewidth=0.5)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)

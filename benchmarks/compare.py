@@ -1,6 +1,6 @@
 """Trains and evaluates all rows of a suite, and compares them seed by seed.
 
-    python tools/compare.py --suite configs/suites/highway_cpu.yaml --output output/highway_cpu
+    python benchmarks/compare.py --suite benchmarks/suites/highway_cpu.yaml --output output/highway_cpu
 
 What is done is kept: stopped or killed, the same command goes on where it was. `--output` then has
 
@@ -32,8 +32,9 @@ from pathlib import Path
 
 import torch
 import torchvision
+from report import write_report
+from suite import Run, load_suite
 
-from aid_d2.comparison import Run, load_suite, read_metrics, write_report
 import detectron2
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,6 +161,15 @@ class Job:
         if not lines:
             return usual * self.max_iter
         return lines[-1]["time"] * (self.max_iter - lines[-1]["iteration"])
+
+
+def read_metrics(file: Path) -> list[dict]:
+    """The lines of Detectron2's `metrics.json`, oldest first; none if there is no file yet.
+
+    A last line that is only just being written, or was when the run was killed, is left out.
+    """
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [json.loads(x) for x in lines if x.endswith("\n")]
 
 
 def median(lines: list[dict], name: str) -> float | None:

@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from suite import load_suite
 
-import train_net
-from aid_d2.comparison import load_suite
+from aid_d2.data import register_coco_json
 from aid_d2.distillers import DISTILLER_REGISTRY
+from aid_d2.engine import Trainer
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader
 from detectron2.utils.env import seed_all_rng
 
-SUITES = sorted(str(x) for x in Path("configs/suites").glob("*.yaml"))
+SUITES = sorted(str(x) for x in Path("benchmarks/suites").glob("*.yaml"))
 PLAIN = "configs/highway/retinanet_R_18_C64.yaml"
 DISTILLED = "configs/highway/retinanet_R_18_C64_pkd.yaml"
 SUITE = {
@@ -204,9 +205,9 @@ def test_rows_start_from_equal_weights_and_see_equal_batches(small_cfg, distille
     ]
     seen = []
     for cfg in rows:
-        train_net.register_coco_json(cfg.DATASETS.COCO_JSON)
+        register_coco_json(cfg.DATASETS.COCO_JSON)
         seed_all_rng(3)
-        model = train_net.Trainer.build_model(cfg)
+        model = Trainer.build_model(cfg)
         weights = getattr(model, "student", model).state_dict()
         batches = list(islice(build_detection_train_loader(cfg), 4))
         seen.append((weights, [x["image"] for batch in batches for x in batch]))

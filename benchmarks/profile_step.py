@@ -1,6 +1,6 @@
 r"""What a step of distillation costs, beside the student's step alone and the teacher's forward.
 
-    python tools/profile_step.py --config-file configs/kitti/retinanet_R_50_aid.yaml \
+    python benchmarks/profile_step.py --config-file configs/kitti/retinanet_R_50_aid.yaml \
         --size 800 1344 --images 8
 
 Everything runs in one process, interleaved and repeated; the table has medians. The floor is one
@@ -35,13 +35,13 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
-from aid_d2 import load_config
+from aid_d2 import DistilledDetector, load_config
 from aid_d2.aid import GRANULARITIES
 from aid_d2.config import DISTILLED, default_config, use_cpu_without_gpu
-from aid_d2.modeling import DistilledDetector, train_fast, wrap
+from aid_d2.engine import Trainer
 from aid_d2.modeling.teacher import load_teacher_config
+from aid_d2.modeling.wrappers import wrap
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
@@ -53,7 +53,6 @@ VARIANTS = ("method", "granularity", "setting", "objects", "images", "size")
 OBJECTS = (1, 10, 50, 200)
 SETTINGS = (
     "DISTILL.PRECISION float32",
-    "DISTILL.RECOMPUTE True",
     "SOLVER.CHANNELS_LAST True",
     "SOLVER.BF16 True",
     "SOLVER.CHANNELS_LAST True SOLVER.BF16 True",
@@ -97,6 +96,7 @@ class Row:
     """A distilled detector, and the names of the steps that it is compared with."""
 
     case: Case
+    model: DistilledDetector
     student: str
     teacher: str
     exact_teacher: str
@@ -110,7 +110,7 @@ def main() -> None:
         cases = variants(Case(cfg, *args.size, args.images, args.objects), args.variants)
         rows, steps = prepare(cases)
         seconds = interleave(steps, args.repeats)
-        shares = {name: parts(steps[name]) for name in rows}
+        shares = {name: parts(row.model, steps[name]) for name, row in rows.items()}
         del steps
         weighed = {x: row.case for x, row in rows.items()}
         weighed.update({row.student: row.case.student for row in rows.values()})
@@ -191,6 +191,7 @@ def prepare(cases: dict[str, Case]) -> tuple[dict[str, Row], dict[str, Callable[
         head, solver = model.needs_teacher_head, case.cfg.SOLVER
         row = Row(
             case,
+            model,
             student=f"student, {case.batch_name}, {solver.BF16=}, {solver.CHANNELS_LAST=}",
             teacher=f"teacher in {case.cfg.DISTILL.PRECISION}, {case.batch_name}, {head=}",
             exact_teacher=f"teacher in float32, {case.batch_name}, {head=}",
@@ -209,26 +210,27 @@ def prepare(cases: dict[str, Case]) -> tuple[dict[str, Row], dict[str, Callable[
 def observer(case: Case, model: DistilledDetector) -> Callable[[], None]:
     """A forward pass of a model's teacher."""
     batch, teacher = noise(case, model), model.teacher
-    images = teacher.model.preprocess_image(batch).tensor if model.shares_images else None
     channels, head = case.cfg.INPUT.FORMAT, model.needs_teacher_head
-    return lambda: teacher.observe(batch, channels, head, images=images)
+    return lambda: teacher(batch, channels, head)
 
 
 def stepper(case: Case) -> tuple[DistilledDetector, Callable[[], None]]:
     """A detector, and a function that takes one step of its training."""
     torch.manual_seed(0)
-    model = build_model(case.cfg).train()
+    model = Trainer.build_model(case.cfg).train()
     for module in model.modules():
         if isinstance(module, StandardRPNHead):
             # Random deltas let most boxes grow to the whole image, of which NMS leaves one.
             nn.init.zeros_(module.anchor_deltas.weight)
     batch = noise(case, model)
-    train_fast(case.cfg, model)
     optimizer = build_optimizer(case.cfg, model)
+    half = torch.autocast(model.device.type, torch.bfloat16, enabled=case.cfg.SOLVER.BF16)
 
     def step() -> None:
         with EventStorage(0):
-            loss = sum(model(batch).values())
+            with half:
+                losses = model(batch)
+            loss = sum(losses.values())
             optimizer.zero_grad()
             loss.backward()
         # A rate of 0 costs the same, and random weights stay as harmless as they are.
@@ -275,19 +277,58 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def parts(step) -> dict[str, float]:
-    """Seconds of each part of a distilled step, forward, by the labels of DistilledDetector."""
-    activities = [ProfilerActivity.CPU]
-    if torch.cuda.is_available():
-        activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities) as profiler:
-        step()
+def parts(model: DistilledDetector, step: Callable[[], None]) -> dict[str, float]:
+    """Seconds of each part of a distilled step, forward."""
+    teacher, weights = Timed(model.teacher), Timed(model.aid)
+    modules = {"student": TimedModule(model.student)}
+    modules.update({name: TimedModule(method) for name, method in model.distiller.items()})
+    model.teacher, model.aid = teacher, weights
+    step()
+    model.teacher, model.aid = teacher.inner, weights.inner
+    seconds = {"teacher": teacher.seconds, "weights": weights.seconds}
+    return {**{name: x.close() for name, x in modules.items()}, **seconds}
+
+
+class Timed:
+    """Something callable, and the seconds that its calls took."""
+
+    def __init__(self, inner):
+        self.inner, self.seconds = inner, 0.0
+
+    def __call__(self, *args):
         synchronize()
-    return {
-        event.key.removeprefix("aid_d2."): max(event.cpu_time_total, event.device_time_total) / 1e6
-        for event in profiler.key_averages()
-        if event.key.startswith("aid_d2.")
-    }
+        start = time.perf_counter()
+        result = self.inner(*args)
+        synchronize()
+        self.seconds += time.perf_counter() - start
+        return result
+
+    def __getattr__(self, name: str):
+        return getattr(self.inner, name)
+
+
+class TimedModule:
+    """The seconds that the forward passes of a module took."""
+
+    def __init__(self, module: nn.Module):
+        self.seconds = 0.0
+        self.handles = (
+            module.register_forward_pre_hook(self._start),
+            module.register_forward_hook(self._end),
+        )
+
+    def _start(self, *args) -> None:
+        synchronize()
+        self.seconds -= time.perf_counter()
+
+    def _end(self, *args) -> None:
+        synchronize()
+        self.seconds += time.perf_counter()
+
+    def close(self) -> float:
+        for handle in self.handles:
+            handle.remove()
+        return self.seconds
 
 
 def peak_memory(case: Case) -> float:

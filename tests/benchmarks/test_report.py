@@ -4,9 +4,8 @@ import math
 from statistics import mean, stdev
 
 import pytest
-
-from aid_d2.comparison.report import confidence_interval, paired, write_report
-from aid_d2.comparison.suite import Group, Run, Suite
+from report import confidence_interval, paired, write_report
+from suite import Group, Run, Suite
 
 # AP50 of three seeds.
 AP50 = {"teacher": [50.0], "student": [30.0, 31.0, 35.0], "zhang": [32.0, 34.0, 36.0]}
@@ -44,7 +43,7 @@ def test_interval_by_hand():
     assert confidence_interval([5.0])[0] == 5.0
     assert math.isnan(confidence_interval([5.0])[1])
     many = [float(i % 2) for i in range(400)]
-    assert confidence_interval(many)[1] == pytest.approx(1.96 * stdev(many) / 20)
+    assert confidence_interval(many)[1] == pytest.approx(1.96593 * stdev(many) / 20, rel=1e-5)
 
 
 def test_differences_are_paired_by_seed():
@@ -94,3 +93,15 @@ def test_report_of_a_suite_that_has_just_begun(tmp_path):
     text = (tmp_path / "results.md").read_text()
     assert "| teacher" in text and "student" not in text and "later" not in text
     write_report(begun, [], tmp_path)
+
+
+def test_a_run_that_detected_nothing_does_not_stop_the_report(tmp_path):
+    """Detectron2 gives it NaN for each metric."""
+    nothing = results()
+    for metric in ("AP", "AP50", "AP75"):
+        nothing[-1][metric] = math.nan
+    with_gains = suite()
+    with_gains.gains = [("zhang", "student")]
+    write_report(with_gains, nothing, tmp_path)
+    (row,) = [x for x in (tmp_path / "results.md").read_text().splitlines() if "| zhang" in x]
+    assert "nan" in row and (tmp_path / "gain.png").exists()
