@@ -107,6 +107,9 @@ def _register_listed(
     listed: dict[str, Iterable[Sequence[str]]], class_of: dict[str, str], image_sample: int
 ) -> None:
     entries = dict.fromkeys(_parse_entry(key, entry) for key in listed for entry in listed[key])
+    for name, times in Counter(entry.name for entry in entries).items():
+        if times > 1:
+            raise ValueError(f"DATASETS lists {times} data sets {name!r}: give each another name.")
     new = [entry for entry in entries if not _is_registered(entry, class_of)]
     if not new:
         return

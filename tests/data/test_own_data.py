@@ -148,6 +148,8 @@ def test_same_entry_twice_is_fine_another_under_its_name_is_not(write, coco, tmp
     register_own_data(_cfg(COCO_JSON=[entry]))
     with pytest.raises(ValueError, match="'own_train' in DATASETS.COCO_JSON is already regis"):
         register_coco_json([(entry[0], entry[1], str(tmp_path))])
+    with pytest.raises(ValueError, match="lists 2 data sets 'own_train'"):
+        register_own_data(_cfg(COCO_JSON=[entry], VOC=[["own_train", str(tmp_path)]]))
     with pytest.raises(ValueError, match="'own_train' .* other paths or classes"):
         register_own_data(_cfg(COCO_JSON=[entry], CLASSES=["tram"]))
     with pytest.raises(ValueError, match="'kitti_val' .* already registered"):
