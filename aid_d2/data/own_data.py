@@ -188,6 +188,8 @@ def _check_images(own: _OwnSet, sample: int) -> None:
 
 
 def _register(own: _OwnSet, class_of: dict[str, str]) -> None:
+    if not own.coco["categories"]:
+        raise ValueError(f"{own.entry} has no classes: it names none, and has no objects.")
     json_file = own.json_file or _write_json(own.coco)
     metadata = {"thing_classes": _names(own.coco), "own_data": (own.entry, class_of)}
     register_coco_instances(own.entry.name, metadata, str(json_file), str(own.image_root))

@@ -242,5 +242,8 @@ def test_faults_of_voc_and_yolo_stop_the_registration(tmp_path):
     _write_voc(tmp_path / "voc", "")
     with pytest.raises(ValueError, match=r"object without <name>: 1 \(a.xml\)"):
         register_own_data(_cfg(VOC=[["own_train", str(tmp_path / "voc")]]))
+    (tmp_path / "voc" / "a.xml").write_text("<annotation></annotation>")
+    with pytest.raises(ValueError, match="'own_train' .* has no classes"):
+        register_own_data(_cfg(VOC=[["own_train", str(tmp_path / "voc")]]))
     with pytest.raises(FileNotFoundError, match="No image directory .*none"):
         register_own_data(_cfg(VOC=[["own_train", str(tmp_path / "none")]]))
