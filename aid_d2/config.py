@@ -18,9 +18,6 @@ DISTILLED = "DistilledDetector"
 
 def _add_keys(cfg: CN) -> None:
     """Add the keys that no other module owns."""
-    # Own COCO-json data sets to register: a list of [name, json file, image folder], relative paths
-    # being under $DETECTRON2_DATASETS.
-    cfg.DATASETS.COCO_JSON = []
     # Data sets with labels of a teacher (tools/pseudo_label.py) that are mixed into every batch,
     # and their share of it.
     cfg.DATASETS.UNLABELED = ()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aid_d2.data.coco_json import read_coco_json
+from aid_d2.data.coco_file import read_coco_json
 
 WRONG_CLASS, JITTERED_BOX, DROPPED = "wrong class", "jittered box", "dropped"
 

@@ -12,7 +12,7 @@ import json
 import random
 from pathlib import Path
 
-from aid_d2.data.coco_json import read_coco_json
+from aid_d2.data.coco_file import read_coco_json
 
 
 def main() -> None:

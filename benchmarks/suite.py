@@ -249,5 +249,6 @@ def _compared(cfg: CfgNode, node: str) -> CfgNode:
         part.pop(key, None)
     if node == "DATASETS":
         used = (*part.TRAIN, *part.TEST)
-        part.COCO_JSON = [list(entry) for entry in part.COCO_JSON if entry[0] in used]
+        for key in ("COCO_JSON", "VOC", "YOLO"):
+            part[key] = [list(entry) for entry in part[key] if entry[0] in used]
     return part

@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from aid_d2 import AID
 from aid_d2.aid import loss_to_weight
-from aid_d2.data.coco_json import read_coco_json
+from aid_d2.data.coco_file import read_coco_json
 from aid_d2.modeling.teacher import Teacher, teacher_config_of_tool
 from aid_d2.visualization import draw_boxes, labeled_input, object_weights
 from detectron2.config import CfgNode

@@ -1,8 +1,8 @@
 """Data sets, registered with Detectron2 when this package is imported, and a training mapper."""
 
 from . import builtin  # noqa: F401
-from .coco_json import register_coco_json
 from .ignore_regions import IgnoreRegionMapper
+from .own_data import register_coco_json, register_own_data
 from .semi_supervised import PSEUDO_LABELED, build_mixed_train_loader
 
 __all__ = [
@@ -10,4 +10,5 @@ __all__ = [
     "IgnoreRegionMapper",
     "build_mixed_train_loader",
     "register_coco_json",
+    "register_own_data",
 ]

@@ -7,7 +7,6 @@ it would take those that an earlier run left in OUTPUT_DIR, and areas of boxes f
 """
 
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.utils.file_io import PathManager
 
-from .coco_json import read_coco_json, require_image_dir
+from .coco_file import read_coco_json, require_image_dir
 from .coco_traffic import coco_traffic_classes, filter_coco_traffic
 from .kitti import (
     EXTRA_ANNOTATION_KEYS,
@@ -27,7 +26,7 @@ from .kitti import (
     kitti_to_coco,
     read_splits,
 )
-from .paths import datasets_root
+from .paths import datasets_root, temporary_dir
 
 _PREFIX = "aid_d2://"
 # What makes the COCO dict of each registered data set.
@@ -35,15 +34,9 @@ _CONVERSIONS: dict[str, Callable[[], dict]] = {}
 
 
 @cache
-def _folder() -> tempfile.TemporaryDirectory:
-    """Of this process; gone when it ends."""
-    return tempfile.TemporaryDirectory(prefix="aid_d2-")
-
-
-@cache
 def _converted(name: str) -> str:
     """Path of the json file of a data set."""
-    path = Path(_folder().name) / f"{name}.json"
+    path = Path(temporary_dir().name) / f"{name}.json"
     path.write_text(json.dumps(_CONVERSIONS[name]()))
     return str(path)
 

@@ -11,7 +11,6 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ from .classes import parse_classes, require_known, select_classes
 from .coco_check import check_coco
 from .coco_file import is_plain_utf8, read_coco_json, require_image_dir
 from .image_check import check_images
-from .paths import datasets_root
+from .paths import datasets_root, temporary_dir
 from .problems import settle
 from .voc import read_voc
 from .yolo import read_yolo
@@ -43,6 +42,9 @@ _FORMS = {
 
 def add_config(cfg: CfgNode) -> None:
     """Add the keys for own data sets; :func:`register_own_data` reads them."""
+    # Data sets in COCO's format: a list of [name, json file, image folder]. Relative paths here and
+    # below are under $DETECTRON2_DATASETS.
+    cfg.DATASETS.COCO_JSON = []
     # Data sets in Pascal VOC's format: a list of [name, folder] or [name, folder, split].
     cfg.DATASETS.VOC = []
     # Data sets in YOLO's format: a list of [name, data.yaml, split] or [name, folder].
@@ -198,13 +200,8 @@ def _register(own: _OwnSet, class_of: dict[str, str]) -> None:
     logger.info("%s: %d images; boxes: %s", own.entry, len(own.coco["images"]), classes)
 
 
-@cache
-def _temporary_dir() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(prefix="aid_d2-")
-
-
 def _write_json(coco: dict) -> str:
-    handle, path = tempfile.mkstemp(suffix=".json", dir=_temporary_dir().name)
+    handle, path = tempfile.mkstemp(suffix=".json", dir=temporary_dir().name)
     with os.fdopen(handle, "w") as file:
         json.dump(coco, file)
     return path

@@ -15,7 +15,7 @@ from detectron2.utils.logger import setup_logger
 
 from .. import compat
 from ..config import load_config, plain_student, use_cpu_without_gpu
-from ..data import register_coco_json
+from ..data import register_own_data
 from .trainer import Trainer
 
 
@@ -50,10 +50,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """The config of a command line, with logging set up and own data sets registered."""
     cfg = load_config(args.config_file, args.opts)
     no_gpu = use_cpu_without_gpu(cfg)
-    register_coco_json(cfg.DATASETS.COCO_JSON)
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="aid_d2")
+    register_own_data(cfg)
     logger = logging.getLogger("aid_d2")
     for repair in compat.REPAIRS:
         logger.info(repair)

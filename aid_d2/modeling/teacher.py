@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
 from ..config import load_config, plain_student, use_cpu_without_gpu
-from ..data.coco_json import register_coco_json
+from ..data.own_data import register_own_data
 from .precision import PRECISIONS, choose_precision, compile_backbone, fold_norms
 from .wrappers import wrap
 
@@ -116,7 +116,7 @@ def teacher_config_of_tool(config_file: str, weights: str, opts: Sequence[str]) 
             raise FileNotFoundError(f"{what}: there is no file {path}.")
     cfg = plain_student(load_config(config_file, opts))
     use_cpu_without_gpu(cfg)
-    register_coco_json(cfg.DATASETS.COCO_JSON)
+    register_own_data(cfg)
     return cfg
 
 
