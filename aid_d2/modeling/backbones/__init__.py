@@ -1,0 +1,7 @@
+"""Backbones that Detectron2 has no builder for: networks of timm, and the pyramids of GFL and FCOS."""
+
+from .checks import warn_frozen_random
+from .pyramids import LastLevelP6P7Linear
+from .timm_network import TimmNetwork, build_timm_network
+
+__all__ = ["LastLevelP6P7Linear", "TimmNetwork", "build_timm_network", "warn_frozen_random"]
