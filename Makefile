@@ -9,7 +9,7 @@ export DETECTRON2_DATASETS ?= datasets
 .PHONY: quickstart test install clean
 
 quickstart: $(INSTALLED)
-	$(BIN)/python -W ignore::UserWarning tools/quickstart.py
+	$(BIN)/python -W ignore::UserWarning examples/quickstart/quickstart.py
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile

@@ -12,8 +12,8 @@ teacher is wrong, its knowledge counts less. What an instance is, the *granulari
 ============  ====================================================================================
 
 Each fills the same :class:`DistillWeights`, one map per level with values in (0, 1] (rescaled ones
-have the mean 1 instead). :class:`AID` is what a detector is trained with; the functions below it are
-pure, on the :class:`UnreducedLosses` that a detector's wrapper gives.
+have the mean 1 instead). :class:`AID` is what a detector is trained with; the functions below it
+are pure, on the :class:`UnreducedLosses` that a detector's wrapper gives.
 """
 
 from collections.abc import Callable
@@ -189,7 +189,7 @@ class AID:
         return DistillWeights({x.stride: y[:, None] for x, y in zip(losses.levels, maps)})
 
     def log(self, losses: UnreducedLosses, weights: DistillWeights) -> None:
-        """Put `teacher/*` and `aid/*` into Detectron2's event storage, as often as it is written."""
+        """Put `teacher/*` and `aid/*` into the event storage, as often as Detectron2 writes it."""
         storage = get_event_storage()
         # Other processes have no writer, which would empty their storage.
         if (storage.iter + 1) % _LOG_PERIOD or not comm.is_main_process():

@@ -1,7 +1,7 @@
 """The keys that aid_d2 adds to a Detectron2 config, and how a config is loaded.
 
-Each module adds the keys of what it defines to CONFIG_EXTENSIONS as it is imported; this one imports
-none of them.
+Each module adds the keys of what it defines to CONFIG_EXTENSIONS as it is imported; this one
+imports none of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -60,24 +60,24 @@ def _add_keys(cfg: CN) -> None:
     # The factor rises linearly from 0 over this many iterations.
     cfg.DISTILL.WARMUP_ITERS = 0
     # float32 runs the teacher exactly as it was trained. bfloat16 is about twice as fast: under
-    # autocast, batch norms folded into the convolutions, channels last; methods that support it then
-    # run under autocast too, whatever SOLVER.BF16 says. auto: where the device has it.
+    # autocast, batch norms folded into the convolutions, channels last; methods that support it
+    # then run under autocast too, whatever SOLVER.BF16 says. auto: where the device has it.
     cfg.DISTILL.PRECISION = "auto"
     # What the config.yaml of a detector may still have.
     for key in ("DISTILL.TEACHER.PRECISION", "DISTILL.RECOMPUTE"):
         cfg.register_deprecated_key(key)
 
 
-# Functions `extend(cfg)` that add keys: those of aid_d2, and those of further projects, without which
-# a detector of such a project could be neither student nor teacher.
+# Functions `extend(cfg)` that add keys: those of aid_d2, and those of further projects, without
+# which a detector of such a project could be neither student nor teacher.
 CONFIG_EXTENSIONS: list[Callable[[CN], None]] = [_add_keys]
 
 
 def add_aid_config(cfg: CN) -> None:
     """Add the keys of aid_d2 and of further CONFIG_EXTENSIONS, with their defaults.
 
-    The ordinary MODEL keys describe the student: a yaml without DISTILL keys, and with the student's
-    own META_ARCHITECTURE, trains the student alone.
+    The ordinary MODEL keys describe the student: a yaml without DISTILL keys, and with the
+    student's own META_ARCHITECTURE, trains the student alone.
     """
     for extend in CONFIG_EXTENSIONS:
         extend(cfg)

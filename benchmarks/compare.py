@@ -1,6 +1,7 @@
-"""Trains and evaluates all rows of a suite, and compares them seed by seed.
+r"""Trains and evaluates all rows of a suite, and compares them seed by seed.
 
-    python benchmarks/compare.py --suite benchmarks/suites/highway_cpu.yaml --output output/highway_cpu
+    python benchmarks/compare.py --suite benchmarks/suites/highway_cpu.yaml \
+        --output output/highway_cpu
 
 What is done is kept: stopped or killed, the same command goes on where it was. `--output` then has
 
@@ -10,8 +11,8 @@ What is done is kept: stopped or killed, the same command goes on where it was. 
     results.md      means, spread over seeds, and paired differences with confidence intervals
     results.png     and gain.png, if the suite has `gains`
 
-after each run that ends. A run that was stopped goes on from its last checkpoint, with the data from
-the start, as always in Detectron2; without a checkpoint it starts anew. A run whose config has
+after each run that ends. A run that was stopped goes on from its last checkpoint, with the data
+from the start, as always in Detectron2; without a checkpoint it starts anew. A run whose config has
 changed since is trained anew, in a folder of its own; for data that has changed choose another
 `--output`. Each run has one GPU; `--jobs` trains several runs at a time, by default as many as
 there are GPUs.

@@ -5,9 +5,9 @@ r"""What a step of distillation costs, beside the student's step alone and the t
 
 Everything runs in one process, interleaved and repeated; the table has medians. The floor is one
 step of the student and one forward of the teacher as it is configured (DISTILL.PRECISION),
-with its head where the row needs it. Weights are random and images are noise, on which cost does not
-depend; an RPN proposes its anchors, so that the box head of a Faster R-CNN has its full batch, as in
-training. `--variants` are the rows:
+with its head where the row needs it. Weights are random and images are noise, on which cost does
+not depend; an RPN proposes its anchors, so that the box head of a Faster R-CNN has its full batch,
+as in training. `--variants` are the rows:
 
     method       each of DISTILL.METHODS alone and all of them, with AID as configured
     granularity  all methods with AID off and with each granularity

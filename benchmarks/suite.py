@@ -15,8 +15,8 @@ from aid_d2.distillers import DISTILLER_REGISTRY
 from detectron2.config import CfgNode
 
 TEACHER = "teacher"
-# Not of students: with the seed of its teacher one of the same network starts from the same weights,
-# and finds it far easier to follow it than from weights of its own.
+# Not of students: with the seed of its teacher one of the same network starts from the same
+# weights, and finds it far easier to follow it than from weights of its own.
 TEACHER_SEED = 1
 _SUITE_KEYS = {"seeds", "opts", "groups", "gains"}
 _GAIN_KEYS = {"of", "over"}
@@ -176,8 +176,9 @@ def load_suite(path: str) -> Suite:
                     run.teacher = teacher
                 if seed == TEACHER_SEED and "teacher" in entry:
                     raise ValueError(
-                        f"{path}: {name}.{row} has the seed {seed}, which is the teachers'. A student "
-                        "has to start from weights of its own: choose others, such as 2, 3 and 4."
+                        f"{path}: {name}.{row} has the seed {seed}, which is the teachers'. A "
+                        "student has to start from weights of its own: choose others, such as 2, "
+                        "3 and 4."
                     )
                 group.runs.append(run)
         for baseline in group.baselines:

@@ -218,7 +218,7 @@ def test_image_loss_against_loops(roi, normalizer, counts):
     sums, positives = brute_force_sums(losses)
     native = losses.image_normalizer.double().numpy()[:, None]
     expected = sums / (native if normalizer == "native" else np.maximum(positives, 1))
-    for image, count in enumerate(counts):
+    for image in range(len(counts)):
         own = [g for g in range(sum(counts)) if image_of(losses.objects, g) == image]
         if roi and own:
             expected[image] += np.mean([losses.roi[g].item() for g in own])

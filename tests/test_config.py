@@ -197,7 +197,7 @@ def test_every_key_has_an_effect_and_on_distillation_alone(
 
 
 def test_the_papers_preset_decides_all_of_its_keys(cfg):
-    """Those of AID's released code: one weight a level, exp(-0.1 D), D as the detector's own loss."""
+    """AID's released code: one weight a level, exp(-0.1 D), D as the detector's own loss."""
     node = cfg.DISTILL.AID.clone()
     node.merge_from_list(
         ["ALPHA", 3.0, "GRANULARITY", "instance", "RELATIVE", True, "RESCALE", True]

@@ -1,9 +1,10 @@
-"""tools/pseudo_label.py and tools/split_coco.py on images on disk."""
+"""tools/pseudo_label.py and benchmarks/split_coco.py on images on disk."""
 
 import json
 from pathlib import Path
 
 import pytest
+import split_coco
 import torch
 from PIL import ExifTags, Image
 
@@ -177,7 +178,7 @@ def split(tool, monkeypatch, source, share, *outputs):
 
 
 def test_split(load_tool, monkeypatch, rectangles, tmp_path):
-    tool, source = load_tool("split_coco"), rectangles[1]
+    tool, source = split_coco, rectangles[1]
     whole = json.loads(Path(source).read_text())
     some, rest = split(tool, monkeypatch, source, 0.25, tmp_path / "a.json", tmp_path / "b.json")
     assert (len(some["images"]), len(rest["images"])) == (2, 6)

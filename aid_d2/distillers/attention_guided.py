@@ -3,6 +3,7 @@ Distillation*, ICLR 2021), the method on which AID was published.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,7 +98,7 @@ class AttentionGuided(Distiller):
         self.spatial_adapters = PerLevel(context.pairs, lambda x: identity_conv(1, 1, 3))
 
     def forward(self, batch: DistillBatch) -> dict[str, Tensor]:
-        losses = {"feature": [], "channel": [], "spatial": []}
+        losses: dict[str, Any] = {"feature": [], "channel": [], "spatial": []}
         for stride, s in batch.student.features.items():
             t, weight = batch.teacher.features[stride], batch.weights.maps[stride]
             spatial, channel = self._masks(s, t)

@@ -1,5 +1,7 @@
 """The interface of a distillation method."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from detectron2.config import CfgNode
@@ -86,7 +88,7 @@ class LevelDistiller(Distiller):
     adapters: PerLevel
 
     def forward(self, batch: DistillBatch) -> dict[str, Tensor]:
-        total = sum(
+        total: Any = sum(
             self.level_loss(
                 self.adapters[stride](s), batch.teacher.features[stride], batch.weights.maps[stride]
             )

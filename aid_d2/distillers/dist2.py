@@ -142,7 +142,7 @@ class Dist2(Distiller):
         source = _maps(strategy[0], self.student, batch.student)
         target = _maps(strategy[-1], self.teacher, batch.teacher)
         losses = []
-        for stride in (int(key) for key in self.transforms[strategy]):
+        for stride in self.transforms[strategy]:
             weight = batch.weights.maps[stride]
             # Maps of the backbone still have the padding of each detector.
             height, width = weight.shape[-2:]

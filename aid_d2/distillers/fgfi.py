@@ -2,6 +2,8 @@
 Feature Imitation*, CVPR 2019).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -87,7 +89,7 @@ class FGFI(Distiller):
 
     def forward(self, batch: DistillBatch) -> dict[str, Tensor]:
         masks = self._masks(batch.student.features, batch.objects)
-        total = sum(
+        total: Any = sum(
             imitation_loss(
                 self.adapters[stride](s),
                 batch.teacher.features[stride],
@@ -96,7 +98,7 @@ class FGFI(Distiller):
             )
             for stride, s in batch.student.features.items()
         )
-        count = sum(mask.sum() for mask in masks.values()).clamp(min=1)
+        count = torch.stack([mask.sum() for mask in masks.values()]).sum().clamp(min=1)
         return {"feature": self.weight * total / (2 * count)}
 
     def _masks(self, features: dict[int, Tensor], objects: Objects) -> dict[int, Tensor]:

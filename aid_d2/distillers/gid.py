@@ -268,13 +268,13 @@ class GID(Distiller):
         of_box = weights.per_box(boxes)
         masked = self._mask(batch, boxes).nonzero(as_tuple=True)
         of_anchor = weights.per_anchor(student.predictions.levels)[masked]
-        logits = (x.predictions.logits[masked] for x in (student, teacher))
-        deltas = (box_deltas(x.predictions, *masked) for x in (student, teacher))
+        own, theirs = (x.predictions.logits[masked] for x in (student, teacher))
+        deltas, target = (box_deltas(x.predictions, *masked) for x in (student, teacher))
         losses = {
             "feature": feature_loss(s, t, of_box),
             "relation": relation_loss(s.flatten(1), t.flatten(1), of_box),
-            "cls": classification_loss(*logits, of_anchor),
-            "box": regression_loss(*deltas, of_anchor),
+            "cls": classification_loss(own, theirs, of_anchor),
+            "box": regression_loss(deltas, target, of_anchor),
         }
         return {part: self.node[f"{part.upper()}_WEIGHT"] * x for part, x in losses.items()}
 

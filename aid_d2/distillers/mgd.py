@@ -1,5 +1,7 @@
 """MGD (Yang et al., *Masked Generative Distillation*, ECCV 2022)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -63,7 +65,7 @@ class MGD(Distiller):
         # By the iteration, so that a resumed run masks other locations than its beginning did.
         seed = self.seed + get_event_storage().iter
         generator = torch.Generator(device).manual_seed(seed)
-        total = 0.0
+        total: Any = 0.0
         for stride, s in batch.student.features.items():
             mask = random_mask((len(s), 1, *s.shape[-2:]), self.constants.RATIO, generator)
             generated = self.generators[stride](mask * self.adapters[stride](s))

@@ -1,6 +1,7 @@
 """Non-local distillation (Zhang & Ma, ICLR 2021, sec. 3.2): relations between pixels."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,8 @@ def non_local(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
     return (query @ context).transpose(1, 2).unflatten(2, theta.shape[2:])
 
 
-# The covariance of few values is nearly singular, and too inexact; with them it saves nothing either.
+# The covariance of few values is nearly singular, and too inexact; with them it saves nothing
+# either.
 _FEW = 8
 
 
@@ -67,13 +69,13 @@ class NonLocalBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, H, W), as is the result."""
         # Maps at the top of a pyramid can be smaller than the pooling window.
-        window: tuple[int, int] = tuple(min(self.pool, size) for size in x.shape[-2:])
+        window = [min(self.pool, size) for size in x.shape[-2:]]
         inner = self.out.in_channels
         theta, keys_and_values = self.project(x).split((inner, 2 * inner), dim=1)
         phi, g = F.max_pool2d(keys_and_values, window).chunk(2, dim=1)
         y = non_local(theta, phi, g)
-        # Under autocast in float32 from here to the weight: rounded, a covariance can make a variance
-        # of 0.
+        # Under autocast in float32 from here to the weight: rounded, a covariance can make a
+        # variance of 0.
         y = y.to(x.dtype)
         centered = y - y.mean((0, 2, 3), keepdim=True)
         with torch.autocast(x.device.type, enabled=False):
@@ -141,7 +143,7 @@ class NonLocal(Distiller):
             self.teacher_blocks.requires_grad_(False)
 
     def forward(self, batch: DistillBatch) -> dict[str, Tensor]:
-        total = 0.0
+        total: Any = 0.0
         for stride, s in batch.student.features.items():
             mine = self.adapters[stride](self.student_blocks[stride](s))
             theirs = self.teacher_blocks[stride](batch.teacher.features[stride])

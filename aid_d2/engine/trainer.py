@@ -65,8 +65,10 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
         """COCO's metrics, and KITTI's for a data set in its layout."""
-        coco = COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
-        if MetadataCatalog.get(dataset_name).get("evaluator_type") == "kitti":
+        # Not the labels that an earlier run left in the folder.
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+        coco = COCOEvaluator(dataset_name, output_dir=folder, allow_cached_coco=False)
+        if MetadataCatalog.get(dataset_name).get("kitti_layout"):
             return DatasetEvaluators([coco, KITTIEvaluator(dataset_name)])
         return coco
 

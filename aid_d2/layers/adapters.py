@@ -1,13 +1,13 @@
 """Layers that bring the student's maps to the teacher's shape."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from torch import nn
 
 from ..structures import LevelPair
 
 
-class PerLevel(nn.ModuleDict):
+class PerLevel(nn.Module):
     """A module for each level, found by the stride of the level.
 
     Args:
@@ -16,10 +16,15 @@ class PerLevel(nn.ModuleDict):
     """
 
     def __init__(self, pairs: Iterable[LevelPair], build: Callable[[LevelPair], nn.Module]):
-        super().__init__({str(pair.stride): build(pair) for pair in pairs})
+        super().__init__()
+        for pair in pairs:
+            self.add_module(str(pair.stride), build(pair))
 
     def __getitem__(self, stride: int) -> nn.Module:
-        return super().__getitem__(str(stride))
+        return self.get_submodule(str(stride))
+
+    def __iter__(self) -> Iterator[int]:
+        return (int(name) for name, _ in self.named_children())
 
 
 def identity_conv(in_channels: int, out_channels: int, kernel_size: int) -> nn.Conv2d:

@@ -22,8 +22,8 @@ def area(low: Tensor, high: Tensor) -> Tensor:
 def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """Intersection over union of each box with each other one, without a gradient.
 
-    Detectron2's has the same values, but takes several times as long on a CPU, where most of the time
-    goes into memory.
+    Detectron2's has the same values, but takes several times as long on a CPU, where most of the
+    time goes into memory.
 
     Args:
         boxes: (m, 4) x1 y1 x2 y2.

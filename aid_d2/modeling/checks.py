@@ -97,5 +97,6 @@ def check_classes(model: nn.Module, datasets: Sequence[str]) -> None:
             if list(theirs) != list(classes):
                 logger.warning(
                     f"The teacher's data set {other!r} has the classes {theirs}, and {name!r} has "
-                    f"{classes}. They are compared in this order: make sure that they mean the same."
+                    f"{classes}. They are compared in this order: make sure that they mean the "
+                    "same."
                 )

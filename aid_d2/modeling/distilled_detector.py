@@ -2,7 +2,6 @@
 
 import torch
 from torch import nn
-from torch.nn.modules.module import _IncompatibleKeys
 
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_model

@@ -1,7 +1,8 @@
 """Parts of detectors that leave ignore regions out of the training loss.
 
-`IgnoreRegionMapper` hands the regions on as ground truth of class -1. The registered subclasses here
-label anchors and proposals by the real objects only; what lies in a region is no negative example.
+`IgnoreRegionMapper` hands the regions on as ground truth of class -1. The registered subclasses
+here label anchors and proposals by the real objects only; what lies in a region is no negative
+example.
 """
 
 from collections.abc import Callable

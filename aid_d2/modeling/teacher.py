@@ -175,8 +175,8 @@ class _StrictCheckpointer(DetectionCheckpointer):
         ]
         if problems:
             raise ValueError(
-                f"The weights of the teacher (DISTILL.TEACHER.WEIGHTS, --weights), {self._path}, do "
-                "not fit its config. Parameters " + "; ".join(problems)
+                f"The weights of the teacher (DISTILL.TEACHER.WEIGHTS, --weights), {self._path}, "
+                "do not fit its config. Parameters " + "; ".join(problems)
             )
 
 

@@ -71,8 +71,8 @@ class UnreducedLosses:
 
     @property
     def known_objects(self) -> Tensor:
-        """(M,) whether there is a loss on an object: a one-stage detector says nothing of one that no
-        anchor is positive for.
+        """(M,) whether there is a loss on an object: a one-stage detector says nothing of one that
+        no anchor is positive for.
         """
         known = self.num_positives > 0
         return known if self.roi is None else torch.ones_like(known)

@@ -67,7 +67,7 @@ class Objects:
 
     @cached_property
     def by_area(self) -> Tensor:
-        """(M,) int64, indices of the objects: images one after the other, the smallest box first."""
+        """(M,) int64, indices of the objects: image after image, the smallest box first."""
         area = (self.boxes[:, 2:] - self.boxes[:, :2]).prod(1)
         order = torch.argsort(area, stable=True)
         return order[torch.argsort(self.image_index[order], stable=True)]

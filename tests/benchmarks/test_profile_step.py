@@ -1,4 +1,4 @@
-"""benchmarks/profile_step.py: its rows, what its ratios are, and that a cost that is added shows up."""
+"""benchmarks/profile_step.py: its rows and ratios, and that an added cost shows up."""
 
 import json
 import resource

@@ -69,7 +69,7 @@ def test_report(tmp_path):
 
 
 def test_gains_over_teachers_are_drawn(tmp_path, monkeypatch):
-    """A panel per gain, with one point per teacher: its AP50, and the mean gain with its interval."""
+    """A panel per gain, with a point per teacher: its AP50, and the mean gain with its interval."""
     drawn = []
     monkeypatch.setattr(
         "matplotlib.axes.Axes.errorbar",

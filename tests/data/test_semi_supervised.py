@@ -65,7 +65,7 @@ def test_the_teacher_is_fully_trusted_on_its_own_labels(
     batch[1]["pseudo_labeled"] = True
     seen = []
     model.distiller["AttentionGuided"].register_forward_pre_hook(
-        lambda module, args: seen.append(args[2].maps)
+        lambda module, args: seen.append(args[0].weights.maps)
     )
     with EventStorage(0):
         model(batch)

@@ -48,7 +48,7 @@ def no_objects(images=2):
 
 
 def as_batch(student, teacher, weights=None, objects=None):
-    """A batch of maps by stride, or of whole outputs; without weights and objects if none are given."""
+    """A batch of maps by stride, or of whole outputs."""
     student, teacher = (
         x if isinstance(x, DetectorOutputs) else DetectorOutputs(x) for x in (student, teacher)
     )

@@ -47,7 +47,7 @@ def test_area():
 
 @pytest.mark.parametrize("count", [0, 1, 30])
 def test_pairwise_iou_equals_torchvisions_and_bit_by_bit_detectron2s(count):
-    """By equal bits anchors are assigned as Detectron2 does also where two objects are equally near."""
+    """Where two objects are equally near, equal bits give Detectron2's assignment."""
     a, b = boxes(30, seed=6)[:count], boxes(40, seed=7)
     before = a.clone(), b.clone()
     iou = pairwise_iou(a, b)

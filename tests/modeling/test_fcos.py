@@ -7,7 +7,8 @@ from torch import nn
 
 from aid_d2 import DistilledDetector
 from aid_d2.aid import AID, GRANULARITIES, image_loss, level_loss
-from aid_d2.modeling.context import build_distillers, pair_levels
+from aid_d2.distillers import build_distillers
+from aid_d2.modeling.context import pair_levels
 from aid_d2.modeling.teacher import Teacher
 from aid_d2.modeling.wrappers import wrap
 from aid_d2.modeling.wrappers.fcos import FCOSWrapper

@@ -10,8 +10,9 @@ from torch import nn
 
 from aid_d2 import DistilledDetector
 from aid_d2.aid import AID, GRANULARITIES, image_loss, level_loss, object_loss
+from aid_d2.distillers import build_distillers
 from aid_d2.layers.distributed import mean_over_gpus
-from aid_d2.modeling.context import build_distillers, pair_levels
+from aid_d2.modeling.context import pair_levels
 from aid_d2.modeling.gfl.atss import atss_match
 from aid_d2.modeling.gfl.losses import (
     BoxDistribution,

@@ -44,8 +44,8 @@ def test_images_of_unusual_size(build_seeded, distilled_cfg, make_batch, size, i
     "detector,granularity", [*(("RetinaNet", g) for g in GRANULARITIES), ("FasterRCNN", "instance")]
 )
 def test_autocast(build_seeded, distilled_cfg, make_batch, detector, granularity):
-    """With PRECISION float32 distillation is float32, on maps of bfloat16 too, and near to the losses
-    in full precision.
+    """With PRECISION float32 distillation is float32, on maps of bfloat16 too, and near to the
+    losses in full precision.
     """
     adapted = []
     model = build_seeded(distilled_cfg(detector, {"DISTILL.AID.GRANULARITY": granularity}), 0)

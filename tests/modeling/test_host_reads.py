@@ -48,9 +48,9 @@ def reads(model, batch):
 
 
 # Of a step more than in the student's own, and inside Detectron2: in ImageList the size of each of
-# the two images, which the host has; the check in Box2BoxTransform.get_deltas; two for each image in
-# FCOS.label_anchors; for each map in ROIPooler, and its count of boxes. GFL looks up its positive
-# anchors.
+# the two images, which the host has; the check in Box2BoxTransform.get_deltas; two for each image
+# in FCOS.label_anchors; for each map in ROIPooler, and its count of boxes. GFL looks up its
+# positive anchors.
 MORE = {
     "RetinaNet": {"aten::_local_scalar_dense": 2 + 1},
     "FCOS": {"aten::_local_scalar_dense": 2, "aten::index_put_": 4},

@@ -138,7 +138,7 @@ def test_an_unknown_precision_is_named(distilled_cfg, build_seeded):
 
 
 def test_a_compiled_bottom_up_network_trains(distilled_cfg, build_seeded, make_batch, monkeypatch):
-    """By a stand-in for the compiler, so that none is needed: it is asked, and its result is used."""
+    """A stand-in for the compiler, so that none is needed, is asked, and its result is used."""
     compiled = []
 
     def compile(function, *args, **kwargs):

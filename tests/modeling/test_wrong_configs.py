@@ -46,7 +46,7 @@ def test_constructed_without_a_teacher_it_is_the_student(small_cfg, build_seeded
 
 
 def test_constructed_by_hand_it_distils(small_cfg, build_seeded, make_batch):
-    """A distiller of one's own needs no config: L1 of the finest maps, weighted by AID's weights."""
+    """A distiller of one's own needs no config: L1 of the finest maps, weighted by AID."""
 
     class L1(Distiller):
         def __init__(self):

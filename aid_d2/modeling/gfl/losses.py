@@ -115,6 +115,6 @@ class AnchorLosses(NamedTuple):
     weight: Tensor
 
     def divisors(self) -> tuple[Tensor, Tensor]:
-        """N_pos, of the quality focal loss, and sum q, of the others: means over GPUs, at least 1."""
+        """N_pos of the quality focal loss and sum q of the others: means over GPUs, at least 1."""
         sums = torch.stack([self.positive.sum().to(self.weight), self.weight.sum()])
         return mean_over_gpus(sums).clamp(min=1).unbind()

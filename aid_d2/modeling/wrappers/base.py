@@ -122,7 +122,7 @@ class DetectorWrapper:
         return None
 
     @property
-    def anchor_generator(self) -> nn.Module | None:
+    def anchor_generator(self) -> Any:
         """Of the dense head; None where there is none."""
         return None
 

@@ -1,6 +1,7 @@
-"""Splits the images of a COCO-json file at random into two files.
+r"""Splits the images of a COCO-json file at random into two files.
 
-    python tools/split_coco.py instances.json --share 0.333 --output labeled.json unlabeled.json
+    python benchmarks/split_coco.py instances.json --share 0.333 \
+        --output labeled.json unlabeled.json
 
 The first file has the share of the images, the second one the others; the same seed gives the same
 split, and a smaller share a part of a larger one.

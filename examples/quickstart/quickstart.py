@@ -3,6 +3,7 @@
 `make quickstart` runs this. Finished steps are kept: an interrupted run goes on where it stopped.
 """
 
+import json
 import logging
 import math
 import os
@@ -14,13 +15,12 @@ from statistics import median
 import cv2
 import numpy as np
 import torch
+from scenes import SceneSet, write_scene_set
 from tabulate import tabulate
 
 from aid_d2 import load_config
-from aid_d2.comparison import read_metrics
 from aid_d2.config import use_cpu_without_gpu
 from aid_d2.data.paths import datasets_root
-from aid_d2.data.synthetic import SceneSetConfig, write_scene_set
 from aid_d2.modeling.teacher import Teacher
 from aid_d2.visualization import draw_boxes, labeled_input, object_weights
 from detectron2.checkpoint import DetectionCheckpointer
@@ -29,7 +29,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RUNS = {
     "teacher": "gfl_teacher",
     "student": "gfl_student",
@@ -42,7 +42,7 @@ PICTURE = Path("output/quickstart/comparison.png")
 def main() -> None:
     os.chdir(ROOT)
     logging.getLogger("fvcore").setLevel(logging.ERROR)
-    write_scene_set(datasets_root() / "synthetic_road", SceneSetConfig(images=600))
+    write_scene_set(datasets_root() / "synthetic_road", SceneSet(images=600))
     rows = []
     for number, (name, config) in enumerate(RUNS.items(), 1):
         print(f"\n[{number}/{len(RUNS)}] {name}", flush=True)
@@ -82,7 +82,10 @@ def train(config: str) -> None:
 
 def metrics(cfg: CfgNode) -> list[dict]:
     """What a run wrote every 20 iterations, and its evaluation at the end."""
-    return read_metrics(Path(cfg.OUTPUT_DIR, "metrics.json"))
+    file = Path(cfg.OUTPUT_DIR, "metrics.json")
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    # The last one may be cut off where a run was killed.
+    return [json.loads(x) for x in lines if x.endswith("\n")]
 
 
 def last_metrics(cfg: CfgNode) -> dict:
@@ -127,9 +130,8 @@ def draw_comparison() -> None:
     example = labeled_input(cfg, entry)
     image = read_image(entry["file_name"], "RGB")
     teacher = Teacher.from_config(cfg)
-    weights = object_weights(teacher, [example], cfg.INPUT.FORMAT, cfg.DISTILL.AID.ALPHA)[
-        0
-    ].tolist()
+    (weights,) = object_weights(teacher, [example], cfg.INPUT.FORMAT, cfg.DISTILL.AID.ALPHA)
+    weights = weights.tolist()
     truth = example["instances"]
     scale = image.shape[1] / example["image"].shape[-1]
     panels = [

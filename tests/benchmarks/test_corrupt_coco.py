@@ -1,8 +1,9 @@
-"""tools/corrupt_coco.py: labels that are wrong on purpose."""
+"""benchmarks/corrupt_coco.py: labels that are wrong on purpose."""
 
 import copy
 import json
 
+import corrupt_coco
 import pytest
 
 
@@ -30,10 +31,9 @@ def coco():
 
 
 @pytest.fixture
-def corrupt(load_tool, monkeypatch, tmp_path, coco):
+def corrupt(monkeypatch, tmp_path, coco):
     """`corrupt(name, *options)`: what the tool writes."""
     (tmp_path / "clean.json").write_text(json.dumps(coco))
-    tool = load_tool("corrupt_coco")
 
     def call(name, *options):
         output = tmp_path / name
@@ -41,7 +41,7 @@ def corrupt(load_tool, monkeypatch, tmp_path, coco):
             "sys.argv",
             ["corrupt_coco.py", str(tmp_path / "clean.json"), "--output", str(output), *options],
         )
-        tool.main()
+        corrupt_coco.main()
         return json.loads(output.read_text())
 
     return call
