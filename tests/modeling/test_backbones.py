@@ -11,6 +11,7 @@ from aid_d2.modeling.backbones import (
     LastLevelP6P7Linear,
     TimmNetwork,
     build_timm_network,
+    fold_norms_after_convolutions,
     timm_network,
     warn_frozen_random,
 )
@@ -174,6 +175,27 @@ def test_frozen_norms_compute_what_norms_in_eval_mode_do(name):
         for x, y in zip(network(images).values(), expected):
             torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4 * y.abs().max().item())
     assert not any(isinstance(x, nn.BatchNorm2d) for x in network.modules())
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "regnety_002", "repvgg_a0"])
+def test_norms_are_folded(name, norm):
+    features = timm.create_model(name, features_only=True)
+    whole = random_network(name).state_dict()
+    saved = {key.replace(".", "_"): x for key, x in whole.items()}
+    features.load_state_dict({key: saved[key.replace(".", "_")] for key in features.state_dict()})
+    network = TimmNetwork(features, name, norm).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = network(images)
+        fold_norms_after_convolutions(network.network)
+        for key, x in network(images).items():
+            y = expected[key]
+            torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-4 * y.abs().max().item())
+    kinds = (nn.BatchNorm2d, FrozenBatchNorm2d)
+    left = sum(isinstance(x, kinds) for x in network.modules())
+    # RepVGG also has norms of what is no convolution's output.
+    assert left == 0 if name != "repvgg_a0" else left > 0
 
 
 def test_sync_norms_keep_their_activations():
