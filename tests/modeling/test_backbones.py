@@ -212,8 +212,10 @@ def test_sync_norms_keep_their_activations():
 def test_trains_in_bfloat16_and_channels_last(norm, small_cfg, build_seeded, make_batch, storage):
     cfg = small_cfg("GFL", timm_changes("GFL", "mobilenetv3_small_050", NORM=norm))
     model = build_seeded(cfg, 0).to(memory_format=torch.channels_last)
+    # On smaller images p6 is 1x1, and there oneDNN leaves the weights' gradient of a bfloat16
+    # convolution with stride 2 uninitialized.
     with torch.autocast("cpu", torch.bfloat16):
-        losses = model(make_batch(size=(64, 64)))
+        losses = model(make_batch(size=(128, 128)))
     sum(losses.values()).backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
