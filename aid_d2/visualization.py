@@ -39,7 +39,7 @@ def object_weights(
         per image (M,) in (0, 1]; NaN for an object of which the teacher's losses say nothing.
     """
     objects = Objects.from_inputs(batched_inputs, teacher.model.device)
-    outputs = teacher(batched_inputs, input_format, with_head=True)
+    outputs = teacher.wrapper.forward_features(batched_inputs, input_format, with_head=True)
     losses = teacher.wrapper.judge(outputs, objects)
     loss, known = object_loss(losses), losses.known_objects
     weights = loss_to_weight(loss, alpha).masked_fill(~known, float("nan"))

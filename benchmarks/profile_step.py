@@ -209,9 +209,9 @@ def prepare(cases: dict[str, Case]) -> tuple[dict[str, Row], dict[str, Callable[
 
 def observer(case: Case, model: DistilledDetector) -> Callable[[], None]:
     """A forward pass of a model's teacher."""
-    batch, teacher = noise(case, model), model.teacher
+    batch, teacher = noise(case, model), model.context.teacher
     channels, head = case.cfg.INPUT.FORMAT, model.needs_teacher_head
-    return lambda: teacher(batch, channels, head)
+    return lambda: teacher.forward_features(batch, channels, head)
 
 
 def stepper(case: Case) -> tuple[DistilledDetector, Callable[[], None]]:
@@ -279,12 +279,13 @@ def synchronize() -> None:
 
 def parts(model: DistilledDetector, step: Callable[[], None]) -> dict[str, float]:
     """Seconds of each part of a distilled step, forward."""
-    teacher, weights = Timed(model.teacher), Timed(model.aid)
+    wrapper, weights = model.context.teacher, Timed(model.aid)
+    teacher = Timed(wrapper.forward_features)
     modules = {"student": TimedModule(model.student)}
     modules.update({name: TimedModule(method) for name, method in model.distiller.items()})
-    model.teacher, model.aid = teacher, weights
+    wrapper.forward_features, model.aid = teacher, weights
     step()
-    model.teacher, model.aid = teacher.inner, weights.inner
+    wrapper.forward_features, model.aid = teacher.inner, weights.inner
     seconds = {"teacher": teacher.seconds, "weights": weights.seconds}
     return {**{name: x.close() for name, x in modules.items()}, **seconds}
 

@@ -15,8 +15,8 @@ from aid_d2.aid import (
     location_loss,
     loss_to_weight,
     object_loss,
-    smallest_object,
 )
+from aid_d2.layers.cells import smallest_object
 from aid_d2.structures import (
     BACKGROUND,
     IGNORED,

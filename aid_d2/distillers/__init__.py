@@ -9,6 +9,7 @@ from . import (  # noqa: F401
     cwd,
     dist2,
     dkd,
+    fgd,
     fgfi,
     gid,
     hint,

@@ -65,9 +65,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
         """COCO's metrics, and KITTI's for a data set in its layout."""
-        # Not the labels that an earlier run left in the folder.
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference")
-        coco = COCOEvaluator(dataset_name, output_dir=folder, allow_cached_coco=False)
+        coco = COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
         if MetadataCatalog.get(dataset_name).get("kitti_layout"):
             return DatasetEvaluators([coco, KITTIEvaluator(dataset_name)])
         return coco

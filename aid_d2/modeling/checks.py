@@ -34,11 +34,11 @@ def check_input_formats(input_format: str, teacher: Teacher) -> None:
     Raises:
         ValueError: the channels of the student's images are not those of the teacher's.
     """
-    if sorted(input_format) != sorted(teacher.input_format):
+    if sorted(input_format) != sorted(teacher.wrapper.input_format):
         raise ValueError(
-            f"INPUT.FORMAT is {input_format!r} for the student and {teacher.input_format!r} for "
-            "the teacher. Channels can be reordered but not converted: use a teacher that was "
-            "trained on the same ones."
+            f"INPUT.FORMAT is {input_format!r} for the student and "
+            f"{teacher.wrapper.input_format!r} for the teacher. Channels can be reordered but not "
+            "converted: use a teacher that was trained on the same ones."
         )
 
 

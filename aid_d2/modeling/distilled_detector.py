@@ -1,5 +1,7 @@
 """The meta-architecture that trains a student with a teacher."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -10,7 +12,7 @@ from detectron2.utils.events import get_event_storage
 from ..aid import AID
 from ..config import plain_student
 from ..distillers import Distiller, build_distillers
-from ..structures import Objects
+from ..structures import DetectorOutputs, DistillBatch, DistillWeights, Objects
 from .checks import check_input_formats, check_positive, check_recorded_modules
 from .context import DistillContext, pair_levels
 from .inherit import inherit
@@ -126,12 +128,14 @@ class DistilledDetector(nn.Module):
             return self.student(batched_inputs)
         objects = Objects.from_inputs(batched_inputs, self.device)
         student, losses = self.context.student.forward_training(batched_inputs)
-        teacher = self.teacher(batched_inputs, self.input_format, self.needs_teacher_head)
+        teacher = self.context.teacher.forward_features(
+            batched_inputs, self.input_format, self.needs_teacher_head
+        )
         with torch.autocast(self.device.type, enabled=False):
             weights = self.aid(self.context, student, teacher, objects)
-            batch = self.context.align(student, teacher, objects, weights, self.needs_predictions)
+            batch = align(self.context, student, teacher, objects, weights, self.needs_predictions)
             for name, distiller in self.distiller.items():
-                with self.teacher.autocast(distiller.supports_bf16):
+                with self.context.teacher.autocast(distiller.supports_bf16):
                     parts = distiller(batch)
                 losses.update({f"loss_{name}_{x}": self.factor * y for x, y in parts.items()})
         return losses
@@ -166,6 +170,58 @@ class DistilledDetector(nn.Module):
         if self.teacher is not None:
             self.teacher.model._apply(fn, *args, **kwargs)
         return super()._apply(fn, *args, **kwargs)
+
+
+def align(
+    context: DistillContext,
+    student: DetectorOutputs,
+    teacher: DetectorOutputs,
+    objects: Objects,
+    weights: DistillWeights,
+    with_predictions: bool,
+) -> DistillBatch:
+    """Cut the paired maps of both detectors, and the weights, to the cells that both have.
+
+    Both pyramids start at the same corner of the image and have the same stride, so that their
+    sizes differ by padding alone. All maps come out in float32, channels last.
+
+    Args:
+        context: the detectors, and the levels that they share.
+        student, teacher: what they computed.
+        objects: the ground truth.
+        weights: AID's, for the teacher's maps.
+        with_predictions: whether their predictions on these cells are wanted.
+
+    Raises:
+        ValueError: student and teacher have maps of other numbers of images.
+    """
+    cut = {}, {}, {}
+    for pair in context.pairs:
+        maps = [x[pair.stride] for x in (student.features, teacher.features, weights.maps)]
+        if len(maps[0]) != len(maps[1]):
+            raise ValueError(
+                f"The student has maps of {len(maps[0])} images and the teacher of "
+                f"{len(maps[1])}: one of them splits or repeats a batch, and cannot be "
+                "compared with the other."
+            )
+        height, width = (min(x.shape[dim] for x in maps) for dim in (-2, -1))
+        for result, x in zip(cut, maps):
+            result[pair.stride] = x[..., :height, :width].to(
+                torch.float32, memory_format=torch.channels_last
+            )
+    batch = DistillBatch(
+        student=replace(student, features=cut[0]),
+        teacher=replace(teacher, features=cut[1]),
+        objects=objects,
+        weights=DistillWeights(cut[2]),
+    )
+    if with_predictions:
+        for wrapper, outputs in (
+            (context.student, batch.student),
+            (context.teacher, batch.teacher),
+        ):
+            outputs.predictions = wrapper.predictions(outputs.features, outputs.head_outputs)
+    return batch
 
 
 def _strip_student_prefix(module: nn.Module, state_dict, prefix: str, local_metadata) -> None:

@@ -14,7 +14,6 @@ from detectron2.utils.file_io import PathManager
 
 from ..config import load_config, plain_student, use_cpu_without_gpu
 from ..data.coco_json import register_coco_json
-from ..structures import DetectorOutputs
 from .precision import PRECISIONS, choose_precision, compile_backbone, fold_norms
 from .wrappers import wrap
 
@@ -39,10 +38,8 @@ class Teacher:
 
     def __init__(self, model: nn.Module, input_format: str, datasets: Sequence[str] = ()):
         self.model = model.eval().requires_grad_(False)
-        self.input_format = input_format
         self.datasets = datasets
-        self.wrapper = wrap(model)
-        self.dtype = torch.float32
+        self.wrapper = wrap(model, input_format)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "Teacher":
@@ -85,37 +82,12 @@ class Teacher:
         if precision not in PRECISIONS:
             raise ValueError(f"DISTILL.PRECISION is {precision!r}; choose one of {PRECISIONS}.")
         device = next(self.model.parameters()).device
-        self.dtype = choose_precision(precision, device)
-        if self.dtype is torch.bfloat16:
+        self.wrapper.dtype = choose_precision(precision, device)
+        if self.wrapper.dtype is torch.bfloat16:
             fold_norms(self.model)
         if compiled:
             compile_backbone(self.model)
-        logger.info(f"The teacher runs in {self.dtype}.")
-
-    def autocast(self, supported: bool = True) -> torch.autocast:
-        """Autocast to the type that the teacher runs in, or none if that is not supported."""
-        device = next(self.model.parameters()).device
-        enabled = supported and self.dtype is torch.bfloat16
-        return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
-
-    @torch.no_grad()
-    def __call__(
-        self, batched_inputs: list[dict], input_format: str, with_head: bool
-    ) -> DetectorOutputs:
-        """Run backbone and, if asked, dense head once.
-
-        Args:
-            batched_inputs: as Detectron2's mapper makes them.
-            input_format: channel order of their images.
-            with_head: whether the dense head's outputs are wanted.
-        """
-        if input_format != self.input_format:
-            order = [input_format.index(channel) for channel in self.input_format]
-            batched_inputs = [{**x, "image": x["image"][order]} for x in batched_inputs]
-        images = self.model.preprocess_image(batched_inputs).tensor
-        # Whatever the student trains in.
-        with self.autocast():
-            return self.wrapper.forward_features(images, with_head)
+        logger.info(f"The teacher runs in {self.wrapper.dtype}.")
 
 
 def load_teacher_config(cfg: CfgNode) -> CfgNode:

@@ -7,9 +7,8 @@ from helpers.toy import as_batch, build, constant_weights, context, maps, random
 
 from aid_d2.distillers.attention_guided import (
     AttentionGuided,
-    channel_attention,
-    spatial_attention,
 )
+from aid_d2.layers.attention import channel_attention, spatial_attention
 from aid_d2.structures import DistillWeights
 
 # Maps of 2 images of 800x1333, which are padded to 800x1344.

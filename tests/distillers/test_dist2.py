@@ -524,7 +524,7 @@ def test_step_of_a_student_with_the_teachers_weights(distilled_cfg, build_seeded
         [{"instances": x} for x in [x["instances"] for x in make_batch()]], CPU
     )
     teacher = model.teacher.wrapper.judge(
-        model.teacher(make_batch(), "BGR", with_head=True), objects
+        model.teacher.wrapper.forward_features(make_batch(), "BGR", with_head=True), objects
     )
     expected = (teacher.factor * (teacher.cls + teacher.box)).sum() / teacher.batch_normalizer
     if teacher.roi is not None:

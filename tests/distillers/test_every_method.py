@@ -61,8 +61,9 @@ def test_trains(distilled_cfg, build_seeded, make_batch, method, detector, aid):
         assert all(x.isfinite() for x in losses.values())
         assert all(x.isfinite().all() for x in gradients.values())
         assert trained <= gradients.keys()
-    # Objects of this size are not imitated on the coarsest levels.
-    assert seen if method == "FGFI" else seen == trained
+    # Objects of this size are not imitated on the coarsest levels, where a softmax over the one
+    # location gives FGD's weights no gradient.
+    assert seen if method in ("FGFI", "FGD") else seen == trained
 
 
 @pytest.mark.parametrize("method,detector", SERVED)

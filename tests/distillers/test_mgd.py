@@ -54,9 +54,9 @@ def numpy_conv(x, conv):
 def seen_by_generators(method):
     """Fills with the masked maps, by stride, when the method runs."""
     seen = {}
-    for key, generator in method.generators.items():
-        generator.register_forward_pre_hook(
-            lambda module, inputs, stride=int(key): seen.update({stride: inputs[0].detach()})
+    for stride in method.generators:
+        method.generators[stride].register_forward_pre_hook(
+            lambda module, inputs, stride=stride: seen.update({stride: inputs[0].detach()})
         )
     return seen
 

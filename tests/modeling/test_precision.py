@@ -39,7 +39,7 @@ def detector(small_cfg, build_seeded, wrapper, norm="FrozenBN"):
 def observe(model, batch, precision):
     teacher = Teacher(model, "BGR")
     teacher.speed_up(precision)
-    return teacher(batch, "BGR", with_head=True)
+    return teacher.wrapper.forward_features(batch, "BGR", with_head=True)
 
 
 def maps_of(outputs):

@@ -43,7 +43,7 @@ def test_maps_of_different_padding_are_cropped_to_the_common_cells(
         assert x.shape[-2:] == teacher.features[stride].shape[-2:] == (height, width)
         assert seen[0].weights.maps[stride].shape == (2, 1, height, width)
         assert x.dtype == teacher.features[stride].dtype == torch.float32
-    whole = model.teacher(batch, "BGR", with_head=False).features
+    whole = model.teacher.wrapper.forward_features(batch, "BGR", with_head=False).features
     assert whole[8].shape[-2:] == (16, 16)
     assert torch.equal(whole[8][..., :12, :16], teacher.features[8])
 
@@ -68,7 +68,7 @@ def test_teacher_sees_its_own_channel_order_and_normalisation(
     model = build_seeded(distilled_cfg(detector, {**changes, **files}), 5)
     batch = make_batch()
     image = batch[0]["image"].clone()
-    teacher = model.teacher(batch, "BGR", with_head=False).features
+    teacher = model.teacher.wrapper.forward_features(batch, "BGR", with_head=False).features
     with torch.no_grad():
         student = model.student.backbone(model.student.preprocess_image(batch).tensor)
     for x, y in zip(teacher.values(), student.values()):
@@ -87,7 +87,7 @@ def test_precision_of_the_teacher_is_its_own(
     model = build_seeded(distilled_cfg("RetinaNet", {"DISTILL.PRECISION": precision}), 0)
     for autocast in (True, False):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            outputs = model.teacher(make_batch(), "BGR", with_head=True)
+            outputs = model.teacher.wrapper.forward_features(make_batch(), "BGR", with_head=True)
         assert {x.dtype for x in outputs.features.values()} == {dtype}
         assert outputs.head_outputs[0][0].dtype == dtype
 

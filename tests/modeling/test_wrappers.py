@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from aid_d2.aid import AID, GRANULARITIES, image_loss, level_loss, smallest_object
+from aid_d2.aid import AID, GRANULARITIES, image_loss, level_loss
+from aid_d2.layers.cells import smallest_object
 from aid_d2.layers.matching import match_by_iou
 from aid_d2.modeling.teacher import Teacher
 from aid_d2.modeling.wrappers import WRAPPER_REGISTRY, wrap
@@ -43,7 +44,7 @@ def objects_of(batch):
 
 
 def observe(teacher, batch):
-    outputs = teacher(batch, "BGR", with_head=True)
+    outputs = teacher.wrapper.forward_features(batch, "BGR", with_head=True)
     return outputs, teacher.wrapper.judge(outputs, objects_of(batch))
 
 

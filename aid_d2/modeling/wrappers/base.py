@@ -33,8 +33,10 @@ class DetectorWrapper:
 
     Args:
         model: the detector.
+        input_format: channel order that it was trained with, such as `BGR`.
 
     Attributes:
+        dtype: bfloat16 to run :meth:`forward_features` under autocast.
         detector: the meta-architecture that the wrapper serves.
         two_stage: which of the published constants of a method apply.
         ignoring_parts: by config key the registered parts that leave ignore regions out of the
@@ -52,8 +54,10 @@ class DetectorWrapper:
     mimic_by_confidence = False
     box_bins: int | None = None
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, input_format: str = "BGR"):
         self.model = model
+        self.input_format = input_format
+        self.dtype = torch.float32
         self.recorded_modules: list[nn.Module] = []
 
     # What it runs.
@@ -73,18 +77,33 @@ class DetectorWrapper:
         head_outputs = calls[self.head][-1].output if self.head is not None else None
         return DetectorOutputs(features, head_outputs, calls), losses
 
-    def forward_features(self, images: Tensor, with_head: bool) -> DetectorOutputs:
+    @torch.no_grad()
+    def forward_features(
+        self, batched_inputs: list[dict], input_format: str, with_head: bool
+    ) -> DetectorOutputs:
         """Run the backbone and, if asked, the dense head once: no proposals, no sampling, no NMS.
 
         Args:
-            images: (N, 3, H, W), normalized and padded.
+            batched_inputs: as Detectron2's mapper makes them.
+            input_format: channel order of their images.
             with_head: whether the head's outputs are wanted.
         """
-        with record_calls(self.recorded_modules) as calls:
+        if input_format != self.input_format:
+            order = [input_format.index(channel) for channel in self.input_format]
+            batched_inputs = [{**x, "image": x["image"][order]} for x in batched_inputs]
+        images = self.model.preprocess_image(batched_inputs).tensor
+        # Whatever the student trains in.
+        with self.autocast(), record_calls(self.recorded_modules) as calls:
             outputs = DetectorOutputs(self.features(self.model.backbone(images)), calls=calls)
             if with_head and self.head is not None:
                 outputs.head_outputs = self.head(list(outputs.features.values()))
         return outputs
+
+    def autocast(self, supported: bool = True) -> torch.autocast:
+        """Autocast to the type that it runs in, or none if that is not supported."""
+        device = next(self.model.parameters()).device
+        enabled = supported and self.dtype is torch.bfloat16
+        return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
     # What it has.
 
@@ -243,7 +262,7 @@ class DetectorWrapper:
             return self.unreduced_losses(outputs.features, outputs.head_outputs, objects)
 
 
-def wrap(model: nn.Module) -> DetectorWrapper:
+def wrap(model: nn.Module, input_format: str = "BGR") -> DetectorWrapper:
     """Wrap a detector in the wrapper registered for it, that for its nearest base class, or the
     general one that knows features alone.
 
@@ -254,7 +273,7 @@ def wrap(model: nn.Module) -> DetectorWrapper:
         raise ValueError(
             f"{type(model).__name__} has no Detectron2 backbone, and distillation needs its maps."
         )
-    return wrapper_class(type(model))(model)
+    return wrapper_class(type(model))(model, input_format)
 
 
 def wrapper_class(detector: type[nn.Module]) -> type[DetectorWrapper]:

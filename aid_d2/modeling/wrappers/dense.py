@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from detectron2.layers import ciou_loss, diou_loss
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.structures import Boxes
 
 from ...layers.iou import giou_loss
@@ -55,7 +56,8 @@ class DenseWrapper(DetectorWrapper):
 
     @property
     def towers(self):
-        # Those of Detectron2's RetinaNetHead.
+        if not isinstance(self.head, RetinaNetHead):
+            return {}
         return {"cls": self.head.cls_subnet, "box": self.head.bbox_subnet}
 
     def class_labels(self, matched_idxs: Tensor, objects: Objects) -> Tensor:

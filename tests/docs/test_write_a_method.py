@@ -1,7 +1,6 @@
 """The page "Write your own distiller": its code, run as it says."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -9,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+from helpers.pages import environment, small_training
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "aid_d2" / "distillers" / "README.md"
@@ -20,16 +20,7 @@ def test_the_page_trains(tmp_path, rectangles, distilled_cfg):
     assert method.count("\n") <= 35
     (tmp_path / "cosine.py").write_text(method)
     (tmp_path / "train.py").write_text(script)
-    changes = {
-        "DATASETS.COCO_JSON": [["page_rectangles", *rectangles[1:]]],
-        "DATASETS.TRAIN": ("page_rectangles",),
-        "DATASETS.TEST": (),
-        "DATALOADER.NUM_WORKERS": 0,
-        "INPUT.MIN_SIZE_TRAIN": (64,),
-        "SOLVER.IMS_PER_BATCH": 2,
-        "SOLVER.MAX_ITER": 2,
-        "SOLVER.STEPS": (),
-    }
+    changes = small_training(["page_rectangles", *rectangles[1:]])
     (tmp_path / "small.yaml").write_text(distilled_cfg("RetinaNet", changes).dump())
     _, program, _, config, *options = shlex.split(command.replace("\\\n", " "))
     output = tmp_path / options[options.index("OUTPUT_DIR") + 1]
@@ -37,7 +28,7 @@ def test_the_page_trains(tmp_path, rectangles, distilled_cfg):
     subprocess.run(
         [sys.executable, "-W", "ignore", program, "--config-file", "small.yaml", *options],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=environment(),
         check=True,
         capture_output=True,
     )

@@ -1,0 +1,135 @@
+"""FGD (Yang et al., *Focal and Global Knowledge Distillation for Detectors*, CVPR 2022)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detectron2.config import CfgNode as CN
+
+from ..layers.adapters import PerLevel, channel_adapters
+from ..layers.attention import channel_attention, spatial_attention
+from ..layers.cells import smallest_object
+from ..structures import DistillBatch, LevelShape, Objects
+from .base import DISTILLER_REGISTRY, Distiller
+
+
+def object_masks(objects: Objects, level: LevelShape) -> tuple[Tensor, Tensor]:
+    """M_fg and M_bg (Yang et al., eq. 3 to 5), each (N, 1, H, W).
+
+    M_fg is 1 / the cells of the smallest object that covers a cell, M_bg 1 / the cells of the image
+    that show no object; elsewhere they are 0.
+    """
+    index = smallest_object(objects, level)[:, None]
+    low, high = (objects.boxes / level.stride).chunk(2, dim=1)
+    low = low.floor()
+    sides = torch.maximum(high.ceil(), low + 1) - low
+    shares = torch.cat([1 / sides.prod(1), sides.new_zeros(1)])
+    background = (index < 0).to(shares)
+    return shares[index], background / background.sum((1, 2, 3), keepdim=True).clamp(min=1)
+
+
+def imitation_loss(student: Tensor, teacher: Tensor, weight: Tensor, attention: Tensor) -> Tensor:
+    """``1/N sum W A (T - S)^2`` (Yang et al., eq. 8; the division by N as released).
+
+    Args:
+        student: S (N, C, H, W), adapted.
+        teacher: T of the same shape.
+        weight: W of AID, times a mask (N, 1, H, W).
+        attention: A (N, C, H, W), the teacher's in space times that in channels.
+    """
+    return (weight * attention * (teacher - student).square()).sum() / len(teacher)
+
+
+class GlobalContext(nn.Module):
+    """``x + W2 ReLU(LN(W1 sum_hw softmax_hw(w x) x))`` (Yang et al., eq. 11; GCNet, Cao et al.,
+    2019). It starts as the identity.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        inner = max(channels // 2, 1)
+        # A bias would cancel in the softmax.
+        self.attend = nn.Conv2d(channels, 1, 1, bias=False)
+        last = nn.Linear(inner, channels)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.transform = nn.Sequential(
+            nn.Linear(channels, inner), nn.LayerNorm(inner), nn.ReLU(), last
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, H, W), as is the result."""
+        attention = self.attend(x).flatten(1).softmax(1)
+        context = torch.einsum("ncl,nl->nc", x.flatten(2), attention)
+        return x + self.transform(context)[:, :, None, None]
+
+
+def _published(scale: float, temperature: float) -> CN:
+    node = CN()
+    node.FOREGROUND_WEIGHT = 1e-3 * scale
+    node.BACKGROUND_WEIGHT = 5e-4 * scale
+    node.ATTENTION_WEIGHT = 5e-4 * scale
+    node.GLOBAL_WEIGHT = 5e-6 * scale
+    node.TEMPERATURE = temperature  # T of both attentions
+    return node
+
+
+@DISTILLER_REGISTRY.register()
+class FGD(Distiller):
+    """Imitation of objects and background apart, where the teacher attends, and of global context:
+
+        L = 1/N [ a sum W M_fg A (T - S)^2 + b sum W M_bg A (T - S)^2
+                  + g (sum w |Ac_s - Ac_t| + sum W |As_s - As_t|) + l sum W (GC(T) - GC(S))^2 ]
+
+    summed over levels. As and Ac are the attentions in space and channels, A = As_t Ac_t, and GC a
+    global context block of each detector. S is adapted by a 1x1 convolution where the numbers of
+    channels differ. AID's map is W, and w its mean under As_t.
+
+    The sums over locations make the loss grow with the area of the images, as published.
+    """
+
+    @staticmethod
+    def config():
+        node = CN()
+        # a, b, g and l of the released configs. Those for Faster R-CNN are a twentieth.
+        node.ONE_STAGE = _published(1.0, 0.5)
+        node.FCOS = _published(1.6, 0.8)
+        node.TWO_STAGE = _published(0.05, 0.5)
+        node.TWO_STAGE.ATTENTION_WEIGHT = 5e-5
+        node.TWO_STAGE.GLOBAL_WEIGHT = 5e-7
+        return node
+
+    def __init__(self, node, context):
+        super().__init__(node, context)
+        self.constants = context.constants(node)
+        self.adapters = channel_adapters(context.pairs)
+        self.student_contexts, self.teacher_contexts = (
+            PerLevel(context.pairs, lambda pair: GlobalContext(pair.teacher_channels))
+            for _ in range(2)
+        )
+
+    def forward(self, batch: DistillBatch) -> dict[str, Tensor]:
+        parts: dict[str, Any] = dict.fromkeys(
+            ("foreground", "background", "attention", "global"), 0.0
+        )
+        for stride, s in batch.student.features.items():
+            s, t = self.adapters[stride](s), batch.teacher.features[stride]
+            weight = batch.weights.maps[stride]
+            level = LevelShape(stride, t.shape[-2], t.shape[-1], anchors=1)
+            foreground, background = object_masks(batch.objects, level)
+            (space_s, channels_s), (space_t, channels_t) = map(self._attentions, (s, t))
+            attention = space_t * channels_t
+            pooled = batch.weights.pooled(stride, space_t)[:, :, None, None]
+            difference = (pooled * (channels_s - channels_t).abs()).sum()
+            difference = difference + (weight * (space_s - space_t).abs()).sum()
+            contexts = self.student_contexts[stride](s), self.teacher_contexts[stride](t)
+            parts["foreground"] += imitation_loss(s, t, weight * foreground, attention)
+            parts["background"] += imitation_loss(s, t, weight * background, attention)
+            parts["attention"] += difference / len(t)
+            parts["global"] += imitation_loss(*contexts, weight, torch.ones_like(weight))
+        return {part: self.constants[f"{part.upper()}_WEIGHT"] * x for part, x in parts.items()}
+
+    def _attentions(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        temperature = self.constants.TEMPERATURE
+        return spatial_attention(x.abs(), temperature), channel_attention(x.abs(), temperature)

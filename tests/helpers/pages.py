@@ -1,0 +1,25 @@
+"""What tests of documentation pages share."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def small_training(coco_json):
+    """Keys of a training of two steps on an entry of DATASETS.COCO_JSON."""
+    return {
+        "DATASETS.COCO_JSON": [coco_json],
+        "DATASETS.TRAIN": (coco_json[0],),
+        "DATASETS.TEST": (),
+        "DATALOADER.NUM_WORKERS": 0,
+        "INPUT.MIN_SIZE_TRAIN": (64,),
+        "SOLVER.IMS_PER_BATCH": 2,
+        "SOLVER.MAX_ITER": 2,
+        "SOLVER.STEPS": (),
+    }
+
+
+def environment():
+    """Of a process in which this copy of aid_d2 is imported."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
