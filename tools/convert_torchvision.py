@@ -1,8 +1,8 @@
-r"""Makes an ImageNet file of torchvision one that Detectron2 loads, into ResNet or MobileNetV2.
+r"""Makes an ImageNet file of torchvision one that Detectron2 loads into its ResNet.
 
     python tools/convert_torchvision.py resnet18 output/imagenet/resnet18.pkl
 
-Networks: resnet18, resnet34, resnet50, resnet101, resnext101_32x8d, mobilenet_v2. torchvision
+Networks: resnet18, resnet34, resnet50, resnet101, resnext101_32x8d. torchvision
 downloads its first ImageNet weights (IMAGENET1K_V1, those of the papers), unless `--weights
 FILE.pth` has a state dict. torchvision's networks want these keys in the detector's config:
 
@@ -23,10 +23,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-NETWORKS = (
-    *("resnet18", "resnet34", "resnet50", "resnet101"),
-    *("resnext101_32x8d", "mobilenet_v2"),
-)
+NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d")
 
 # Names of torchvision's ResNet, and what Detectron2 calls the same.
 _RENAMED = (
@@ -66,9 +63,8 @@ def convert(weights: dict[str, Tensor]) -> dict:
     """The content of a file for Detectron2's checkpointer, of a state dict of torchvision."""
     arrays = {}
     for name, value in weights.items():
-        if not name.startswith(("fc.", "classifier.")):
+        if not name.startswith("fc."):
             for old, new in _RENAMED:
-                # MobileNetV2 has none of these names.
                 name = re.sub(old, new, name)
             arrays[name] = value.numpy()
     return {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
