@@ -13,6 +13,7 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 
 from ..data import IgnoreRegionMapper, build_mixed_train_loader
 from ..evaluation import KITTIEvaluator
+from ..modeling.backbones import warn_frozen_random
 from ..modeling.checks import check_classes
 from ..modeling.ignore_regions import ignoring_regions
 from ..modeling.precision import compile_backbone
@@ -26,6 +27,7 @@ class Trainer(DefaultTrainer):
             raise ValueError(
                 "SOLVER.BF16 and SOLVER.AMP.ENABLED exclude each other: set one False."
             )
+        warn_frozen_random(cfg)
         for name in cfg.DATASETS.TEST:
             DatasetCatalog.get(name)  # what is wrong with it is told now, not after training
         super().__init__(cfg)

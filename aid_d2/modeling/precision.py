@@ -6,6 +6,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 
+from .backbones import TimmNetwork, fold_norms_after_convolutions
+
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -44,6 +46,9 @@ def fold_norms(model: nn.Module) -> None:
                 norm.bias,
             )
             layer.norm = None
+    for network in model.modules():
+        if isinstance(network, TimmNetwork):
+            fold_norms_after_convolutions(network)
     model.requires_grad_(False)
     model.to(memory_format=torch.channels_last)
 

@@ -194,6 +194,6 @@ def _freeze_norms(module: nn.Module, frozen: set[nn.Parameter]) -> None:
     """Replace the batch norms whose weights are among `frozen`, in place."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d) and child.weight in frozen:
-            setattr(module, name, FrozenBatchNormAct2d(child))
+            module.add_module(name, FrozenBatchNormAct2d(child))
         else:
             _freeze_norms(child, frozen)
