@@ -81,6 +81,28 @@ def test_a_plain_students_file_loads_and_leaves_the_adapters(
 
 
 @pytest.mark.parametrize("detector", FAMILIES)
+def test_weights_of_other_shapes_are_left_out_as_in_the_plain_student(
+    small_cfg, build_seeded, plain_of, distilled_of, tmp_path, caplog, detector
+):
+    """Fine-tuning from a detector of more classes."""
+    head = "RETINANET" if detector == "RetinaNet" else "ROI_HEADS"
+    source = build_seeded(small_cfg(detector, {f"MODEL.{head}.NUM_CLASSES": 7}), 3)
+    DetectionCheckpointer(source, str(tmp_path)).save("seven")
+    loaded, told = [], []
+    for target in (plain_of(detector, 4), distilled_of(detector, 4)):
+        caplog.clear()
+        DetectionCheckpointer(target).load(str(tmp_path / "seven.pth"))
+        state = target.state_dict()
+        loaded.append({k: x for k, x in state.items() if not k.startswith("distiller.")})
+        told.append({x for x in caplog.messages if x.startswith("Skip loading parameter")})
+    assert_equal(*loaded)
+    fits = [k for k, x in source.state_dict().items() if x.shape == loaded[1][k].shape]
+    assert 0 < len(fits) < len(loaded[1])
+    assert all(torch.equal(loaded[1][k], source.state_dict()[k]) for k in fits)
+    assert told[0] == told[1] and len(told[1]) == len(loaded[1]) - len(fits)
+
+
+@pytest.mark.parametrize("detector", FAMILIES)
 def test_round_trip_restores_the_adapters(distilled_of, tmp_path, detector):
     source, target = distilled_of(detector, 1), distilled_of(detector, 2)
     for p in source.distiller.parameters():
