@@ -2,9 +2,9 @@ r"""Makes an ImageNet file of torchvision one that Detectron2 loads into its Res
 
     python tools/convert_torchvision.py resnet18 output/imagenet/resnet18.pkl
 
-Networks: resnet18, resnet34, resnet50, resnet101, resnext101_32x8d. torchvision
-downloads its first ImageNet weights (IMAGENET1K_V1, those of the papers), unless `--weights
-FILE.pth` has a state dict. torchvision's networks want these keys in the detector's config:
+Networks: resnet18, resnet34, resnet50, resnet101, resnext101_32x8d. torchvision downloads its first
+ImageNet weights (IMAGENET1K_V1, those of the papers), unless `--weights FILE.pth` has a state dict.
+torchvision's networks want these keys in the detector's config:
 
     MODEL:
       WEIGHTS: output/imagenet/resnet18.pkl

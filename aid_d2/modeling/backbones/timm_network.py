@@ -68,8 +68,8 @@ class TimmNetwork(Backbone):
         self._out_feature_channels = {key: channels[i] for key, i in self._positions.items()}
         self.network = network
 
-        limit = 2**freeze_at if freeze_at else 0
-        shallow = [x for x, stride in zip(maps, strides) if stride <= limit]
+        # Stride 1, which VGG has, belongs to the stem.
+        shallow = [x for x, stride in zip(maps, strides) if freeze_at and stride <= 2**freeze_at]
         frozen = _parameters_before(shallow, network)
         for parameter in frozen:
             parameter.requires_grad = False
