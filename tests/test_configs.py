@@ -30,6 +30,8 @@ def _load(name):
     cfg = get_cfg()
     add_aid_config(cfg)
     cfg.merge_from_file(str(ROOT / name))
+    # ImageNet weights are neither in the repository nor downloaded by a test.
+    cfg.MODEL.TIMM.PRETRAINED, cfg.MODEL.TIMM.CHECKPOINT = False, ""
     return cfg
 
 

@@ -30,7 +30,7 @@ def fold_norms(model: nn.Module) -> None:
     """Fold the batch norms of a detector in eval mode into its convolutions, and order these by
     channels last. Its outputs change by rounding alone, its state dict loses the norms.
     """
-    for layer in model.modules():
+    for layer in list(model.modules()):
         # Group norms, and what a head calls level by level, stay as they are.
         if isinstance(layer, Conv2d) and isinstance(
             layer.norm, (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -46,9 +46,8 @@ def fold_norms(model: nn.Module) -> None:
                 norm.bias,
             )
             layer.norm = None
-    for network in model.modules():
-        if isinstance(network, TimmNetwork):
-            fold_norms_after_convolutions(network)
+        elif isinstance(layer, TimmNetwork):
+            fold_norms_after_convolutions(layer.network)
     model.requires_grad_(False)
     model.to(memory_format=torch.channels_last)
 

@@ -65,6 +65,10 @@ class Teacher:
         Raises:
             ValueError: parameters are missing, left over or of other shape.
         """
+        cfg = cfg.clone()
+        cfg.defrost()
+        # Networks of timm then look for no ImageNet weights.
+        cfg.MODEL.WEIGHTS = weights
         model = build_model(cfg)
         _StrictCheckpointer(model).load(weights)
         return cls(model, cfg.INPUT.FORMAT, cfg.DATASETS.TRAIN)
