@@ -1,6 +1,8 @@
 """Train or evaluate a plain or a distilled detector, with Detectron2's usual command line."""
 
-from aid_d2.engine import run
+import sys
+
+from aid_d2.cli import main
 
 if __name__ == "__main__":
-    run()
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).parents[1] / "aid_d2"
 FLOORS = {
     "structures": {"structures"},
     "layers": {"structures", "layers"},
-    "config": set(),
+    "suggestions": set(),
+    "config": {"config_node", "suggestions"},
 }
 
 

@@ -4,7 +4,6 @@ import argparse
 import logging
 import os
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
@@ -14,14 +13,22 @@ from detectron2.utils.events import EventStorage, JSONWriter
 from detectron2.utils.logger import setup_logger
 
 from .. import compat
-from ..config import load_config, plain_student, use_cpu_without_gpu
+from ..config import find_config, load_config, plain_student, use_cpu_without_gpu
 from ..data import register_own_data
+from ..data.registered import class_names, require_registered, require_same_classes
+from ..modeling.checks import check_classes
+from ..modeling.safe_pickle import TRUST
+from .checkpoint import WholeCheckpointer, check_unused
+from .report import EvaluateTeacher
+from .resume import check_unchanged
+from .student_config import write_student_config
 from .trainer import Trainer
 
 
-def run() -> None:
-    """Parse the command line and launch :func:`main` on the asked number of GPUs."""
-    args = default_argument_parser().parse_args()
+def run(args: argparse.Namespace) -> None:
+    """Launch :func:`main` on the asked number of GPUs."""
+    if args.trust_checkpoint:
+        os.environ[TRUST] = "1"
     launch(
         main,
         args.num_gpus,
@@ -30,6 +37,21 @@ def run() -> None:
         dist_url=args.dist_url,
         args=(args,),
     )
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Detectron2's arguments, and those of aid_d2."""
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--overwrite", action="store_true", help="train anew in an OUTPUT_DIR that holds a run"
+    )
+    parser.add_argument(
+        "--trust-checkpoint", action="store_true", help="load files that could run code"
+    )
+    parser.add_argument(
+        "--eval-teacher", action="store_true", help="evaluate the teacher before the first step"
+    )
+    return parser
 
 
 def main(args: argparse.Namespace):
@@ -42,18 +64,33 @@ def main(args: argparse.Namespace):
     if args.eval_only:
         return evaluate(cfg, resume=args.resume)
     trainer = Trainer(cfg)
+    if args.eval_teacher:
+        trainer.register_hooks([EvaluateTeacher()])
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """The config of a command line, with logging set up and own data sets registered."""
+    """The config of a command line, with logging set up and own data sets registered.
+
+    Raises:
+        FileExistsError: OUTPUT_DIR holds a run that neither --resume nor --overwrite is for.
+        ValueError: --resume, and a key that the checkpoint depends on has changed.
+    """
     cfg = load_config(args.config_file, args.opts)
+    args.config_file = find_config(args.config_file)
     no_gpu = use_cpu_without_gpu(cfg)
     cfg.freeze()
+    if not (args.eval_only or args.resume or args.overwrite):
+        check_unused(cfg.OUTPUT_DIR)
+    if args.resume and not args.eval_only:
+        check_unchanged(cfg)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="aid_d2")
+    if comm.is_main_process() and not args.eval_only:
+        write_student_config(cfg)
     register_own_data(cfg)
+    require_registered((*cfg.DATASETS.TRAIN, *cfg.DATASETS.UNLABELED, *cfg.DATASETS.TEST))
     logger = logging.getLogger("aid_d2")
     for repair in compat.REPAIRS:
         logger.info(repair)
@@ -67,11 +104,23 @@ def evaluate(cfg: CfgNode, resume: bool = False):
 
     Args:
         resume: evaluate the last checkpoint of OUTPUT_DIR instead, if there is one.
+
+    Raises:
+        ValueError: there are no weights to evaluate, or the classes of a data set are others.
     """
     model = Trainer.build_model(plain_student(cfg))
-    DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-        cfg.MODEL.WEIGHTS, resume=resume
-    )
+    checkpointer = WholeCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+        raise ValueError(
+            "There are no weights to evaluate. Set MODEL.WEIGHTS to a trained detector, or use "
+            "--resume for the last checkpoint of OUTPUT_DIR."
+        )
+    known = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume).get("class_names")
+    for name in cfg.DATASETS.TEST:
+        names = class_names(name)
+        if known and names:
+            require_same_classes("the checkpoint", known, name, names)
+    check_classes(model, cfg.DATASETS.TEST)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)

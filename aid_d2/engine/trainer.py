@@ -2,6 +2,7 @@
 
 import os
 import time
+import weakref
 
 import torch
 from torch import nn
@@ -12,11 +13,15 @@ from detectron2.engine import DefaultTrainer, SimpleTrainer
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 
 from ..data import IgnoreRegionMapper, build_mixed_train_loader
+from ..data.registered import class_names
 from ..evaluation import KITTIEvaluator
 from ..modeling.backbones import warn_frozen_random
 from ..modeling.checks import check_classes
 from ..modeling.ignore_regions import ignoring_regions
 from ..modeling.precision import compile_backbone
+from .checkpoint import WholeCheckpointer
+from .interrupt import SaveOnSignal
+from .report import ReportShare
 
 
 class Trainer(DefaultTrainer):
@@ -36,6 +41,18 @@ class Trainer(DefaultTrainer):
         if cfg.SOLVER.BF16:
             exact = self._trainer
             self._trainer = Bfloat16Trainer(exact.model, exact.data_loader, exact.optimizer)
+
+    def build_hooks(self):
+        # Before the hooks, since one of them saves with it; a proxy, as Detectron2 has it.
+        self.checkpointer = WholeCheckpointer(
+            self._trainer.model,
+            self.cfg.OUTPUT_DIR,
+            class_names=class_names(self.cfg.DATASETS.TRAIN[0]),
+            trainer=weakref.proxy(self),
+        )
+        model = getattr(self._trainer.model, "module", self._trainer.model)
+        report = [ReportShare()] if getattr(model, "teacher", None) is not None else []
+        return [*report, *super().build_hooks(), SaveOnSignal()]
 
     # v0.6 leaves the optimizer out of its checkpoints; later versions do as follows.
     def state_dict(self):

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
 from ..config import load_config, plain_student, use_cpu_without_gpu
 from ..data.own_data import register_own_data
 from .precision import PRECISIONS, choose_precision, compile_backbone, fold_norms
+from .safe_pickle import SafeCheckpointer
 from .wrappers import wrap
 
 logger = logging.getLogger(__name__)
@@ -33,12 +34,14 @@ class Teacher:
         model: the trained detector, with a `backbone` and `preprocess_image` as Detectron2's
             meta-architectures have them.
         input_format: channel order the detector was trained with, such as `BGR`.
-        datasets: names of those it was trained on.
+        class_names: of its classes in order, None if they are not known.
     """
 
-    def __init__(self, model: nn.Module, input_format: str, datasets: Sequence[str] = ()):
+    def __init__(
+        self, model: nn.Module, input_format: str, class_names: Sequence[str] | None = None
+    ):
         self.model = model.eval().requires_grad_(False)
-        self.datasets = datasets
+        self.class_names = class_names
         self.wrapper = wrap(model, input_format)
 
     @classmethod
@@ -70,8 +73,10 @@ class Teacher:
         # Networks of timm then look for no ImageNet weights.
         cfg.MODEL.WEIGHTS = weights
         model = build_model(cfg)
-        _StrictCheckpointer(model).load(weights)
-        return cls(model, cfg.INPUT.FORMAT, cfg.DATASETS.TRAIN)
+        names = _StrictCheckpointer(model).load(weights).get("class_names")
+        if names is None and cfg.DATASETS.TRAIN:
+            names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
+        return cls(model, cfg.INPUT.FORMAT, names)
 
     def speed_up(self, precision: str, compiled: bool = False) -> None:
         """Make the forward pass cheap, see :func:`fold_norms`, unless it is to be float32.
@@ -124,7 +129,7 @@ def teacher_config_of_tool(config_file: str, weights: str, opts: Sequence[str]) 
     return cfg
 
 
-class _StrictCheckpointer(DetectionCheckpointer):
+class _StrictCheckpointer(SafeCheckpointer):
     """Refuses a file that does not fit the model, instead of logging it."""
 
     def load(self, path, *args, **kwargs):

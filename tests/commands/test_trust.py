@@ -1,4 +1,4 @@
-"""tools/trust.py: the page and the table of a small teacher on coloured rectangles."""
+"""`aid-d2 trust`: the page and the table of a small teacher on coloured rectangles."""
 
 import csv
 import json
@@ -9,16 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from aid_d2.cli import main
+from aid_d2.commands import trust as tool
 from aid_d2.data import register_coco_json
 from aid_d2.modeling.teacher import Teacher
 from aid_d2.visualization import labeled_input, object_weights
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
-
-
-@pytest.fixture(scope="module")
-def tool(load_tool):
-    return load_tool("trust")
 
 
 @pytest.fixture(scope="module")
@@ -37,22 +34,19 @@ def teacher(small_cfg, build_seeded, save_teacher, rectangles):
     return cfg, model, save_teacher(cfg, model)
 
 
-def run(tool, monkeypatch, files, output, *more):
+def run(files, output, *more):
     arguments = [
         *("--config-file", files["DISTILL.TEACHER.CONFIG_FILE"]),
         *("--weights", files["DISTILL.TEACHER.WEIGHTS"]),
         *("--dataset", "trust_rectangles", "--output", str(output), *more),
     ]
-    monkeypatch.setattr("sys.argv", ["trust.py", *arguments])
-    tool.main()
+    main(["trust", "--traceback", *arguments])
     return list(csv.DictReader((output / "trust.csv").open()))
 
 
-def test_all_objects_are_ranked_by_aids_weight(tool, teacher, monkeypatch, tmp_path):
+def test_all_objects_are_ranked_by_aids_weight(teacher, monkeypatch, tmp_path):
     cfg, model, files = teacher
-    rows = run(
-        tool, monkeypatch, files, tmp_path, "--score", "0.2", "--pictures", "5", "--alpha", "0.5"
-    )
+    rows = run(files, tmp_path, "--score", "0.2", "--pictures", "5", "--alpha", "0.5")
     trust = [float(x["trust"]) for x in rows]
     assert trust == sorted(trust)
     objects = [x for x in rows if x["kind"] == "object"]
@@ -80,7 +74,7 @@ def test_all_objects_are_ranked_by_aids_weight(tool, teacher, monkeypatch, tmp_p
     assert all((tmp_path / x).stat().st_size for x in [*pictures, "histogram.png"])
 
 
-def test_false_alarms_by_hand(tool):
+def test_false_alarms_by_hand():
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 30, 30], [20, 20, 30, 30]])
     detections = Instances((50, 50), pred_boxes=Boxes(boxes))
     detections.scores = torch.tensor([0.9, 0.9, 0.9, 0.1])
@@ -92,7 +86,7 @@ def test_false_alarms_by_hand(tool):
     assert tool.false_alarms(detections, torch.zeros(0, 4), 0.3, 0.5).tolist() == expected
 
 
-def test_wrong_labels_are_counted(tool, teacher, rectangles, monkeypatch, tmp_path, capsys):
+def test_wrong_labels_are_counted(teacher, rectangles, monkeypatch, tmp_path, capsys):
     """Against the labels of another file: here with three boxes moved and one class changed."""
     truth = json.loads(Path(rectangles[1]).read_text())
     for label in truth["annotations"][:3]:
@@ -101,7 +95,7 @@ def test_wrong_labels_are_counted(tool, teacher, rectangles, monkeypatch, tmp_pa
     last["category_id"] = last["category_id"] % 3 + 1
     wrong = [*truth["annotations"][:3], last]
     (tmp_path / "truth.json").write_text(json.dumps(truth))
-    rows = run(tool, monkeypatch, teacher[2], tmp_path, "--truth", str(tmp_path / "truth.json"))
+    rows = run(teacher[2], tmp_path, "--truth", str(tmp_path / "truth.json"))
     (least,) = [x for x in rows if x["kind"] == "object"][:1]  # 5% of 24
     errors = [(f"{x['image_id']}.png", x["bbox"][1]) for x in wrong]
     hit = (Path(least["file_name"]).name, round(float(least["y1"]))) in errors
@@ -111,17 +105,17 @@ def test_wrong_labels_are_counted(tool, teacher, rectangles, monkeypatch, tmp_pa
 
 
 def test_correct_labels_of_other_images_are_refused_at_once(
-    tool, teacher, rectangles, monkeypatch, tmp_path
+    teacher, rectangles, monkeypatch, tmp_path
 ):
     truth = json.loads(Path(rectangles[1]).read_text())
     truth["images"].pop()
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     monkeypatch.setattr(tool, "look", lambda *args: pytest.fail("images were looked at"))
     with pytest.raises(ValueError, match="--truth has no image"):
-        run(tool, monkeypatch, teacher[2], tmp_path, "--truth", str(tmp_path / "truth.json"))
+        run(teacher[2], tmp_path, "--truth", str(tmp_path / "truth.json"))
 
 
-def test_images_of_one_name_are_told_apart_by_their_folders(tool):
+def test_images_of_one_name_are_told_apart_by_their_folders():
     known = {"a/0.png", "b/0.png", "0.png"}
     for name in known:
         assert tool.name_among(known, f"/data/images/{name}") == name
@@ -130,15 +124,15 @@ def test_images_of_one_name_are_told_apart_by_their_folders(tool):
 
 
 @pytest.mark.parametrize("option", ["--config-file", "--weights"])
-def test_a_missing_file_is_named(tool, teacher, monkeypatch, tmp_path, option):
+def test_a_missing_file_is_named(teacher, monkeypatch, tmp_path, option):
     with pytest.raises(FileNotFoundError, match=f"{option}: there is no file nowhere.pth"):
-        run(tool, monkeypatch, teacher[2], tmp_path, option, "nowhere.pth")
+        run(teacher[2], tmp_path, option, "nowhere.pth")
 
 
-def test_a_data_set_of_other_classes_is_refused(tool, teacher, rectangles, monkeypatch, tmp_path):
+def test_a_data_set_of_other_classes_is_refused(teacher, rectangles, monkeypatch, tmp_path):
     coco = json.loads(Path(rectangles[1]).read_text())
     coco["categories"].append({"id": 4, "name": "x"})
     (tmp_path / "four.json").write_text(json.dumps(coco))
     register_coco_json([["trust_four_classes", str(tmp_path / "four.json"), rectangles[2]]])
     with pytest.raises(ValueError, match="'trust_four_classes' has 4 classes and the teacher 3"):
-        run(tool, monkeypatch, teacher[2], tmp_path, "--dataset", "trust_four_classes")
+        run(teacher[2], tmp_path, "--dataset", "trust_four_classes")

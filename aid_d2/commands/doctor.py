@@ -1,10 +1,9 @@
-"""`aid-d2 doctor`: what is installed, and whether data sets can be trained on."""
+"""Tell what is installed, and whether data sets can be trained on."""
 
 import argparse
 import importlib.metadata
 import platform
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 
 import torch
 import torchvision
@@ -12,11 +11,12 @@ import torchvision
 from detectron2 import __version__ as detectron2_version
 from detectron2.data import DatasetCatalog
 
-from . import compat
-from .config import load_config
-from .data.image_check import check_images
-from .data.own_data import own_names, register_own_data
-from .data.problems import Problem
+from .. import compat
+from ..config import load_config
+from ..data.image_check import check_images
+from ..data.own_data import own_names, register_own_data
+from ..data.problems import Problem
+from ..data.registered import require_registered
 
 # Packages that single parts of aid_d2 need.
 _OPTIONAL = {
@@ -110,10 +110,7 @@ def _names(name_or_config: str) -> list[str]:
 
 
 def _records(name: str) -> list[dict]:
-    if name not in DatasetCatalog:
-        near = get_close_matches(name, DatasetCatalog.list(), n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"it is not registered, and no .yaml file.{hint}")
+    require_registered([name])
     return DatasetCatalog.get(name)
 
 

@@ -1,4 +1,4 @@
-"""tools/pseudo_label.py and benchmarks/split_coco.py on images on disk."""
+"""`aid-d2 pseudo-label` and benchmarks/split_coco.py on images on disk."""
 
 import json
 from pathlib import Path
@@ -8,14 +8,10 @@ import split_coco
 import torch
 from PIL import ExifTags, Image
 
+from aid_d2.cli import main
 from aid_d2.data import register_coco_json
 from detectron2.data import DatasetCatalog, DatasetMapper
 from detectron2.modeling import META_ARCH_REGISTRY
-
-
-@pytest.fixture(scope="module")
-def pseudo_label(load_tool):
-    return load_tool("pseudo_label")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +37,7 @@ def teacher(small_cfg, build_seeded, save_teacher, rectangles):
 
 
 @pytest.fixture
-def run(pseudo_label, teacher, monkeypatch, rectangles):
+def run(teacher, rectangles):
     """`run(output, threshold, *source)`: the tool as a command, its result read back."""
 
     def call(output, threshold, *source):
@@ -52,8 +48,7 @@ def run(pseudo_label, teacher, monkeypatch, rectangles):
             *("--output", str(output), "--threshold", str(threshold)),
             *(source or ("--images", rectangles[2])),
         ]
-        monkeypatch.setattr("sys.argv", ["pseudo_label.py", *arguments])
-        pseudo_label.main()
+        main(["pseudo-label", "--traceback", *arguments])
         return json.loads(output.read_text())
 
     return call

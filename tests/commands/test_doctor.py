@@ -1,11 +1,10 @@
-import argparse
 import json
 
 import pytest
 import torch
 from PIL import Image
 
-from aid_d2 import doctor
+from aid_d2.cli import main
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 
@@ -14,9 +13,7 @@ def run(capsys):
     """Returns run(*arguments) -> (exit code, what is printed)."""
 
     def call(*arguments):
-        parser = argparse.ArgumentParser()
-        doctor.add_arguments(parser)
-        return doctor.run(parser.parse_args(arguments)), capsys.readouterr().out
+        return main(["doctor", *arguments]), capsys.readouterr().out
 
     return call
 

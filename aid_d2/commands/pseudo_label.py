@@ -1,6 +1,6 @@
-r"""Labels images with a trained detector, for semi-supervised distillation (SAD, BMVC 2019).
+r"""Label images with a trained detector, for semi-supervised distillation (SAD, BMVC 2019).
 
-    python tools/pseudo_label.py --config-file configs/coco/retinanet_R_101_2x.yaml \
+    aid-d2 pseudo-label --config-file configs/coco/retinanet_R_101_2x.yaml \
         --weights output/coco/retinanet_R_101_2x/model_final.pth \
         --dataset coco_2017_unlabeled --output pseudo/unlabeled2017.json
 
@@ -22,22 +22,21 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from aid_d2.modeling.teacher import Teacher, teacher_config_of_tool
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
     DatasetMapper,
-    MetadataCatalog,
     build_detection_test_loader,
 )
 from detectron2.evaluation import inference_context
 from detectron2.structures import BoxMode, Instances
 
+from ..data.registered import class_names, require_registered
+from ..modeling.teacher import Teacher, teacher_config_of_tool
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of :func:`run`."""
     parser.add_argument("--config-file", required=True, help="of the teacher")
     parser.add_argument("--weights", required=True, help="of the teacher")
     source = parser.add_mutually_exclusive_group(required=True)
@@ -46,15 +45,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
     parser.add_argument("--threshold", type=float, default=0.4, help="least score (default 0.4)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ... of the config")
-    args = parser.parse_args()
 
+
+def run(args: argparse.Namespace) -> None:
+    """Label the images that are left, and write the file."""
     cfg = teacher_config(args)
     if args.output.exists():
         raise FileExistsError(
             f"{args.output} exists already: remove it, or choose another --output."
         )
     images = registered_images(args.dataset) if args.dataset else images_under(args.images)
-    classes = class_names(cfg)
+    classes = teacher_classes(cfg)
     partial = args.output.with_name(args.output.name + ".partial")
     settings = {
         "config": hashlib.sha256(cfg.dump().encode()).hexdigest(),
@@ -90,18 +91,19 @@ def teacher_config(args) -> CfgNode:
     return cfg
 
 
-def class_names(cfg: CfgNode) -> list[str]:
+def teacher_classes(cfg: CfgNode) -> list[str]:
     """Of the data set that the teacher was trained on."""
     if not cfg.DATASETS.TRAIN:
         raise ValueError("The teacher's config names no DATASETS.TRAIN, which has its classes.")
-    name = cfg.DATASETS.TRAIN[0]
-    if MetadataCatalog.get(name).get("thing_classes") is None:
-        DatasetCatalog.get(name)  # some data sets learn their classes as they are read
-    return list(MetadataCatalog.get(name).thing_classes)
+    names = class_names(cfg.DATASETS.TRAIN[0])
+    if names is None:
+        raise ValueError(f"The data set {cfg.DATASETS.TRAIN[0]!r} does not name its classes.")
+    return names
 
 
 def registered_images(name: str) -> list[dict]:
     """The images of a registered data set, without its annotations."""
+    require_registered([name])
     keys = ("file_name", "height", "width")
     return [{key: record[key] for key in keys} for record in DatasetCatalog.get(name)]
 
@@ -200,7 +202,3 @@ def to_coco(images: list[dict], found: dict[str, list], classes: list[str]) -> t
                 }
             )
     return coco, root
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
-r"""What AID sees of a data set: its objects and the teacher's false alarms, least trusted first.
+r"""Show what AID sees of a data set: objects and false alarms, those least trusted first.
 
-    python tools/trust.py --config-file configs/highway/retinanet_R_18.yaml \
+    aid-d2 trust --config-file configs/highway/retinanet_R_18.yaml \
         --weights output/highway/retinanet_R_18/model_final.pth \
         --dataset highway_train --output output/trust
 
@@ -32,15 +32,16 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from aid_d2 import AID
-from aid_d2.aid import loss_to_weight
-from aid_d2.data.coco_file import read_coco_json
-from aid_d2.modeling.teacher import Teacher, teacher_config_of_tool
-from aid_d2.visualization import draw_boxes, labeled_input, object_weights
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, pairwise_iou
+
+from ..aid import AID, loss_to_weight
+from ..data.coco_file import read_coco_json
+from ..data.registered import require_registered
+from ..modeling.teacher import Teacher, teacher_config_of_tool
+from ..visualization import draw_boxes, labeled_input, object_weights
 
 OBJECT, FALSE_ALARM = "object", "false alarm"
 LEAST_TRUSTED = 0.05
@@ -62,10 +63,8 @@ class Instance:
     y2: float
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of :func:`run`."""
     parser.add_argument("--config-file", required=True, help="of the teacher")
     parser.add_argument("--weights", required=True, help="of the teacher")
     parser.add_argument("--dataset", required=True, help="its name, with labels")
@@ -76,11 +75,15 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=60, help="on the page (default 60)")
     parser.add_argument("--truth", type=Path, metavar="FILE.json", help="correct labels, COCO")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ... of the config")
-    args = parser.parse_args()
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the page and the table."""
     if args.alpha < 0:
         raise ValueError(f"--alpha is {args.alpha}; AID's weights exp(-alpha D) need 0 or more.")
     cfg = teacher_config_of_tool(args.config_file, args.weights, args.opts)
-    records = DatasetCatalog.get(args.dataset)  # names the known ones if this is none
+    require_registered([args.dataset])
+    records = DatasetCatalog.get(args.dataset)
     truth = read_truth(args.truth, records) if args.truth else None
     teacher = Teacher.load(cfg, args.weights)
     classes = MetadataCatalog.get(args.dataset).thing_classes
@@ -227,7 +230,3 @@ def draw_histogram(path: Path, instances: list[Instance], alpha: float) -> None:
     axes.set_xlabel(f"trust, alpha {alpha}")
     axes.legend()
     figure.savefig(path)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,79 @@
+"""The command `aid-d2`: one module of `aid_d2.commands` for each of its commands."""
+
+import argparse
+import ast
+import importlib
+import os
+import pkgutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from . import commands
+from .suggestions import did_you_mean
+
+# What a user can mend, and a message explains.
+USER_ERRORS = (ValueError, OSError, NotImplementedError, ModuleNotFoundError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: its name and arguments; those of the command line if None.
+
+    Returns:
+        the exit status: 2 for wrong input, else the command's own, which is 0 for success.
+    """
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if name not in _names():
+        print(f"aid-d2: there is no command {name!r}.{did_you_mean(name, _names())}\n{_overview()}")
+        return 2
+    # Plugins are found in the working directory too.
+    sys.path.append(os.getcwd())
+    try:
+        command = _load(name)
+        args = _parser(name, command).parse_args(rest)
+        return command.run(args) or 0
+    except USER_ERRORS as error:
+        if "--traceback" in rest:
+            raise
+        print(f"aid-d2 {name}: {error}  (--traceback shows where)", file=sys.stderr)
+        return 2
+
+
+def _names() -> list[str]:
+    return [x.name.replace("_", "-") for x in pkgutil.iter_modules(commands.__path__)]
+
+
+def _load(name: str) -> ModuleType:
+    return importlib.import_module(f"{commands.__name__}.{name.replace('-', '_')}")
+
+
+def _parser(name: str, command: ModuleType) -> argparse.ArgumentParser:
+    parent = getattr(command, "PARENT", None)
+    parser = argparse.ArgumentParser(
+        prog=f"aid-d2 {name}",
+        description=command.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[parent] if parent else [],
+        add_help=parent is None,
+    )
+    parser.add_argument("--traceback", action="store_true", help="of an error, for its developers")
+    command.add_arguments(parser)
+    return parser
+
+
+def _overview() -> str:
+    lines = [f"  aid-d2 {name:<14}{_summary(name)}" for name in _names()]
+    return "\n".join(["Commands, each with --help:", *lines])
+
+
+def _summary(name: str) -> str:
+    """The first line of a command's docstring, which its extra need not be installed for."""
+    file = Path(commands.__file__).with_name(f"{name.replace('-', '_')}.py")
+    return (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")[0]

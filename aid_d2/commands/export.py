@@ -1,0 +1,57 @@
+r"""Write a detector as a file for ONNX Runtime, checked against PyTorch.
+
+    aid-d2 export --config-file output/student/config.yaml \
+        --weights output/student/model_final.pth --images photos --output student.onnx
+
+Beside the file comes `run_onnx.py`, which runs it with NumPy, OpenCV and onnxruntime alone. With
+`--student-only` the output is a .pth of the student's weights instead.
+"""
+
+import argparse
+from pathlib import Path
+
+from ..deploy.detector import TrainedDetector
+from ..deploy.export import export_onnx, padded_size, read_images, slim_checkpoint
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of :func:`run`."""
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE")
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="of the kind to come: file and PyTorch see them"
+    )
+    parser.add_argument("--count", type=int, default=20, help="how many of them (default 20)")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="that resized images are padded to; by default the least that fits --images",
+    )
+    parser.add_argument("--student-only", action="store_true", help="write a slim checkpoint")
+    parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE ... of the config")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Export, and print how file and PyTorch compare."""
+    suffix = ".pth" if args.student_only else ".onnx"
+    if args.output.suffix != suffix:
+        raise ValueError(f"--output {args.output} has to end in {suffix}.")
+    if args.output.exists():
+        raise FileExistsError(f"{args.output} exists already: remove it, or choose another name.")
+    if args.student_only:
+        TrainedDetector.load(args.config_file, args.weights, args.opts)
+        slim_checkpoint(args.weights, args.output)
+    else:
+        if args.images is None:
+            raise ValueError("--images is missing: file and PyTorch are compared on them.")
+        images = read_images(args.images, args.count)
+        detector = TrainedDetector.load(
+            args.config_file, args.weights, [*args.opts, "MODEL.DEVICE", "cpu"]
+        )
+        divisor = max(detector.model.backbone.size_divisibility, 1)
+        canvas = args.size or padded_size([detector.resize(x) for x in images], divisor)
+        print(export_onnx(detector, args.output, images, canvas))
+    print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MB")

@@ -1,0 +1,50 @@
+"""What may not change between a run and its resumption."""
+
+import os
+
+from detectron2.config import CfgNode
+
+# With another value the checkpoint's parameters are others, or are trained for something else.
+FIXED = (
+    "MODEL.META_ARCHITECTURE",
+    "MODEL.RETINANET.NUM_CLASSES",
+    "MODEL.GFL.NUM_CLASSES",
+    "MODEL.FCOS.NUM_CLASSES",
+    "MODEL.ROI_HEADS.NUM_CLASSES",
+    "DISTILL.ENABLED",
+    "DISTILL.STUDENT",
+    "DISTILL.METHODS",
+    "DISTILL.TEACHER.CONFIG_FILE",
+    "DISTILL.TEACHER.WEIGHTS",
+)
+
+
+def check_unchanged(cfg: CfgNode) -> None:
+    """Compare a config with the one of the run that OUTPUT_DIR holds, if it holds one.
+
+    Raises:
+        ValueError: one of the FIXED keys has changed.
+    """
+    config = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+    if not os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+        return
+    if not os.path.isfile(config):
+        return
+    before = CfgNode(CfgNode.load_yaml_with_base(config, allow_unsafe=True))
+    values = ((key, _value(before, key), _value(cfg, key)) for key in FIXED)
+    changed = [f"{key} from {a!r} to {b!r}" for key, a, b in values if a not in (None, b)]
+    if changed:
+        raise ValueError(
+            f"--resume: since the checkpoint in {cfg.OUTPUT_DIR}, these keys have changed: "
+            f"{', '.join(changed)}. Set them back, or train anew in another OUTPUT_DIR, with that "
+            "checkpoint as MODEL.WEIGHTS if you like."
+        )
+
+
+def _value(cfg: CfgNode, key: str):
+    """The value of a dotted key, a list as a tuple; None where there is no such key."""
+    for name in key.split("."):
+        if name not in cfg:
+            return None
+        cfg = cfg[name]
+    return tuple(cfg) if isinstance(cfg, list) else cfg

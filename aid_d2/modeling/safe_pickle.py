@@ -1,0 +1,73 @@
+"""Pickled weights of strangers, which could run any code, are read as arrays and containers."""
+
+import os
+import pickle
+import re
+import struct
+from pathlib import Path
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import PathManager
+
+# The environment variable with which torch.load reads anything; --trust-checkpoint sets it.
+TRUST = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+
+# What a pickle of arrays in plain containers names, in NumPy 1 and 2 and in Python 2.
+ADMITTED = {
+    ("_codecs", "encode"),
+    ("collections", "OrderedDict"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("numpy.core.numeric", "_frombuffer"),
+}
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Refuses to import anything but ADMITTED.
+
+    Raises:
+        pickle.UnpicklingError: the file asks for something else, which is named.
+    """
+
+    def find_class(self, module, name):
+        if (module, name) not in ADMITTED:
+            raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+        return super().find_class(module, name)
+
+
+class SafeCheckpointer(DetectionCheckpointer):
+    """`DetectionCheckpointer` whose files hold tensors, arrays and plain containers alone.
+
+    torch reads `.pth` files like that by itself.
+
+    Raises:
+        ValueError: on loading, a file wants more, unless the environment says TRUST.
+    """
+
+    def _load_file(self, filename):
+        try:
+            if filename.endswith(".pkl") and os.environ.get(TRUST) != "1":
+                with PathManager.open(filename, "rb") as f:
+                    ArrayUnpickler(f, encoding="latin1").load()
+            return super()._load_file(filename)
+        except pickle.UnpicklingError as error:
+            wanted = re.search(r"GLOBAL (\S+)", str(error))
+            if wanted is None:
+                raise ValueError(_broken(filename)) from error
+            raise ValueError(
+                f"{filename} asks for {wanted[1]}, which could run code of its author. Use a file "
+                "of weights alone or, if you trust the author, --trust-checkpoint."
+            ) from error
+        except (EOFError, RuntimeError, struct.error) as error:
+            raise ValueError(_broken(filename)) from error
+
+
+def _broken(filename: str) -> str:
+    others = sorted(x for x in Path(filename).parent.glob("*.pth") if x != Path(filename))
+    hint = f" Its folder also holds {others[-1].name}." if others else ""
+    return f"{filename} is broken, or no checkpoint.{hint}"

@@ -1,0 +1,47 @@
+"""A run is resumed with the config that it was started with."""
+
+import pytest
+
+from aid_d2.config import default_config
+from aid_d2.engine.resume import check_unchanged
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    """Of a run that has a checkpoint, as Detectron2 leaves it."""
+    cfg = default_config()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    return cfg
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("DISTILL.METHODS", "('PKD',)"),
+        ("DISTILL.TEACHER.WEIGHTS", "other.pth"),
+        ("MODEL.RETINANET.NUM_CLASSES", "5"),
+    ],
+)
+def test_a_change_is_named(cfg, key, value):
+    before = open(f"{cfg.OUTPUT_DIR}/config.yaml").read()
+    cfg.merge_from_list([key, value])
+    with pytest.raises(ValueError, match=f"changed: {key} from .* to .*OUTPUT_DIR"):
+        check_unchanged(cfg)
+    assert open(f"{cfg.OUTPUT_DIR}/config.yaml").read() == before
+
+
+def test_a_longer_schedule_is_no_change(cfg):
+    cfg.merge_from_list(["SOLVER.MAX_ITER", "7", "DISTILL.METHODS", str(cfg.DISTILL.METHODS)])
+    check_unchanged(cfg)
+
+
+def test_an_empty_folder_can_be_resumed(cfg, tmp_path):
+    cfg.OUTPUT_DIR = str(tmp_path / "new")
+    check_unchanged(cfg)
+
+
+def test_a_run_from_before_a_key_was_added_can_be_resumed(cfg, tmp_path):
+    (tmp_path / "config.yaml").write_text("VERSION: 2")
+    check_unchanged(cfg)

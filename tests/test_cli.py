@@ -1,0 +1,99 @@
+"""The command `aid-d2`: errors in one line, names that are misspelt, modules of the user."""
+
+import json
+import sys
+
+import pytest
+
+from aid_d2.cli import main
+from aid_d2.config import CONFIG_EXTENSIONS, get_config_file, load_config
+
+RETINANET = "kitti/retinanet_R_50.yaml"
+
+
+def one_line(capsys, *arguments):
+    """The only line that a command with wrong input prints on stderr."""
+    assert main(list(arguments)) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+def test_the_commands_are_listed(capsys):
+    assert main([]) == main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("train", "trust", "pseudo-label", "doctor"):
+        assert printed.count(f"  aid-d2 {name} ") == 2
+
+
+@pytest.mark.parametrize(
+    ["written", "meant"],
+    [("DATASETS.TRAIM", "DATASETS.TRAIN"), ("DISTILL.AID.GRANULARTY", "DISTILL.AID.GRANULARITY")],
+)
+def test_a_misspelt_key(capsys, tmp_path, written, meant):
+    line = one_line(capsys, "train", "--config-file", RETINANET, written, "x")
+    assert f"{written}. Did you mean '{meant}'?" in line
+    *nodes, key = written.split(".")
+    content = {key: "x"}
+    for node in reversed(nodes):
+        content = {node: content}
+    (tmp_path / "own.yaml").write_text(json.dumps(content))
+    line = one_line(capsys, "train", "--config-file", str(tmp_path / "own.yaml"))
+    assert "own.yaml: " in line and f"Did you mean '{meant}'?" in line
+
+
+def test_a_misspelt_command(capsys):
+    assert main(["tran"]) == 2
+    assert "Did you mean 'train'?" in capsys.readouterr().out
+
+
+def test_a_misspelt_data_set(capsys, tmp_path):
+    options = ("DATASETS.TRAIN", "('kiti_train',)", "OUTPUT_DIR", str(tmp_path))
+    assert main(["train", "--config-file", RETINANET, "MODEL.DEVICE", "cpu", *options]) == 2
+    assert "'kiti_train'. Did you mean 'kitti_train'?" in capsys.readouterr().err
+
+
+def test_a_misspelt_method(distilled_cfg, build_seeded):
+    cfg = distilled_cfg("RetinaNet", {"DISTILL.METHODS": ("Pkd",)})
+    with pytest.raises(ValueError, match="no method 'Pkd'. Did you mean 'PKD'"):
+        build_seeded(cfg, 0)
+
+
+def test_a_file_that_is_no_yaml(capsys, tmp_path):
+    (tmp_path / "own.yaml").write_text("MODEL: {A: [")
+    assert main(["train", "--config-file", str(tmp_path / "own.yaml")]) == 2
+    assert "own.yaml: " in capsys.readouterr().err
+
+
+def test_traceback_is_shown_on_demand():
+    with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
+        main(["train", "--traceback", "--config-file", "nowhere.yaml"])
+
+
+def test_configs_that_aid_d2_comes_with(tmp_path, monkeypatch):
+    """They are found from any folder; a file of the user's comes first."""
+    monkeypatch.chdir(tmp_path)
+    packaged = load_config(get_config_file(RETINANET))
+    assert load_config(RETINANET) == load_config(f"configs/{RETINANET}") == packaged
+    (tmp_path / "kitti").mkdir()
+    (tmp_path / RETINANET).write_text("SEED: 77")
+    assert load_config(RETINANET).SEED == 77
+
+
+def test_plugins(tmp_path, monkeypatch):
+    """A module that the config names is imported before its keys are read."""
+    (tmp_path / "my_project_keys.py").write_text(
+        "from aid_d2.config import CONFIG_EXTENSIONS\n"
+        "def extend(cfg): cfg.MODEL.MY_PROJECT_KEY = 1\n"
+        "CONFIG_EXTENSIONS.append(extend)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("aid_d2.config.CONFIG_EXTENSIONS", list(CONFIG_EXTENSIONS))
+    (tmp_path / "own.yaml").write_text("PLUGINS: [my_project_keys]\nMODEL: {MY_PROJECT_KEY: 2}\n")
+    assert load_config(str(tmp_path / "own.yaml")).MODEL.MY_PROJECT_KEY == 2
+    sys.modules.pop("my_project_keys")
+
+
+def test_a_missing_plugin_is_named(capsys, tmp_path):
+    (tmp_path / "own.yaml").write_text("PLUGINS: [my_missing_module]\n")
+    line = one_line(capsys, "train", "--config-file", str(tmp_path / "own.yaml"))
+    assert "my_missing_module" in line
