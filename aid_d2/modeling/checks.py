@@ -8,6 +8,7 @@ from torch import nn
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from ..data.registered import UnknownClassesError, require_same_classes
 from ..distillers import Distiller
 from .context import DistillContext
 from .teacher import Teacher
@@ -65,18 +66,17 @@ def check_recorded_modules(
 
 def check_classes(model: nn.Module, datasets: Sequence[str]) -> None:
     """Compare a detector and its teacher with the data sets of its training and evaluation, once
-    those are loaded. Where the classes of the teacher's own data sets, as far as known, have other
-    names, a warning says so.
+    those are loaded. A teacher's classes of other names are told by a warning.
 
     Raises:
         ValueError: a data set has another number of classes than the detector, or than the teacher
-            whose loss on its labels AID needs.
+            whose loss on its labels AID needs; or the teacher has its classes in another order.
     """
     model = getattr(model, "module", model)
     teacher = getattr(model, "teacher", None)
     wanted = wrap(getattr(model, "student", model)).num_classes
     judging = teacher.wrapper.num_classes if teacher is not None and model.aid.enabled else None
-    compared = teacher.datasets if teacher is not None and model.needs_teacher_head else ()
+    theirs = teacher.class_names if teacher is not None and model.needs_teacher_head else None
     for name in datasets:
         classes = MetadataCatalog.get(name).get("thing_classes")
         if classes is None:
@@ -92,11 +92,7 @@ def check_classes(model: nn.Module, datasets: Sequence[str]) -> None:
                 f"{listed}the teacher {judging}. AID needs the teacher's loss on the labels: use a "
                 "teacher of the same classes, or set DISTILL.AID.ENABLED False."
             )
-        for other in compared:
-            theirs = MetadataCatalog.get(other).get("thing_classes", classes)
-            if list(theirs) != list(classes):
-                logger.warning(
-                    f"The teacher's data set {other!r} has the classes {theirs}, and {name!r} has "
-                    f"{classes}. They are compared in this order: make sure that they mean the "
-                    "same."
-                )
+        try:
+            require_same_classes("the teacher", theirs or classes, name, classes)
+        except UnknownClassesError as error:
+            logger.warning(f"{error} They are compared in this order.")

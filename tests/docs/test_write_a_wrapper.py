@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.pages import environment, small_training
+from helpers.pages import AID_D2, environment, small_training
 
 from aid_d2.aid import level_loss
 from aid_d2.modeling.wrappers import wrap
@@ -24,7 +24,7 @@ PAGE = ROOT / "docs" / "write_a_wrapper.md"
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     files = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    for name, text in zip(("spots.py", "spots_wrapper.py", "train.py"), files, strict=True):
+    for name, text in zip(("spots.py", "spots_wrapper.py"), files, strict=True):
         (folder / name).write_text(text)
     return folder
 
@@ -56,12 +56,13 @@ def test_the_page_trains(folder, spots, small_cfg, build_seeded, save_teacher, r
         **save_teacher(cfg, build_seeded(cfg, 1)),
         "MODEL.META_ARCHITECTURE": "DistilledDetector",
         "DISTILL.STUDENT": "Spots",
+        "PLUGINS": ("spots_wrapper",),
         "DISTILL.METHODS": ("PKD", "ADL"),
     }
     (folder / "spots_aid.yaml").write_text(small_cfg("RetinaNet", changes).dump())
-    (command,) = re.findall(r"```bash\npython (.*?)\n```", PAGE.read_text())
+    (command,) = re.findall(r"```bash\naid-d2 (.*?)\n```", PAGE.read_text())
     subprocess.run(
-        [sys.executable, "-W", "ignore", *command.split()],
+        [*AID_D2, *command.split()],
         cwd=folder,
         env=environment(),
         check=True,

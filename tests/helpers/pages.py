@@ -1,9 +1,12 @@
 """What tests of documentation pages share."""
 
 import os
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+# The command `aid-d2`, of this copy of aid_d2.
+AID_D2 = [sys.executable, "-W", "ignore", "-m", "aid_d2"]
 
 
 def small_training(coco_json):

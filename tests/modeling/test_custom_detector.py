@@ -120,23 +120,3 @@ def test_a_model_without_backbone_is_named(small_cfg, distilled_cfg, build_seede
         wrap(model)
     with pytest.raises(ValueError, match="NoBackbone.*backbone"):
         build_seeded(distilled_cfg("RetinaNet", {"DISTILL.STUDENT": "NoBackbone"}), 0)
-
-
-def test_cascade_teachers_are_refused_by_name(
-    small_cfg, distilled_cfg, build_seeded, save_teacher, make_batch
-):
-    """Several box heads have no one loss; without AID they teach as any other."""
-    cfg = small_cfg(
-        "FasterRCNN",
-        {
-            "MODEL.ROI_HEADS.NAME": "CascadeROIHeads",
-            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True,
-        },
-    )
-    files = save_teacher(cfg, build_seeded(cfg, 0))
-    with pytest.raises(
-        (NotImplementedError, ValueError), match="CascadeROIHeads.*DISTILL.AID.ENABLED False"
-    ):
-        step(build_seeded(distilled_cfg("FasterRCNN", files), 0), make_batch())
-    off = {**files, "DISTILL.AID.ENABLED": False}
-    assert KD_LOSSES <= set(step(build_seeded(distilled_cfg("FasterRCNN", off), 0), make_batch()))

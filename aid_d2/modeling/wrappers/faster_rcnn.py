@@ -4,7 +4,11 @@ import torch
 import torch.nn.functional as F
 
 from detectron2.modeling import GeneralizedRCNN
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
+from detectron2.modeling.roi_heads import (
+    CascadeROIHeads,
+    FastRCNNOutputLayers,
+    StandardROIHeads,
+)
 from detectron2.structures import Boxes
 
 from ...layers.matching import gather_matched, match_by_iou
@@ -20,6 +24,11 @@ class FasterRCNNWrapper(DetectorWrapper):
     Nothing is sampled: where the RPN's own loss samples anchors, each counts with the probability
     of being drawn. The box head sees one RoI per object and no proposals, so that a missed or
     misclassified object always has a large loss.
+
+    The loss of a Cascade R-CNN (Cai and Vasconcelos, CVPR 2018) on an object is the mean over its
+    stages. The first stage sees the ground-truth box, each later one the box as the stage before
+    refined it, clipped to the padded image and without gradient; every stage is asked for the
+    object itself, however far its box has gone.
     """
 
     detector = GeneralizedRCNN
@@ -62,6 +71,11 @@ class FasterRCNNWrapper(DetectorWrapper):
 
     def score(self, features, boxes):
         heads = self.model.roi_heads
+        return self._run_stage(features, boxes, heads.box_head, heads.box_predictor)
+
+    def _run_stage(self, features, boxes, box_head, predictor):
+        """Logits and deltas of one box head on (R, 4) boxes of each image."""
+        heads = self.model.roi_heads
         by_name = {x.name: features[x.stride] for x in self.levels if x.stride in features}
         maps = [by_name[name] for name in heads.box_in_features]
         # RoIAlign has no bfloat16 on a CPU.
@@ -69,7 +83,7 @@ class FasterRCNNWrapper(DetectorWrapper):
         dtype = maps[0].dtype
         half = dtype in (torch.bfloat16, torch.float16)
         with torch.autocast(pooled.device.type, dtype, enabled=half):
-            logits, deltas = heads.box_predictor(heads.box_head(pooled))
+            logits, deltas = predictor(box_head(pooled))
         return logits.float(), deltas.float()
 
     @property
@@ -82,21 +96,35 @@ class FasterRCNNWrapper(DetectorWrapper):
         if not single:
             name = type(heads).__name__
             return f"MODEL.ROI_HEADS.NAME StandardROIHeads with one box head, not {name}"
-        if getattr(heads.box_predictor, "use_sigmoid_ce", False):  # younger than v0.6
-            return "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE False, for scores by softmax"
-        return None
+        return softmax_lacks([heads.box_predictor])
+
+    @property
+    def box_stages(self):
+        """Pairs of box head and predictor, in order: one, or those of a cascade."""
+        heads = self.model.roi_heads
+        if isinstance(heads, CascadeROIHeads):
+            return list(zip(heads.box_head, heads.box_predictor))
+        return [(heads.box_head, heads.box_predictor)]
+
+    @property
+    def stages_lack(self):
+        """What AID misses in the box heads, or None."""
+        if isinstance(self.model.roi_heads, CascadeROIHeads):
+            return softmax_lacks(self.model.roi_heads.box_predictor)
+        return self.box_head_lacks
 
     @property
     def loss_constants(self):
-        parts = self.model.proposal_generator, self.model.roi_heads.box_predictor
+        predictors = [predictor for _, predictor in self.box_stages]
+        parts = self.model.proposal_generator, *predictors
         names = ("loss_weight", "box_reg_loss_type", "smooth_l1_beta")
         return {name: [getattr(part, name) for part in parts] for name in names}
 
     def check_losses(self):
         rpn, heads = self.model.proposal_generator, self.model.roi_heads
-        if self.box_head_lacks:
+        if self.stages_lack:
             raise NotImplementedError(
-                f"AID needs a Faster R-CNN with {self.box_head_lacks}. Set DISTILL.AID.ENABLED "
+                f"AID needs a Faster R-CNN with {self.stages_lack}. Set DISTILL.AID.ENABLED "
                 "False for this detector."
             )
         known_maps = set(heads.box_in_features) <= set(rpn.in_features)
@@ -145,27 +173,58 @@ class FasterRCNNWrapper(DetectorWrapper):
         )
 
     def _box_head_losses(self, features, objects):
-        """(M,) cross-entropy + box loss of the box head on each object's own box."""
-        predictor = self.model.roi_heads.box_predictor
-        logits, deltas = self.score(features, objects.boxes.split(objects.counts))
-        cls = F.cross_entropy(logits, objects.classes, reduction="none")
-        # With a class-agnostic regressor every class has index 0.
-        deltas = deltas.unflatten(1, (deltas.shape[1] // 4, 4))
-        row = torch.arange(len(deltas), device=deltas.device)
-        deltas = deltas[row, objects.classes.clamp(max=deltas.shape[1] - 1)]
-        # Augmentation can leave a box without area, which no delta starts from.
-        low, high = objects.boxes.chunk(2, dim=1)
-        boxes = torch.cat([low, torch.maximum(high, low + 1)], dim=1)
-        box = box_regression_loss(
-            predictor.box2box_transform,
-            boxes,
-            deltas,
-            boxes,
-            predictor.box_reg_loss_type,
-            predictor.smooth_l1_beta,
-        )
-        weight = predictor.loss_weight
-        return cls * weight.get("loss_cls", 1.0) + box * weight.get("loss_box_reg", 1.0)
+        """(M,) loss of the second stage on each object: the mean over its box heads."""
+        stride = min(features)
+        padded = [side * stride for side in features[stride].shape[-2:]]
+        boxes = with_area(objects.boxes)
+        stage_losses = []
+        for stage, (box_head, predictor) in enumerate(self.box_stages, 1):
+            logits, deltas = self._run_stage(
+                features, boxes.split(objects.counts), box_head, predictor
+            )
+            # With a class-agnostic regressor every class has index 0.
+            deltas = deltas.unflatten(1, (deltas.shape[1] // 4, 4))
+            row = torch.arange(len(deltas), device=deltas.device)
+            deltas = deltas[row, objects.classes.clamp(max=deltas.shape[1] - 1)]
+            stage_losses.append(box_head_loss(predictor, logits, deltas, boxes, objects))
+            if stage < len(self.box_stages):
+                boxes = refine(predictor, deltas, boxes, padded)
+        return torch.stack(stage_losses).mean(0)
+
+
+def softmax_lacks(predictors) -> str | None:
+    """What predictors without softmax miss, or None."""
+    if any(getattr(x, "use_sigmoid_ce", False) for x in predictors):  # younger than v0.6
+        return "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE False, for scores by softmax"
+    return None
+
+
+def with_area(boxes):
+    """(M, 4) boxes of at least 1 px: no delta starts from a box without area."""
+    low, high = boxes.chunk(2, dim=1)
+    return torch.cat([low, torch.maximum(high, low + 1)], dim=1)
+
+
+def refine(predictor, deltas, boxes, size):
+    """Move (M, 4) boxes by their (M, 4) deltas, without gradient, clipped to (height, width)."""
+    refined = Boxes(predictor.box2box_transform.apply_deltas(deltas.detach(), boxes))
+    refined.clip(size)
+    return with_area(refined.tensor)
+
+
+def box_head_loss(predictor, logits, deltas, boxes, objects):
+    """(M,) weighted cross-entropy + box loss of one box head, from `boxes` to each object."""
+    cls = F.cross_entropy(logits, objects.classes, reduction="none")
+    box = box_regression_loss(
+        predictor.box2box_transform,
+        boxes,
+        deltas,
+        with_area(objects.boxes),
+        predictor.box_reg_loss_type,
+        predictor.smooth_l1_beta,
+    )
+    weight = predictor.loss_weight
+    return cls * weight.get("loss_cls", 1.0) + box * weight.get("loss_box_reg", 1.0)
 
 
 def sampling_frequency(matched_idxs, batch_size: int, positive_fraction: float):
