@@ -1,0 +1,1 @@
+"""From a checkpoint to its use: predictions, export, timing."""

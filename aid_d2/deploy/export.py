@@ -1,0 +1,203 @@
+"""An ONNX file of a detector, compared with PyTorch before it is kept."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from ..modeling.precision import fold_norms
+from . import runtime
+from .detector import TrainedDetector
+from .graph import build_graph
+
+logger = logging.getLogger(__name__)
+
+OPSET = 18
+# What the file and PyTorch may differ by on a detection, in pixels and in score.
+BOX_TOLERANCE = 0.5
+SCORE_TOLERANCE = 5e-3
+# Share of PyTorch's detections that have to be found again: candidates of one score change places.
+LEAST_FOUND = 0.99
+
+
+@dataclass
+class Parity:
+    """How an exported file compares with PyTorch.
+
+    Attributes:
+        images: on how many.
+        detections: of PyTorch on them.
+        found: how many of these the file has, within the tolerances.
+        box: largest difference of the found ones, in pixels.
+        score: largest difference of their scores.
+    """
+
+    images: int = 0
+    detections: int = 0
+    found: int = 0
+    box: float = 0.0
+    score: float = 0.0
+
+    @property
+    def holds(self) -> bool:
+        return self.found >= LEAST_FOUND * self.detections
+
+    def __str__(self) -> str:
+        return (
+            f"{self.found} of {self.detections} detections of PyTorch on {self.images} images are "
+            f"in the file; largest differences {self.box:.1e} px, score {self.score:.1e}"
+        )
+
+
+def export_onnx(
+    detector: TrainedDetector, output: Path, images: Sequence[np.ndarray], canvas: Sequence[int]
+) -> Parity:
+    """Write a detector as .onnx, and `run_onnx.py` beside it.
+
+    Args:
+        detector: whose batch norms are folded here.
+        output: the file.
+        images: (H, W, 3) uint8 BGR, on which file and PyTorch are compared.
+        canvas: (H, W) that images are padded to once they are resized.
+
+    Raises:
+        NotImplementedError: the detector is of a kind that cannot be exported.
+        ValueError: the canvas does not fit, or the file does not compute what PyTorch does; then
+            there is no file.
+    """
+    divisor = max(detector.model.backbone.size_divisibility, 1)
+    if any(side % divisor for side in canvas):
+        raise ValueError(f"--size {canvas} is not a multiple of {divisor}, which this one needs.")
+    resized = [detector.resize(image) for image in images]
+    for image in resized:
+        if any(have > side for have, side in zip(image.shape, canvas)):
+            raise ValueError(
+                f"--size {canvas[0]} {canvas[1]} is smaller than an image resized for the test, "
+                f"{image.shape[0]} x {image.shape[1]}: choose {padded_size(resized, divisor)}."
+            )
+    more = sum(padded_size([x], divisor) != tuple(canvas) for x in resized)
+    if more:
+        logger.warning(
+            f"{more} of {len(resized)} images are padded further than Detectron2 pads them, which "
+            "changes what a detector sees in them."
+        )
+    fold_norms(detector.model)
+    graph = build_graph(detector.model, tuple(canvas))
+    blank = torch.zeros(*canvas, 3, dtype=torch.uint8), torch.tensor(canvas)
+    program = torch.onnx.export(
+        graph,
+        blank,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["image", "valid"],
+        output_names=["boxes", "scores", "classes"],
+        verbose=False,
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    scratch = output.with_name(output.name + ".unchecked")
+    try:
+        proto = program.model_proto
+        onnx.helper.set_model_props(proto, _metadata(detector, canvas))
+        onnx.save(proto, scratch)
+        parity = compare(graph, runtime.Detector(str(scratch)), resized)
+        if not parity.holds:
+            raise ValueError(f"The exported file differs from PyTorch, and is not kept: {parity}.")
+        os.replace(scratch, output)
+    finally:
+        scratch.unlink(missing_ok=True)
+    shutil.copyfile(runtime.__file__, output.with_name("run_onnx.py"))
+    return parity
+
+
+def padded_size(images: Sequence[np.ndarray], divisor: int) -> tuple[int, int]:
+    """The least (H, W) that all images fit in."""
+    sides = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    height, width = (-(-side // divisor) * divisor for side in sides)
+    return height, width
+
+
+def compare(graph, exported: runtime.Detector, images: Sequence[np.ndarray]) -> Parity:
+    """Run a graph and its file on resized images."""
+    result = Parity(images=len(images))
+    height, width = exported.metadata["canvas"]
+    for image in images:
+        padded = np.zeros((height, width, 3), np.uint8)
+        padded[: image.shape[0], : image.shape[1]] = image
+        with torch.no_grad():
+            ours = graph(torch.from_numpy(padded), torch.tensor(image.shape[:2]))
+        theirs = [torch.from_numpy(x) for x in exported.run(image)]
+        _match([x[ours[1] > 0] for x in ours], [x[theirs[1] > 0] for x in theirs], result)
+    return result
+
+
+def _match(ours: list[Tensor], theirs: list[Tensor], result: Parity) -> None:
+    """Add detections (boxes, scores, classes) of one image to the result."""
+    result.detections += len(ours[0])
+    if not len(theirs[0]):
+        return
+    overlap = box_iou(ours[0], theirs[0])
+    overlap[ours[2][:, None] != theirs[2]] = -1
+    at = overlap.argmax(1)
+    box = (ours[0] - theirs[0][at]).abs().amax(1)
+    score = (ours[1] - theirs[1][at]).abs()
+    found = (box < BOX_TOLERANCE) & (score < SCORE_TOLERANCE) & (ours[2] == theirs[2][at])
+    result.found += int(found.sum())
+    if found.any():
+        result.box = max(result.box, float(box[found].max()))
+        result.score = max(result.score, float(score[found].max()))
+
+
+def _metadata(detector: TrainedDetector, canvas: Sequence[int]) -> dict[str, str]:
+    cfg = detector.cfg
+    values = {
+        "classes": detector.class_names,
+        "input_format": cfg.INPUT.FORMAT,
+        "canvas": list(canvas),
+        "min_size": cfg.INPUT.MIN_SIZE_TEST,
+        "max_size": cfg.INPUT.MAX_SIZE_TEST,
+        "detector": type(detector.model).__name__,
+        "config_sha256": hashlib.sha256(cfg.dump().encode()).hexdigest(),
+        "weights": detector.weights,
+    }
+    return {key: json.dumps(value) for key, value in values.items()}
+
+
+def slim_checkpoint(weights: str, output: Path) -> None:
+    """Write the student's weights alone, without optimizer and distillers."""
+    content = torch.load(weights, map_location="cpu", weights_only=True)
+    student = {k: v for k, v in content["model"].items() if not k.startswith("distiller.")}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    scratch = output.with_name(output.name + ".partial")
+    slim = {"model": student, "class_names": content.get("class_names")}
+    torch.save({key: value for key, value in slim.items() if value is not None}, scratch)
+    os.replace(scratch, output)
+
+
+def read_images(folder: Path, count: int) -> list[np.ndarray]:
+    """The first images of a folder that can be read, BGR.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    files = sorted(folder.rglob("*")) if folder.is_dir() else []
+    images: list[np.ndarray] = []
+    for path in files:
+        image = cv2.imread(str(path)) if path.is_file() else None
+        if image is not None:
+            images.append(image)
+        if len(images) == count:
+            break
+    if not images:
+        raise FileNotFoundError(f"--images: {folder} holds no image.")
+    return images

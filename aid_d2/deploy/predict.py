@@ -1,0 +1,180 @@
+"""Detections on images and videos: pictures to look at, and COCO json."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from glob import glob
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from detectron2.structures import BoxMode, Instances
+from detectron2.utils.visualizer import Visualizer
+
+from .detector import TrainedDetector, show_metadata
+
+logger = logging.getLogger(__name__)
+
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
+
+
+class Sink:
+    """Writes pictures of images, or one video, and collects detections in COCO's format."""
+
+    def __init__(self, folder: Path, class_names: Sequence[str]):
+        self.folder = folder
+        self.images: list[dict] = []
+        self.annotations: list[dict] = []
+        self.categories = [{"id": i, "name": name} for i, name in enumerate(class_names, start=1)]
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, name: str, image: np.ndarray, found: Instances) -> None:
+        """The detections on one image."""
+        image_id = len(self.images) + 1
+        height, width = image.shape[:2]
+        self.images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+        boxes = BoxMode.convert(found.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+        for box, score, label in zip(
+            boxes.tolist(), found.scores.tolist(), found.pred_classes.tolist()
+        ):
+            self.annotations.append(
+                {
+                    "id": len(self.annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": label + 1,
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": 0,
+                    "score": score,
+                }
+            )
+
+    def write(self) -> Path:
+        """Write detections.json."""
+        path = self.folder / "detections.json"
+        content = {x: getattr(self, x) for x in ("images", "annotations", "categories")}
+        path.write_text(json.dumps(content))
+        return path
+
+
+def predict(
+    detectors: Sequence[TrainedDetector], source: Sequence[str], output: Path, score: float
+) -> None:
+    """Run detectors side by side.
+
+    Args:
+        detectors: the first one's detections go to detections.json.
+        source: image files, folders and globs of them, or one video file or camera number.
+        output: folder for pictures or `video.mp4`, and detections.json.
+        score: least score.
+
+    Raises:
+        FileNotFoundError: there is no such file, or no image in a folder.
+        ValueError: a video cannot be read.
+    """
+    is_video = len(source) == 1 and (source[0].isdecimal() or source[0].lower().endswith(VIDEOS))
+    frames = video_frames(source[0]) if is_video else images(image_files(source))
+    sink, writer, skipped = Sink(output, detectors[0].class_names), None, []
+    try:
+        for name, image in frames:
+            if image is None:
+                skipped.append(name)
+                continue
+            found = [detector(image, score) for detector in detectors]
+            sink.add(name, image, found[0])
+            picture = side_by_side(image, detectors, found)
+            if is_video:
+                writer = writer or _writer(output / "video.mp4", picture, source[0])
+                writer.write(picture)
+            else:
+                cv2.imwrite(str(_free(output, Path(name))), picture)
+    finally:
+        if writer is not None:
+            writer.release()
+        sink.write()
+    for name in skipped:
+        logger.warning(f"{name} cannot be read and was skipped.")
+    print(
+        f"{len(sink.annotations)} detections on {len(sink.images)} images, {len(skipped)} skipped: "
+        f"see {output}"
+    )
+
+
+def image_files(source: Sequence[str]) -> list[Path]:
+    """The image files that files, folders and globs name.
+
+    Raises:
+        FileNotFoundError: one names none.
+    """
+    files: list[Path] = []
+    for text in source:
+        path = Path(text)
+        if path.is_dir():
+            found = [x for x in sorted(path.rglob("*")) if x.suffix.lower() in IMAGES]
+        else:
+            found = [path] if path.is_file() else [Path(x) for x in sorted(glob(text))]
+        if not found:
+            raise FileNotFoundError(f"--input: there is no image {text}, nor one in it.")
+        files += found
+    return files
+
+
+def images(files: Sequence[Path]) -> Iterator[tuple[str, np.ndarray | None]]:
+    """Name and BGR image of each file, None for what cannot be read."""
+    for path in tqdm(files, unit="image"):
+        yield str(path), cv2.imread(str(path))
+
+
+def video_frames(source: str) -> Iterator[tuple[str, np.ndarray]]:
+    """The frames of a video file, or of a camera until Ctrl-C."""
+    video = cv2.VideoCapture(int(source) if source.isdecimal() else source)
+    if not video.isOpened():
+        raise ValueError(f"--input: the video {source} cannot be opened.")
+    total = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+    try:
+        with tqdm(total=total if total > 0 else None, unit="frame") as progress:
+            number = 0
+            while (frame := video.read()[1]) is not None:
+                yield f"{source}#{number}", frame
+                number += 1
+                progress.update()
+    except KeyboardInterrupt:
+        logger.info("Stopped: what was seen so far is kept.")
+    finally:
+        video.release()
+
+
+def side_by_side(
+    image: np.ndarray, detectors: Sequence[TrainedDetector], found: Sequence[Instances]
+) -> np.ndarray:
+    """BGR pictures of the detections, titled by their weights where there are several."""
+    pictures = []
+    for detector, instances in zip(detectors, found):
+        visualizer = Visualizer(image[:, :, ::-1], show_metadata(detector.class_names))
+        picture = visualizer.draw_instance_predictions(instances).get_image()[:, :, ::-1].copy()
+        if len(detectors) > 1:
+            picture = cv2.copyMakeBorder(picture, 24, 0, 0, 0, cv2.BORDER_CONSTANT)
+            place, white = (6, 17), (255, 255, 255)
+            title = detector.weights
+            cv2.putText(picture, title, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, white, 1, cv2.LINE_AA)
+        pictures.append(picture)
+    return np.hstack(pictures)
+
+
+def _writer(path: Path, picture: np.ndarray, source: str) -> cv2.VideoWriter:
+    video = cv2.VideoCapture(int(source) if source.isdecimal() else source)
+    rate = video.get(cv2.CAP_PROP_FPS) or 25.0
+    video.release()
+    height, width = picture.shape[:2]
+    return cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, (width, height))
+
+
+def _free(folder: Path, name: Path) -> Path:
+    """A file for the picture, which no other picture has."""
+    path, number = folder / f"{name.stem}.jpg", 1
+    while path.exists():
+        path, number = folder / f"{name.stem}_{number}.jpg", number + 1
+    return path

@@ -1,0 +1,97 @@
+"""Run an exported detector, as on a car: NumPy, OpenCV and ONNX Runtime alone.
+
+    python run_onnx.py student.onnx photo.jpg
+
+`aid-d2 export` writes this file as `run_onnx.py` beside the detector's.
+"""
+
+import json
+import sys
+
+import cv2
+import numpy as np
+import onnxruntime
+
+
+class Detector:
+    """An exported detector.
+
+    Args:
+        path: of the .onnx file.
+        threads: of the processor; 0 leaves the number to ONNX Runtime.
+
+    Attributes:
+        metadata: `classes`, `input_format`, `canvas` (H, W), `min_size`, `max_size`, and where the
+            file comes from.
+    """
+
+    def __init__(self, path: str, threads: int = 0):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self.session = onnxruntime.InferenceSession(
+            path, options, providers=onnxruntime.get_available_providers()
+        )
+        stored = self.session.get_modelmeta().custom_metadata_map
+        self.metadata = {key: json.loads(value) for key, value in stored.items()}
+
+    def __call__(self, image: np.ndarray, score: float = 0.0) -> dict[str, np.ndarray]:
+        """Detect objects.
+
+        Args:
+            image: (H, W, 3) uint8 BGR, as OpenCV reads it.
+            score: least score.
+
+        Returns:
+            `boxes` (N, 4) in pixels of the image, `scores` (N,), `classes` (N,).
+        """
+        resized = self.resize(image)
+        boxes, scores, classes = self.run(resized)
+        height, width = image.shape[:2]
+        scale = np.array([width, height] * 2) / np.array([*resized.shape[1::-1]] * 2)
+        found = (scores > 0) & (scores >= score)
+        return {
+            "boxes": (boxes * scale).astype(np.float32)[found],
+            "scores": scores[found],
+            "classes": classes[found],
+        }
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """The image at the size and in the channel order of the detector."""
+        height, width = image.shape[:2]
+        factor = self.metadata["min_size"] / min(height, width)
+        factor = min(factor, self.metadata["max_size"] / max(height, width))
+        size = int(width * factor + 0.5), int(height * factor + 0.5)
+        method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+        resized = cv2.resize(image, size, interpolation=method)
+        return resized[:, :, ::-1] if self.metadata["input_format"] == "RGB" else resized
+
+    def run(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The network's own outputs: boxes in pixels of the resized image, scores and classes.
+
+        Raises:
+            ValueError: the image is larger than the canvas.
+        """
+        canvas = self.metadata["canvas"]
+        height, width = image.shape[:2]
+        if height > canvas[0] or width > canvas[1]:
+            raise ValueError(
+                f"The image is {height} x {width} when resized, and the detector was exported for "
+                f"{canvas[0]} x {canvas[1]}: export it with a larger --size."
+            )
+        padded = np.zeros((*canvas, 3), np.uint8)
+        padded[:height, :width] = image
+        inputs = {"image": padded, "valid": np.array([height, width], np.int64)}
+        return tuple(self.session.run(["boxes", "scores", "classes"], inputs))
+
+
+def main() -> None:
+    path, *images = sys.argv[1:]
+    detector = Detector(path)
+    for name in images:
+        found = detector(cv2.imread(name), score=0.5)
+        for box, score, label in zip(found["boxes"], found["scores"], found["classes"]):
+            print(name, detector.metadata["classes"][label], f"{score:.2f}", box.round(1).tolist())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""`aid-d2 export`: the file computes what PyTorch does, and runs without it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from aid_d2.cli import main
+from aid_d2.deploy import export
+from aid_d2.deploy.detector import TrainedDetector
+
+pytest.importorskip("onnxruntime", reason="the extra [export] is not installed")
+
+WITHOUT_TORCH = """
+import json, sys
+for name in ("torch", "torchvision", "detectron2", "aid_d2"):
+    sys.modules[name] = None
+sys.path.insert(0, sys.argv[1])
+import cv2, run_onnx
+found = run_onnx.Detector(sys.argv[2])(cv2.imread(sys.argv[3]))
+print(json.dumps({key: value.tolist() for key, value in found.items()}))
+"""
+
+
+@pytest.fixture(scope="module", params=["RetinaNet", "FasterRCNN"])
+def files(request, small_cfg, build_seeded, save_teacher):
+    changes = {
+        "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+        "INPUT.MIN_SIZE_TEST": 64,
+    }
+    cfg = small_cfg(request.param, changes)
+    saved = save_teacher(cfg, build_seeded(cfg, 3))
+    return saved["DISTILL.TEACHER.CONFIG_FILE"], saved["DISTILL.TEACHER.WEIGHTS"]
+
+
+def arguments(files, output, *more):
+    return ["export", "--config-file", files[0], "--weights", files[1], "--output", output, *more]
+
+
+@pytest.fixture(scope="module")
+def exported(files, rectangles, tmp_path_factory):
+    output = tmp_path_factory.mktemp("export") / "detector.onnx"
+    assert main(arguments(files, str(output), "--images", rectangles[2])) == 0
+    return output
+
+
+def test_it_runs_without_torch_and_detects_the_same(files, exported, rectangles):
+    image = str(sorted(Path(rectangles[2]).glob("*.png"))[0])
+    call = [sys.executable, "-c", WITHOUT_TORCH, str(exported.parent), str(exported), image]
+    found = json.loads(subprocess.run(call, check=True, capture_output=True, text=True).stdout)
+    expected = TrainedDetector.load(*files)(cv2.imread(image))
+    assert len(found["scores"]) == len(expected) > 20
+    assert np.allclose(found["scores"], expected.scores, atol=1e-4)
+    assert np.allclose(found["boxes"], expected.pred_boxes.tensor, atol=1e-2)
+    assert found["classes"] == expected.pred_classes.tolist()
+
+
+def test_a_file_that_differs_is_not_kept(files, rectangles, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "BOX_TOLERANCE", -1.0)
+    assert main(arguments(files, str(tmp_path / "bad.onnx"), "--images", rectangles[2])) == 2
+    assert "differs from PyTorch" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_slim_checkpoint(files, tmp_path):
+    """The weights, without optimizer and distillers."""
+    full = torch.load(files[1])
+    fat = tmp_path / "fat.pth"
+    more = {**full["model"], "distiller.PKD.weight": torch.ones(9)}
+    torch.save({**full, "model": more, "optimizer": {"x": torch.ones(999)}}, fat)
+    output = tmp_path / "slim.pth"
+    assert main(arguments((files[0], str(fat)), str(output), "--student-only")) == 0
+    slim = torch.load(output)
+    assert slim["model"].keys() == full["model"].keys()
+    assert all(torch.equal(value, full["model"][key]) for key, value in slim["model"].items())
+    assert "optimizer" not in slim
+
+
+@pytest.mark.parametrize(
+    ["more", "message"],
+    [
+        (["--images", "IMAGES", "--size", "50", "96"], "multiple of 32"),
+        (["--images", "IMAGES", "--size", "32", "96"], "choose (64, 96)"),
+        (["--images", "nowhere"], "nowhere"),
+        ([], "--images is missing"),
+    ],
+)
+def test_bad_input(files, rectangles, tmp_path, capsys, more, message):
+    more = [rectangles[2] if x == "IMAGES" else x for x in more]
+    assert main(arguments(files, str(tmp_path / "x.onnx"), *more)) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
