@@ -6,7 +6,6 @@ other. The data sets `synthetic_road_train` and `synthetic_road_val` read what t
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -72,9 +71,8 @@ def write_scene_set(output: Path, settings: SceneSet) -> bool:
             f"{output} holds {'a set of other settings' if found else 'other files'}: choose an "
             "empty directory, or remove it first."
         )
-    images, labels, splits = (
-        output / name for name in ("training/image_2", "training/label_2", "ImageSets")
-    )
+    names = "training/image_2", "training/label_2", "ImageSets"
+    images, labels, splits = map(output.joinpath, names)
     for folder in (images, labels, splits):
         folder.mkdir(parents=True, exist_ok=True)
     meta_file.write_text(json.dumps(unfinished))
@@ -94,8 +92,8 @@ def write_scene_set(output: Path, settings: SceneSet) -> bool:
 def label_line(obj: KittiObject) -> str:
     """The object as a line of a KITTI label file."""
     numbers = (*obj.bbox, *obj.dimensions, *obj.location, obj.rotation_y)
-    text = " ".join(f"{x:.2f}" for x in numbers)
-    return f"{obj.type} {obj.truncated:.2f} {obj.occluded} {obj.alpha:.2f} {text}"
+    head = f"{obj.type} {obj.truncated:.2f} {obj.occluded} {obj.alpha:.2f}"
+    return " ".join([head, *(f"{x:.2f}" for x in numbers)])
 
 
 @dataclass(frozen=True)
@@ -111,8 +109,8 @@ class Camera:
         """Pixels (..., 2) of points (..., 3): x, height above the ground and z > 0, in meters."""
         x, y, z = np.moveaxis(np.asarray(points, float), -1, 0)
         scale = 0.58 * self.width / z
-        u, v = self.width / 2 + scale * x, self.horizon + scale * (self.elevation - y)
-        return np.stack([u, v], axis=-1)
+        pixels = self.width / 2 + scale * x, self.horizon + scale * (self.elevation - y)
+        return np.stack(pixels, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -177,12 +175,11 @@ def _label(camera: Camera, actor: Actor, area: int, visible: int) -> KittiObject
     # `area` counts pixels in the image alone.
     if visible < max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_FRACTION * area):
         return None
-    hidden = 1 - visible / area
     length, width, height = actor.size
     return KittiObject(
         actor.type,
         truncated=float(1 - np.prod(inside_high - inside_low) / np.prod(high - low)),
-        occluded=int(np.searchsorted((0.1, 0.4, 0.7), hidden, side="right")),
+        occluded=int(np.searchsorted((0.1, 0.4, 0.7), 1 - visible / area, side="right")),
         alpha=actor.yaw - math.atan2(actor.x, actor.z),
         bbox=(*map(float, inside_low), *map(float, inside_high)),
         dimensions=(height, width, length),
@@ -235,8 +232,9 @@ def _place(rng, camera: Camera, center: float, half_road: float) -> list[Actor]:
         kind = "Van" if rng.random() < 0.15 else "Car"
         add(lambda *a, kind=kind: _vehicle(kind, *a), x, depth() + 3, yaw, 2.2)
     for _ in range(rng.integers(1, 9)):
-        on_road = rng.random() < 0.25
-        reach = rng.uniform(0, half_road) if on_road else half_road + rng.uniform(0.2, 3)
+        reach = (
+            rng.uniform(0, half_road) if rng.random() < 0.25 else half_road + rng.uniform(0.2, 3)
+        )
         x, z, yaw = center + rng.choice([-1, 1]) * reach, depth(), rng.uniform(0, 2 * math.pi)
         add(_cyclist if rng.random() < 0.4 else _pedestrian, x, z, yaw, 0.8)
     for side in (-1, 1):
@@ -281,7 +279,7 @@ def _vehicle(kind: str, rng, camera: Camera, x, z, yaw) -> Actor:
     return Actor(kind, size, x, z, yaw, shapes)
 
 
-def _flat(camera: Camera, x, z, polygons: Sequence[tuple]) -> list[Shape]:
+def _flat(camera: Camera, x, z, polygons: list[tuple]) -> list[Shape]:
     """Polygons that face the camera, their points (to the right, up) in meters."""
     return [
         (camera.project([(x + right, up, z) for right, up in points]), np.asarray(color, float))
@@ -300,7 +298,7 @@ def _limb(start: tuple, end: tuple, width: float) -> list[np.ndarray]:
     return [start + aside, end + aside, end - aside, start - aside]
 
 
-def _body(rng, height: float, hip: tuple, lean: float, feet: Sequence[tuple]) -> list[tuple]:
+def _body(rng, height: float, hip: tuple, lean: float, feet: list[tuple]) -> list[tuple]:
     """Legs, torso, arms and head of a person; `lean` moves the shoulders, in meters."""
     trousers, shirt = rng.uniform(20, 210, (2, 1)) + rng.normal(0, 40, (2, 3))
     shoulder = (hip[0] + lean, hip[1] + 0.32 * height)
@@ -314,8 +312,7 @@ def _body(rng, height: float, hip: tuple, lean: float, feet: Sequence[tuple]) ->
 
 
 def _pedestrian(rng, camera: Camera, x, z, yaw) -> Actor:
-    height = rng.uniform(1.5, 1.9)
-    stride = rng.uniform(0, 0.3) * abs(math.cos(yaw))
+    height, stride = rng.uniform(1.5, 1.9), rng.uniform(0, 0.3) * abs(math.cos(yaw))
     feet = [(-stride - 0.06, 0.0), (stride + 0.06, 0.0)]
     body = _body(rng, height, (0.0, 0.49 * height), 0.0, feet)
     return Actor("Pedestrian", (0.7, 0.6, height), x, z, yaw, _flat(camera, x, z, body))
@@ -340,17 +337,14 @@ def _cyclist(rng, camera: Camera, x, z, yaw) -> Actor:
 
 
 def _house(rng, camera: Camera, x, z, yaw) -> Actor:
-    size = rng.uniform(6, 14), rng.uniform(6, 9), rng.uniform(4, 11)
-    length, width, height = size
+    length, width, height = size = rng.uniform(6, 14), rng.uniform(6, 9), rng.uniform(4, 11)
     low, high = (-length / 2, 0, -width / 2), (length / 2, height, width / 2)
-    z = max(z, width)
-    wall = rng.uniform(90, 190) + rng.normal((8, 0, -8), 8)
+    z, wall = max(z, width), rng.uniform(90, 190) + rng.normal((8, 0, -8), 8)
     return Actor("", size, x, z, yaw, _box(camera, x, z, yaw, low, high, wall))
 
 
 def _tree(rng, camera: Camera, x, z, yaw) -> Actor:
     height, green = rng.uniform(3, 6), rng.uniform((30, 60, 20), (90, 120, 60))
     crown = [_ellipse(rng.normal(0, 0.4), height * f, 1.1, 1.2) for f in (0.7, 0.85, 1.0)]
-    trunk = [(_limb((0, 0), (0, 0.7 * height), 0.3), (88, 68, 50))]
-    shapes = _flat(camera, x, z, trunk + [(points, green) for points in crown])
-    return Actor("", (1.0, 1.0, height), x, z, yaw, shapes)
+    polygons = [(_limb((0, 0), (0, 0.7 * height), 0.3), (88, 68, 50)), *zip(crown, [green] * 3)]
+    return Actor("", (1.0, 1.0, height), x, z, yaw, _flat(camera, x, z, polygons))
