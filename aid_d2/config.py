@@ -4,13 +4,19 @@ Each module adds the keys of what it defines to CONFIG_EXTENSIONS as it is impor
 imports none of them.
 """
 
+import importlib
+import os
 from collections.abc import Callable, Sequence
 
 import torch
+import yaml
 
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils.file_io import PathManager
+
+from .config_node import Config
 
 # The meta-architecture of this project.
 DISTILLED = "DistilledDetector"
@@ -18,7 +24,11 @@ DISTILLED = "DistilledDetector"
 
 def _add_keys(cfg: CN) -> None:
     """Add the keys that no other module owns."""
-    # Data sets with labels of a teacher (tools/pseudo_label.py) that are mixed into every batch,
+    # Modules that are imported before this config is read: they register data sets, methods and
+    # detectors of your own, and may append to CONFIG_EXTENSIONS.
+    cfg.PLUGINS = ()
+
+    # Data sets with labels of a teacher (`aid-d2 pseudo-label`) that are mixed into every batch,
     # and their share of it.
     cfg.DATASETS.UNLABELED = ()
     cfg.DATALOADER.UNLABELED_RATIO = 0.5
@@ -50,8 +60,8 @@ def _add_keys(cfg: CN) -> None:
     # MODEL.WEIGHTS is loaded after that, and ImageNet weights leave them alone.
     cfg.DISTILL.INHERIT = False
 
-    # Names of distillers, added up.
-    cfg.DISTILL.METHODS = ("AttentionGuided", "NonLocal")
+    # Names of distillers, added up; `auto` takes the best one that fits (distillers/build.py).
+    cfg.DISTILL.METHODS = ("auto",)
     # Factor on all distillation losses: lambda in AID eq. 1.
     cfg.DISTILL.WEIGHT = 1.0
     # The factor rises linearly from 0 over this many iterations.
@@ -80,19 +90,53 @@ def add_aid_config(cfg: CN) -> None:
         extend(cfg)
 
 
-def default_config() -> CN:
+def default_config() -> Config:
     """Detectron2's defaults with the keys of CONFIG_EXTENSIONS."""
     cfg = get_cfg()
     add_aid_config(cfg)
-    return cfg
+    result = Config(cfg)
+    vars(result).update(vars(cfg))  # the deprecated keys
+    return result
 
 
-def load_config(config_file: str, opts: Sequence = ()) -> CN:
-    """:func:`default_config`, then a yaml file, then KEY VALUE ..."""
-    cfg = default_config()
-    cfg.merge_from_file(config_file)
+def load_config(config_file: str, opts: Sequence = ()) -> Config:
+    """:func:`default_config`, then a yaml file, then KEY VALUE ...
+
+    The modules that PLUGINS of the file names are imported before.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ModuleNotFoundError: there is no such plugin.
+        ValueError: the file is no yaml, or a key is unknown or of another type.
+    """
+    path = find_config(config_file)
+    try:
+        for name in CN.load_yaml_with_base(path, allow_unsafe=True).get("PLUGINS", ()):
+            importlib.import_module(name)
+        cfg = default_config()
+        cfg.merge_from_file(path)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: {error}") from error
     cfg.merge_from_list(list(opts))
     return cfg
+
+
+def find_config(config_file: str) -> str:
+    """The path of a config file; of one that is not there, the one that aid_d2 comes with.
+
+    Raises:
+        FileNotFoundError: aid_d2 has none of this name either.
+    """
+    own = get_config_file(config_file.removeprefix("configs/"))
+    for path in (PathManager.get_local_path(config_file), own):
+        if os.path.isfile(path):
+            return path
+    raise FileNotFoundError(f"There is no config file {config_file}.")
+
+
+def get_config_file(name: str) -> str:
+    """The path of a config that aid_d2 comes with, such as `kitti/gfl_R_50_aid.yaml`."""
+    return os.path.join(os.path.dirname(__file__), "configs", name)
 
 
 def use_cpu_without_gpu(cfg: CN) -> bool:

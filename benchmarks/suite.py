@@ -12,6 +12,7 @@ import yaml
 
 from aid_d2.config import DISTILLED, load_config, plain_student
 from aid_d2.distillers import DISTILLER_REGISTRY
+from aid_d2.distillers.build import AUTO
 from detectron2.config import CfgNode
 
 TEACHER = "teacher"
@@ -70,7 +71,7 @@ class Run:
         cfg.OUTPUT_DIR = ""
         cfg.DISTILL.TEACHER.CONFIG_FILE = cfg.DISTILL.TEACHER.WEIGHTS = ""
         for name, _ in DISTILLER_REGISTRY:
-            if name not in cfg.DISTILL.METHODS:
+            if name not in cfg.DISTILL.METHODS and AUTO not in cfg.DISTILL.METHODS:
                 cfg.DISTILL.pop(name.upper())
         if cfg.MODEL.META_ARCHITECTURE != DISTILLED:
             cfg.pop("DISTILL")

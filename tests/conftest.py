@@ -156,6 +156,7 @@ def distilled_cfg(teachers):
                 "DISTILL.STUDENT": plain.MODEL.META_ARCHITECTURE,
                 "MODEL.META_ARCHITECTURE": "DistilledDetector",
                 **teachers[teacher or student],
+                "DISTILL.METHODS": ("AttentionGuided", "NonLocal"),
                 **(changes or {}),
             },
         )

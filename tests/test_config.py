@@ -36,7 +36,7 @@ def test_defaults_are_the_published_constants(cfg, stage):
 def test_defaults_of_aid_and_the_blocks_are_the_published_ones(cfg):
     assert cfg.DISTILL.AID.ALPHA == 0.1
     assert cfg.DISTILL.AID.ENABLED and cfg.DISTILL.ENABLED and cfg.DISTILL.WEIGHT == 1.0
-    assert tuple(cfg.DISTILL.METHODS) == ("AttentionGuided", "NonLocal")
+    assert tuple(cfg.DISTILL.METHODS) == ("auto",)
     assert tuple(cfg.DISTILL.NONLOCAL.INNER_CHANNELS) == (64, 64, 128, 128, 128)
     assert tuple(cfg.DISTILL.NONLOCAL.POOL) == (8, 4, 2, 2, 2)
 

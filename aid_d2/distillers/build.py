@@ -1,5 +1,7 @@
 """Distillers from the config."""
 
+import logging
+
 import torch
 
 from detectron2.config import CfgNode
@@ -7,7 +9,14 @@ from detectron2.config import CfgNode
 from ..config import CONFIG_EXTENSIONS
 from ..modeling.context import DistillContext
 from ..modeling.wrappers import DetectorWrapper, known_detectors
+from ..suggestions import did_you_mean
 from .base import DISTILLER_REGISTRY, Distiller
+
+logger = logging.getLogger(__name__)
+
+# In DISTILL.METHODS: CrossKD where it can serve the detectors, else PKD. On pretrained students
+# they did best: docs/which_method.md.
+AUTO = "auto"
 
 
 def add_config(cfg: CfgNode) -> None:
@@ -20,27 +29,45 @@ CONFIG_EXTENSIONS.append(add_config)
 
 
 def build_distillers(cfg: CfgNode, context: DistillContext) -> dict[str, Distiller]:
-    """The methods of DISTILL.METHODS, by name.
+    """The methods of DISTILL.METHODS, by name; `auto` alone is the best one that fits.
 
     Raises:
         ValueError: an unknown or repeated name, or none; or a method that cannot serve the
             detectors.
     """
+    if list(cfg.DISTILL.METHODS) == [AUTO]:
+        return _build_best(cfg, context)
     known = [name for name, _ in DISTILLER_REGISTRY]
-    unknown = [name for name in cfg.DISTILL.METHODS if name not in known]
-    repeated = len(set(cfg.DISTILL.METHODS)) < len(cfg.DISTILL.METHODS)
-    if unknown or repeated or not cfg.DISTILL.METHODS:
-        raise ValueError(
-            f"DISTILL.METHODS is {list(cfg.DISTILL.METHODS)}; name methods of {known}, each once. "
-            "To train the student alone set DISTILL.ENABLED False."
-        )
-    distillers = {}
     for name in cfg.DISTILL.METHODS:
-        method = DISTILLER_REGISTRY.get(name)
-        if method.needs_predictions:
-            _check_same_predictions(name, context)
-        distillers[name] = method(cfg.DISTILL[name.upper()], context)
-    return distillers
+        if name not in known:
+            raise ValueError(
+                f"DISTILL.METHODS: there is no method {name!r}.{did_you_mean(name, known)} The "
+                f"methods are {', '.join(known)}."
+            )
+    repeated = len(set(cfg.DISTILL.METHODS)) < len(cfg.DISTILL.METHODS)
+    if repeated or not cfg.DISTILL.METHODS:
+        raise ValueError(
+            f"DISTILL.METHODS is {list(cfg.DISTILL.METHODS)}; name methods of {known}, each once, "
+            f"or {AUTO!r} alone. To train the student alone set DISTILL.ENABLED False."
+        )
+    return {name: _build(name, cfg, context) for name in cfg.DISTILL.METHODS}
+
+
+def _build_best(cfg: CfgNode, context: DistillContext) -> dict[str, Distiller]:
+    try:
+        best = {"CrossKD": _build("CrossKD", cfg, context)}
+        logger.info(f"DISTILL.METHODS {AUTO} is CrossKD.")
+    except ValueError as reason:
+        best = {"PKD": _build("PKD", cfg, context)}
+        logger.info(f"DISTILL.METHODS {AUTO} is PKD, since CrossKD does not fit. {reason}")
+    return best
+
+
+def _build(name: str, cfg: CfgNode, context: DistillContext) -> Distiller:
+    method = DISTILLER_REGISTRY.get(name)
+    if method.needs_predictions:
+        _check_same_predictions(name, context)
+    return method(cfg.DISTILL[name.upper()], context)
 
 
 def _check_same_predictions(name: str, context: DistillContext) -> None:

@@ -52,3 +52,22 @@ def test_a_detector_of_no_known_kind(distilled_cfg, build_seeded):
     }
     with pytest.raises(ValueError, match="ADL compares dense predictions, and a ProposalNetwork"):
         build_seeded(distilled_cfg("RetinaNet", {**ALONE, **changes}), seed=0)
+
+
+@pytest.mark.parametrize(
+    "detector,teacher,changes,method",
+    [
+        ("RetinaNet", "RetinaNet", {}, "CrossKD"),
+        ("FCOS", "FCOS", {}, "CrossKD"),
+        ("GFL", "GFL", {}, "CrossKD"),
+        ("FasterRCNN", "FasterRCNN", {}, "PKD"),
+        ("RetinaNet", "FasterRCNN", {}, "PKD"),
+        ("GFL", "GFL", {"DISTILL.CROSSKD.GFL.POSITION": 3}, "PKD"),
+    ],
+    ids=["RetinaNet", "FCOS", "GFL", "FasterRCNN", "unlike", "short-tower"],
+)
+def test_auto_takes_what_fits(distilled_cfg, build_seeded, detector, teacher, changes, method):
+    position = {f"DISTILL.CROSSKD.{x}.POSITION": 1 for x in ("RETINANET", "FCOS", "GFL")}
+    changes = {"DISTILL.METHODS": ("auto",), **position, **changes}
+    model = build_seeded(distilled_cfg(detector, changes, teacher=teacher), seed=0)
+    assert list(model.distiller) == [method]
