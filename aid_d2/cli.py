@@ -13,6 +13,14 @@ from types import ModuleType
 from . import commands
 from .suggestions import did_you_mean
 
+# Packages that are not installed with aid_d2, by the extra that does.
+EXTRAS = {
+    "onnx": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
+    "openvino": "openvino",
+}
+
 # What a user can mend, and a message explains.
 USER_ERRORS = (ValueError, OSError, NotImplementedError, ModuleNotFoundError)
 
@@ -42,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except USER_ERRORS as error:
         if "--traceback" in rest:
             raise
-        print(f"aid-d2 {name}: {error}  (--traceback shows where)", file=sys.stderr)
+        extra = EXTRAS.get(getattr(error, "name", None))
+        remedy = f": pip install aid_d2[{extra}]" if extra else ""
+        print(f"aid-d2 {name}: {error}{remedy}  (--traceback shows where)", file=sys.stderr)
         return 2
 
 

@@ -8,10 +8,14 @@ Beside the file comes `run_onnx.py`, which runs it with NumPy, OpenCV and onnxru
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
+from ..deploy.average_precision import TestSet, detect_in_original
 from ..deploy.detector import TrainedDetector
-from ..deploy.export import export_onnx, padded_size, read_images, slim_checkpoint
+from ..deploy.export import export_onnx, slim_checkpoint
+from ..deploy.images import read_images
+from ..deploy.runtime import Detector
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("H", "W"),
         help="that resized images are padded to; by default the least that fits --images",
     )
+    parser.add_argument(
+        "--topk", type=int, default=0, metavar="N", help="candidates that the NMS sees"
+    )
+    parser.add_argument(
+        "--no-nms", action="store_true", help="for runtimes with an NMS: all candidates come out"
+    )
+    parser.add_argument(
+        "--evaluate", action="store_true", help="also compare both by AP on DATASETS.TEST"
+    )
     parser.add_argument("--student-only", action="store_true", help="write a slim checkpoint")
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE ... of the config")
 
@@ -45,13 +58,24 @@ def run(args: argparse.Namespace) -> None:
         TrainedDetector.load(args.config_file, args.weights, args.opts)
         slim_checkpoint(args.weights, args.output)
     else:
-        if args.images is None:
-            raise ValueError("--images is missing: file and PyTorch are compared on them.")
-        images = read_images(args.images, args.count)
-        detector = TrainedDetector.load(
-            args.config_file, args.weights, [*args.opts, "MODEL.DEVICE", "cpu"]
-        )
-        divisor = max(detector.model.backbone.size_divisibility, 1)
-        canvas = args.size or padded_size([detector.resize(x) for x in images], divisor)
-        print(export_onnx(detector, args.output, images, canvas))
+        _export(args)
     print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MB")
+
+
+def _export(args: argparse.Namespace) -> None:
+    if args.images is None:
+        raise ValueError("--images is missing: file and PyTorch are compared on them.")
+    if args.topk < 0:
+        raise ValueError(f"--topk {args.topk} has to be 1 at least.")
+    images = read_images(args.images, args.count)
+    opts = [*args.opts, "MODEL.DEVICE", "cpu"]
+    detector = TrainedDetector.load(args.config_file, args.weights, opts)
+    data = TestSet(detector.cfg) if args.evaluate else None
+    canvas = args.size or detector.canvas(images)
+    print(export_onnx(detector, args.output, images, canvas, args.topk, not args.no_nms))
+    if data:
+        # Both see images as Detectron2 resizes them: this compares the networks.
+        exported = Detector(str(args.output))
+        for name, detect in (("PyTorch", detector.arrays), ("the file", exported.run)):
+            detect = partial(detect_in_original, resize=detector.resize, detect=detect)
+            print(f"AP of {name}: {data.average_precision(detect, detector.class_names):.4f}")

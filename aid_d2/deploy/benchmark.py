@@ -4,16 +4,17 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from tabulate import tabulate
 from tqdm import trange
 
+from .average_precision import Arrays, TestSet, detect_in_original
 from .detector import TrainedDetector
 from .runtime import Detector
-
-TORCH, ONNXRUNTIME = "torch", "onnxruntime"
 
 
 @dataclass
@@ -22,19 +23,26 @@ class Candidate:
 
     Attributes:
         name: of its row.
-        backend: TORCH or ONNXRUNTIME.
+        runtime: what runs it.
         file: the checkpoint or the .onnx.
-        resize: a BGR image to that of the network, the same in both runtimes.
+        class_names: of its classes.
+        parameters, macs: as `aid-d2 complexity` counts them.
+        resize: a BGR image to that of the network, in the runtime's own way.
         detect: the resized image to detections.
         seconds: (resize, detect) of each repeat.
+        ap: in percent, if it was measured.
     """
 
     name: str
-    backend: str
+    runtime: str
     file: Path
+    class_names: Sequence[str]
+    parameters: int
+    macs: int
     resize: Callable[[np.ndarray], np.ndarray]
-    detect: Callable[[np.ndarray], object]
+    detect: Callable[[np.ndarray], Arrays]
     seconds: list[tuple[float, float]] = field(default_factory=list)
+    ap: float | None = None
 
     def run(self, image: np.ndarray) -> None:
         """Time one image."""
@@ -45,16 +53,42 @@ class Candidate:
         self.seconds.append((middle - start, time.perf_counter() - middle))
 
 
-def torch_candidate(name: str, config_file: str, weights: str) -> Candidate:
-    """A detector as Detectron2 runs it."""
+def torch_candidate(
+    name: str,
+    config_file: str,
+    weights: str,
+    images: Sequence[np.ndarray],
+    fast: bool = False,
+) -> Candidate:
+    """A detector as Detectron2 runs it, or sped up; its MACs are those of the images' size."""
     detector = TrainedDetector.load(config_file, weights)
-    return Candidate(name, TORCH, Path(weights), detector.resize, detector.detect)
+    size = detector.canvas(images)
+    if fast:
+        detector.speed_up()
+    return Candidate(
+        name,
+        "PyTorch, fast" if fast else "PyTorch",
+        Path(weights),
+        detector.class_names,
+        *detector.complexity(size),
+        detector.resize,
+        detector.arrays,
+    )
 
 
-def onnx_candidate(name: str, file: str, threads: int) -> Candidate:
+def file_candidate(name: str, detector: Detector) -> Candidate:
     """An exported detector."""
-    detector = Detector(file, threads)
-    return Candidate(name, ONNXRUNTIME, Path(file), detector.resize, detector.run)
+    known = detector.metadata
+    return Candidate(
+        name,
+        detector.runtime,
+        Path(detector.path),
+        known["classes"],
+        known["parameters"],
+        known["macs"],
+        detector.resize,
+        detector.run,
+    )
 
 
 def time_all(candidates: Sequence[Candidate], images: Sequence[np.ndarray], repeats: int) -> None:
@@ -69,13 +103,23 @@ def time_all(candidates: Sequence[Candidate], images: Sequence[np.ndarray], repe
         del candidate.seconds[0]
 
 
+def evaluate_all(candidates: Sequence[Candidate], data: TestSet) -> None:
+    """Measure the AP of each."""
+    for candidate in candidates:
+        detect = partial(detect_in_original, resize=candidate.resize, detect=candidate.detect)
+        candidate.ap = data.average_precision(detect, candidate.class_names)
+
+
 def report(candidates: Sequence[Candidate]) -> list[dict]:
     """A row of figures for each candidate: median, least and most milliseconds."""
     slowest = max(_median(x, 1) for x in candidates)
-    return [
-        {
+    rows = []
+    for x in candidates:
+        row = {
             "detector": x.name,
-            "runtime": x.backend,
+            "runtime": x.runtime,
+            "parameters (M)": round(x.parameters / 1e6, 2),
+            "MACs (G)": round(x.macs / 1e9, 2),
             "file (MB)": round(x.file.stat().st_size / 2**20, 1),
             "resize (ms)": round(_median(x, 0), 1),
             "detect (ms)": round(_median(x, 1), 1),
@@ -84,13 +128,28 @@ def report(candidates: Sequence[Candidate]) -> list[dict]:
             "images / s": round(1000 / (_median(x, 0) + _median(x, 1)), 1),
             "faster": f"{slowest / _median(x, 1):.1f}x",
         }
-        for x in candidates
-    ]
+        rows.append(row if x.ap is None else {**row, "AP": round(x.ap, 2)})
+    return rows
 
 
 def as_markdown(rows: Sequence[dict]) -> str:
     """The table of :func:`report`."""
     return tabulate(rows, headers="keys", tablefmt="github")
+
+
+def plot(rows: Sequence[dict], path: Path) -> None:
+    """Draw AP over the time of a detection, from rows of :func:`report` with an AP."""
+    figure = Figure(figsize=(7, 4.5))
+    axes = figure.subplots()
+    for row in rows:
+        place = row["detect (ms)"], row["AP"]
+        axes.plot(*place, "o", color="tab:blue")
+        label = f"{row['detector']}\n{row['runtime']}"
+        axes.annotate(label, place, xytext=(6, 0), textcoords="offset points", va="center", size=8)
+    axes.set(xlabel="milliseconds an image, resizing left out", ylabel="AP", xscale="log")
+    axes.margins(x=0.25, y=0.15)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
 def _median(candidate: Candidate, part: int) -> float:

@@ -14,7 +14,9 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 
 from ..config import find_config, load_config, plain_student, use_cpu_without_gpu
+from ..modeling.precision import choose_precision, fold_norms
 from ..modeling.teacher import Teacher
+from .complexity import complexity
 
 
 class TrainedDetector:
@@ -25,7 +27,12 @@ class TrainedDetector:
         model: in eval mode.
         class_names: of its classes in order.
         weights: the checkpoint that it comes from.
+
+    Attributes:
+        dtype: that autocast computes in.
     """
+
+    dtype = torch.float32
 
     def __init__(
         self, cfg: CfgNode, model: nn.Module, class_names: Sequence[str], weights: str = ""
@@ -61,6 +68,24 @@ class TrainedDetector:
             names = [f"class {i}" for i in range(detector.wrapper.num_classes or 0)]
         return cls(cfg, detector.model, names, weights)
 
+    def speed_up(self) -> None:
+        """Fold the norms, order by channels last, and compute in bfloat16 where that is fast."""
+        fold_norms(self.model)
+        self.dtype = choose_precision("auto", self.model.device)
+
+    def canvas(self, images: Sequence[np.ndarray]) -> tuple[int, int]:
+        """The (H, W) that Detectron2 pads the images to, once resized, if they are one batch."""
+        divisor = max(self.model.backbone.size_divisibility, 1)
+        sizes = [self.resize(image).shape for image in images]
+        height, width = (-(-max(sides) // divisor) * divisor for sides in list(zip(*sizes))[:2])
+        return height, width
+
+    def complexity(self, size: Sequence[int]) -> tuple[int, int]:
+        """Trainable parameters, and multiply-accumulates of an image of (H, W) pixels."""
+        cfg = self.cfg.clone()
+        cfg.MODEL.WEIGHTS = self.weights  # Networks of timm then look for no ImageNet weights.
+        return complexity(cfg, size, cfg.MODEL.RPN.POST_NMS_TOPK_TEST)["total"]
+
     def resize(self, image: np.ndarray) -> np.ndarray:
         """An image (H, W, 3) uint8 BGR at test size, in the channel order of the detector."""
         size = T.ResizeShortestEdge(self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
@@ -85,9 +110,16 @@ class TrainedDetector:
         """As above, with boxes in pixels of what :meth:`resize` gives."""
         pixels = torch.as_tensor(resized.transpose(2, 0, 1).copy())
         height, width = resized.shape[:2]
-        with torch.no_grad():
+        fast = self.dtype is not torch.float32
+        with torch.no_grad(), torch.autocast(self.model.device.type, self.dtype, enabled=fast):
             (output,) = self.model([{"image": pixels, "height": height, "width": width}])
         return output["instances"].to("cpu")
+
+    def arrays(self, resized: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same as boxes (N, 4), scores (N,) and classes (N,), which exported files return."""
+        found = self.detect(resized)
+        boxes, scores = found.pred_boxes.tensor.float(), found.scores.float()
+        return boxes.numpy(), scores.numpy(), found.pred_classes.numpy()
 
 
 def show_metadata(class_names: Sequence[str]) -> object:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import onnx
 import torch
@@ -19,7 +18,7 @@ from torchvision.ops import box_iou
 from ..modeling.precision import fold_norms
 from . import runtime
 from .detector import TrainedDetector
-from .graph import build_graph
+from .graph import Graph, build_graph
 
 logger = logging.getLogger(__name__)
 
@@ -38,30 +37,38 @@ class Parity:
     Attributes:
         images: on how many.
         detections: of PyTorch on them.
-        found: how many of these the file has, within the tolerances.
+        exported: of the file on them.
+        found: how many of PyTorch's the file has, within the tolerances.
         box: largest difference of the found ones, in pixels.
         score: largest difference of their scores.
     """
 
     images: int = 0
     detections: int = 0
+    exported: int = 0
     found: int = 0
     box: float = 0.0
     score: float = 0.0
 
     @property
     def holds(self) -> bool:
-        return self.found >= LEAST_FOUND * self.detections
+        return self.found >= LEAST_FOUND * max(self.detections, self.exported)
 
     def __str__(self) -> str:
         return (
             f"{self.found} of {self.detections} detections of PyTorch on {self.images} images are "
-            f"in the file; largest differences {self.box:.1e} px, score {self.score:.1e}"
+            f"among the {self.exported} of the file; largest differences {self.box:.1e} px, score "
+            f"{self.score:.1e}"
         )
 
 
 def export_onnx(
-    detector: TrainedDetector, output: Path, images: Sequence[np.ndarray], canvas: Sequence[int]
+    detector: TrainedDetector,
+    output: Path,
+    images: Sequence[np.ndarray],
+    canvas: Sequence[int],
+    topk: int = 0,
+    suppressed: bool = True,
 ) -> Parity:
     """Write a detector as .onnx, and `run_onnx.py` beside it.
 
@@ -70,11 +77,12 @@ def export_onnx(
         output: the file.
         images: (H, W, 3) uint8 BGR, on which file and PyTorch are compared.
         canvas: (H, W) that images are padded to once they are resized.
+        topk, suppressed: see :class:`aid_d2.deploy.graph.Graph`.
 
     Raises:
         NotImplementedError: the detector is of a kind that cannot be exported.
-        ValueError: the canvas does not fit, or the file does not compute what PyTorch does; then
-            there is no file.
+        ValueError: the canvas does not fit, nothing is detected in the images, or the file does not
+            compute what PyTorch does; then there is no file.
     """
     divisor = max(detector.model.backbone.size_divisibility, 1)
     if any(side % divisor for side in canvas):
@@ -84,16 +92,16 @@ def export_onnx(
         if any(have > side for have, side in zip(image.shape, canvas)):
             raise ValueError(
                 f"--size {canvas[0]} {canvas[1]} is smaller than an image resized for the test, "
-                f"{image.shape[0]} x {image.shape[1]}: choose {padded_size(resized, divisor)}."
+                f"{image.shape[0]} x {image.shape[1]}: choose {detector.canvas(images)}."
             )
-    more = sum(padded_size([x], divisor) != tuple(canvas) for x in resized)
+    more = sum(detector.canvas([x]) != tuple(canvas) for x in images)
     if more:
         logger.warning(
             f"{more} of {len(resized)} images are padded further than Detectron2 pads them, which "
             "changes what a detector sees in them."
         )
     fold_norms(detector.model)
-    graph = build_graph(detector.model, tuple(canvas))
+    graph = build_graph(detector.model, tuple(canvas), topk, suppressed)
     blank = torch.zeros(*canvas, 3, dtype=torch.uint8), torch.tensor(canvas)
     program = torch.onnx.export(
         graph,
@@ -108,9 +116,14 @@ def export_onnx(
     scratch = output.with_name(output.name + ".unchecked")
     try:
         proto = program.model_proto
-        onnx.helper.set_model_props(proto, _metadata(detector, canvas))
+        onnx.helper.set_model_props(proto, _metadata(detector, canvas, graph))
         onnx.save(proto, scratch)
         parity = compare(graph, runtime.Detector(str(scratch)), resized)
+        if not parity.detections:
+            raise ValueError(
+                f"The detector finds nothing in the {len(resized)} images, so that file and "
+                "PyTorch cannot be compared: name others by --images, or more by --count."
+            )
         if not parity.holds:
             raise ValueError(f"The exported file differs from PyTorch, and is not kept: {parity}.")
         os.replace(scratch, output)
@@ -120,13 +133,6 @@ def export_onnx(
     return parity
 
 
-def padded_size(images: Sequence[np.ndarray], divisor: int) -> tuple[int, int]:
-    """The least (H, W) that all images fit in."""
-    sides = (max(image.shape[axis] for image in images) for axis in (0, 1))
-    height, width = (-(-side // divisor) * divisor for side in sides)
-    return height, width
-
-
 def compare(graph, exported: runtime.Detector, images: Sequence[np.ndarray]) -> Parity:
     """Run a graph and its file on resized images."""
     result = Parity(images=len(images))
@@ -134,9 +140,11 @@ def compare(graph, exported: runtime.Detector, images: Sequence[np.ndarray]) -> 
     for image in images:
         padded = np.zeros((height, width, 3), np.uint8)
         padded[: image.shape[0], : image.shape[1]] = image
+        inputs = torch.from_numpy(padded), torch.tensor(image.shape[:2])
         with torch.no_grad():
-            ours = graph(torch.from_numpy(padded), torch.tensor(image.shape[:2]))
-        theirs = [torch.from_numpy(x) for x in exported.run(image)]
+            ours = graph(*inputs)
+        theirs = exported.infer({"image": padded, "valid": inputs[1].numpy()})
+        theirs = [torch.from_numpy(x) for x in theirs]
         _match([x[ours[1] > 0] for x in ours], [x[theirs[1] > 0] for x in theirs], result)
     return result
 
@@ -144,6 +152,7 @@ def compare(graph, exported: runtime.Detector, images: Sequence[np.ndarray]) -> 
 def _match(ours: list[Tensor], theirs: list[Tensor], result: Parity) -> None:
     """Add detections (boxes, scores, classes) of one image to the result."""
     result.detections += len(ours[0])
+    result.exported += len(theirs[0])
     if not len(theirs[0]):
         return
     overlap = box_iou(ours[0], theirs[0])
@@ -158,15 +167,19 @@ def _match(ours: list[Tensor], theirs: list[Tensor], result: Parity) -> None:
         result.score = max(result.score, float(score[found].max()))
 
 
-def _metadata(detector: TrainedDetector, canvas: Sequence[int]) -> dict[str, str]:
+def _metadata(detector: TrainedDetector, canvas: Sequence[int], graph: Graph) -> dict[str, str]:
     cfg = detector.cfg
+    parameters, macs = detector.complexity(canvas)
     values = {
         "classes": detector.class_names,
         "input_format": cfg.INPUT.FORMAT,
         "canvas": list(canvas),
         "min_size": cfg.INPUT.MIN_SIZE_TEST,
         "max_size": cfg.INPUT.MAX_SIZE_TEST,
+        "nms": None if graph.suppressed else graph.nms,
         "detector": type(detector.model).__name__,
+        "parameters": parameters,
+        "macs": macs,
         "config_sha256": hashlib.sha256(cfg.dump().encode()).hexdigest(),
         "weights": detector.weights,
     }
@@ -182,22 +195,3 @@ def slim_checkpoint(weights: str, output: Path) -> None:
     slim = {"model": student, "class_names": content.get("class_names")}
     torch.save({key: value for key, value in slim.items() if value is not None}, scratch)
     os.replace(scratch, output)
-
-
-def read_images(folder: Path, count: int) -> list[np.ndarray]:
-    """The first images of a folder that can be read, BGR.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    files = sorted(folder.rglob("*")) if folder.is_dir() else []
-    images: list[np.ndarray] = []
-    for path in files:
-        image = cv2.imread(str(path)) if path.is_file() else None
-        if image is not None:
-            images.append(image)
-        if len(images) == count:
-            break
-    if not images:
-        raise FileNotFoundError(f"--images: {folder} holds no image.")
-    return images

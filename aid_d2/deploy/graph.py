@@ -19,9 +19,6 @@ from detectron2.modeling.roi_heads.cascade_rcnn import CascadeROIHeads
 
 from ..modeling.gfl import GFL
 
-# Candidates of a two-stage detector that the last NMS sees.
-MAX_CANDIDATES = 1000
-
 
 class Graph(nn.Module):
     """Base: normalization and the padding's zeros, around what a detector does.
@@ -29,11 +26,22 @@ class Graph(nn.Module):
     Args:
         model: a detector in eval mode.
         canvas: (H, W) that every image is padded to, at the right and below.
+        topk: candidates that the NMS sees; 0 for `candidates`.
+        suppressed: whether there is an NMS; without, all candidates come out, not cut to the image.
+
+    Attributes:
+        candidates: more than the detector has above its least score in practice.
+        nms: (IoU, number of detections) of the detector's NMS.
     """
 
-    def __init__(self, model: nn.Module, canvas: tuple[int, int]):
+    candidates: int
+    nms: tuple[float, int]
+
+    def __init__(
+        self, model: nn.Module, canvas: tuple[int, int], topk: int = 0, suppressed: bool = True
+    ):
         super().__init__()
-        self.model = model
+        self.model, self.topk, self.suppressed = model, topk or self.candidates, suppressed
         height, width = canvas
         self.register_buffer("rows", torch.arange(height)[:, None])
         self.register_buffer("columns", torch.arange(width)[None])
@@ -56,6 +64,18 @@ class Graph(nn.Module):
         """As :meth:`forward`, of normalized `pixels` (1, 3, H, W)."""
         raise NotImplementedError
 
+    def select(self, boxes: Tensor, scores: Tensor, classes: Tensor, least: float, valid: Tensor):
+        """The detections among candidates (N, 4), (N,), (N,); scores not above `least` are 0."""
+        scores = torch.where(scores > least, scores, 0)
+        if len(scores) > self.topk:
+            scores, at = scores.topk(self.topk)
+            boxes, classes = boxes[at], classes[at]
+        if not self.suppressed:
+            return boxes, scores, classes
+        boxes, scores, classes = suppress(boxes, scores, classes, *self.nms)
+        boxes = clip(boxes, valid)
+        return boxes, scores * has_area(boxes), classes
+
     def features(self, pixels: Tensor, names: list[str]) -> list[Tensor]:
         """Maps of the backbone."""
         maps = self.model.backbone(pixels)
@@ -65,8 +85,11 @@ class Graph(nn.Module):
 class DenseGraph(Graph):
     """RetinaNet, FCOS and GFL."""
 
-    def __init__(self, model: DenseDetector, canvas: tuple[int, int]):
-        super().__init__(model, canvas)
+    candidates = 5000  # all: 1000 of each level
+
+    def __init__(self, model: DenseDetector, canvas: tuple[int, int], *args, **kwargs):
+        super().__init__(model, canvas, *args, **kwargs)
+        self.nms = model.test_nms_thresh, model.max_detections_per_image
         blank = torch.zeros(1, 3, *canvas, device=model.device)
         with torch.no_grad():
             maps = self.features(blank, model.head_in_features)
@@ -83,12 +106,7 @@ class DenseGraph(Graph):
             boxes = model.box2box_transform.apply_deltas(delta[0][place], anchors[place])
             candidates.append((boxes, values, at % model.num_classes))
         boxes, scores, classes = (torch.cat(x) for x in zip(*candidates))
-        scores = torch.where(scores > model.test_score_thresh, scores, 0)
-        boxes, scores, classes = suppress(
-            boxes, scores, classes, model.test_nms_thresh, model.max_detections_per_image
-        )
-        boxes = clip(boxes, valid)
-        return boxes, scores * has_area(boxes), classes
+        return self.select(boxes, scores, classes, model.test_score_thresh, valid)
 
 
 @singledispatch
@@ -124,8 +142,12 @@ def _(model: GFL, predictions):
 class TwoStageGraph(Graph):
     """Faster R-CNN with a feature pyramid; of a Mask R-CNN the boxes."""
 
-    def __init__(self, model: GeneralizedRCNN, canvas: tuple[int, int]):
-        super().__init__(model, canvas)
+    candidates = 1000
+
+    def __init__(self, model: GeneralizedRCNN, canvas: tuple[int, int], *args, **kwargs):
+        super().__init__(model, canvas, *args, **kwargs)
+        predictor = model.roi_heads.box_predictor
+        self.nms = predictor.test_nms_thresh, predictor.test_topk_per_image
         blank = torch.zeros(1, 3, *canvas, device=model.device)
         rpn = model.proposal_generator
         with torch.no_grad():
@@ -143,16 +165,9 @@ class TwoStageGraph(Graph):
         boxes = predictor.box2box_transform.apply_deltas(deltas, proposals)
         count, classes = scores.shape
         boxes = boxes.reshape(count, -1, 4).expand(count, classes, 4).reshape(-1, 4)
-        scores = torch.where(scores > predictor.test_score_thresh, scores, 0)
-        scores, at = scores.flatten().topk(min(count * classes, MAX_CANDIDATES))
-        boxes, scores, labels = suppress(
-            clip(boxes[at], valid),
-            scores,
-            at % classes,
-            predictor.test_nms_thresh,
-            predictor.test_topk_per_image,
-        )
-        return boxes, scores * has_area(boxes), labels
+        labels = torch.arange(classes, device=boxes.device).repeat(count)
+        least = predictor.test_score_thresh
+        return self.select(clip(boxes, valid), scores.flatten(), labels, least, valid)
 
     def propose(self, maps: list[Tensor], valid: Tensor) -> tuple[Tensor, Tensor]:
         """The proposals (P, 4) of the RPN and their objectness (P,), 0 for what is none."""
@@ -218,18 +233,21 @@ def pool(pooler: nn.Module, maps: list[Tensor], boxes: Tensor) -> Tensor:
             layer.sampling_ratio,
             layer.aligned,
         )
-        result = result + pooled * here[..., None, None]
+        # Not times `here`: some runtimes pool a point to NaN.
+        result = result + torch.where(here[..., None, None], pooled, 0)
     return result
 
 
-def build_graph(model: nn.Module, canvas: tuple[int, int]) -> Graph:
-    """The graph of a detector.
+def build_graph(
+    model: nn.Module, canvas: tuple[int, int], topk: int = 0, suppressed: bool = True
+) -> Graph:
+    """The graph of a detector; arguments as those of :class:`Graph`.
 
     Raises:
         NotImplementedError: the detector is of a kind that has none.
     """
     if isinstance(model, DenseDetector):
-        return DenseGraph(model, canvas).eval()
+        return DenseGraph(model, canvas, topk, suppressed).eval()
     heads = getattr(model, "roi_heads", None)
     two_stage = (
         isinstance(heads, StandardROIHeads)
@@ -241,4 +259,4 @@ def build_graph(model: nn.Module, canvas: tuple[int, int]) -> Graph:
             f"A {type(model).__name__} with {type(heads).__name__} cannot be exported: RetinaNet, "
             "FCOS, GFL and Faster R-CNN with a feature pyramid can."
         )
-    return TwoStageGraph(model, canvas).eval()
+    return TwoStageGraph(model, canvas, topk, suppressed).eval()

@@ -21,13 +21,20 @@ class Detector:
         threads: of the processor; 0 leaves the number to ONNX Runtime.
 
     Attributes:
-        metadata: `classes`, `input_format`, `canvas` (H, W), `min_size`, `max_size`, and where the
-            file comes from.
+        path: of the file.
+        runtime: what runs it.
+        metadata: `classes`, `input_format`, `canvas` (H, W), `min_size`, `max_size`, `nms` (None
+            where the file does it itself), and where the file comes from.
     """
 
+    runtime = "ONNX Runtime"
+
     def __init__(self, path: str, threads: int = 0):
+        self.path = path
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        # Waiting threads leave the processor to others.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(
             path, options, providers=onnxruntime.get_available_providers()
         )
@@ -66,7 +73,7 @@ class Detector:
         return resized[:, :, ::-1] if self.metadata["input_format"] == "RGB" else resized
 
     def run(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The network's own outputs: boxes in pixels of the resized image, scores and classes.
+        """Boxes in pixels of the resized image, scores and classes; after them come zeros.
 
         Raises:
             ValueError: the image is larger than the canvas.
@@ -81,6 +88,19 @@ class Detector:
         padded = np.zeros((*canvas, 3), np.uint8)
         padded[:height, :width] = image
         inputs = {"image": padded, "valid": np.array([height, width], np.int64)}
+        boxes, scores, classes = self.infer(inputs)
+        if nms := self.metadata["nms"]:
+            size = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
+            threshold, count = nms
+            keep = cv2.dnn.NMSBoxesBatched(size, scores, classes, 0.0, threshold)
+            keep = np.array(keep, int)[:count]
+            boxes = boxes[keep].clip(0, [width, height, width, height])
+            scores = scores[keep] * (boxes[:, 2:] > boxes[:, :2]).all(1)
+            classes = classes[keep]
+        return boxes, scores, classes
+
+    def infer(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The file's own outputs."""
         return tuple(self.session.run(["boxes", "scores", "classes"], inputs))
 
 

@@ -151,14 +151,16 @@ class _StrictCheckpointer(SafeCheckpointer):
                 for key, found, wanted in incompatible.incorrect_shapes
             ],
         }
-        problems = [
-            f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in wrong.items() if keys
-        ]
+        problems = [f"{len(keys)} {what}: {_first(keys)}" for what, keys in wrong.items() if keys]
         if problems:
             raise ValueError(
-                f"The weights of the teacher (DISTILL.TEACHER.WEIGHTS, --weights), {self._path}, "
-                "do not fit its config. Parameters " + "; ".join(problems)
+                f"The weights {self._path} (--weights, DISTILL.TEACHER.WEIGHTS) do not fit the "
+                "detector's config. Parameters " + "; ".join(problems)
             )
+
+
+def _first(keys: list[str], count: int = 3) -> str:
+    return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")
 
 
 def _existing_file(cfg: CfgNode, key: str) -> str:

@@ -14,7 +14,12 @@ from aid_d2.deploy.benchmark import Candidate, report, time_all
 def candidate(tmp_path):
     file = tmp_path / "weights.pth"
     file.write_bytes(b"0" * 2**20)
-    return lambda name, detect=len: Candidate(name, "torch", file, lambda x: x, detect)
+
+    def build(name, detect=len):
+        sizes = {"parameters": 12_340_000, "macs": 5_670_000_000}
+        return Candidate(name, "PyTorch", file, ["car"], **sizes, resize=lambda x: x, detect=detect)
+
+    return build
 
 
 def test_the_table_by_hand(candidate):
@@ -23,6 +28,7 @@ def test_the_table_by_hand(candidate):
     fast.seconds = [(0.002, 0.004), (0.002, 0.005), (0.002, 0.006)]
     slow_row, fast_row = report([slow, fast])
     assert slow_row["file (MB)"] == 1.0
+    assert (slow_row["parameters (M)"], slow_row["MACs (G)"]) == (12.34, 5.67)
     assert (slow_row["resize (ms)"], slow_row["detect (ms)"]) == (2.0, 20.0)
     assert (slow_row["least"], slow_row["most"]) == (10.0, 40.0)
     assert slow_row["images / s"] == 45.5  # 1000 / 22

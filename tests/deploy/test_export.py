@@ -1,6 +1,8 @@
 """`aid-d2 export`: the file computes what PyTorch does, and runs without it."""
 
+import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,9 @@ import torch
 from aid_d2.cli import main
 from aid_d2.deploy import export
 from aid_d2.deploy.detector import TrainedDetector
+from aid_d2.deploy.runtime import Detector
+from detectron2.data import build_detection_test_loader
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 
 pytest.importorskip("onnxruntime", reason="the extra [export] is not installed")
 
@@ -59,6 +64,52 @@ def test_it_runs_without_torch_and_detects_the_same(files, exported, rectangles)
     assert np.allclose(found["scores"], expected.scores, atol=1e-4)
     assert np.allclose(found["boxes"], expected.pred_boxes.tensor, atol=1e-2)
     assert found["classes"] == expected.pred_classes.tolist()
+
+
+def test_a_file_without_nms(files, exported, rectangles, tmp_path):
+    """Its runtime suppresses, and the detections are the same."""
+    output = tmp_path / "candidates.onnx"
+    assert main(arguments(files, str(output), "--images", rectangles[2], "--no-nms")) == 0
+    image = cv2.imread(str(sorted(Path(rectangles[2]).glob("*.png"))[0]))
+    with_nms, without = Detector(str(exported))(image), Detector(str(output))(image)
+    assert len(without["scores"]) == len(with_nms["scores"]) > 20
+    assert np.allclose(without["scores"], with_nms["scores"], atol=1e-6)
+    assert np.allclose(without["boxes"], with_nms["boxes"], atol=1e-3)
+
+
+def test_openvino_detects_the_same(exported, rectangles):
+    pytest.importorskip("openvino", reason="the extra [openvino] is not installed")
+    openvino_runtime = importlib.import_module("aid_d2.deploy.openvino_runtime")
+    image = cv2.imread(str(sorted(Path(rectangles[2]).glob("*.png"))[0]))
+    ours = openvino_runtime.OpenVinoDetector(str(exported), 1, precision="f32")(image)
+    theirs = Detector(str(exported))(image)
+    assert ours["scores"][:20] == pytest.approx(theirs["scores"][:20], abs=1e-4)
+    assert ours["boxes"][:20] == pytest.approx(theirs["boxes"][:20], abs=1e-1)
+
+
+def test_average_precision_of_both(files, rectangles, tmp_path, capsys):
+    """As Detectron2's own evaluation finds it; the file's equals it."""
+    images = rectangles[2]
+    opts = ["--opts", "DATASETS.COCO_JSON", str([rectangles]), "DATASETS.TEST", "('rectangles',)"]
+    output = str(tmp_path / "x.onnx")
+    named = tmp_path / "named.pth"
+    torch.save({**torch.load(files[1]), "class_names": ["r", "g", "b"]}, named)
+    files = files[0], str(named)
+    assert main(arguments(files, output, "--images", images, "--evaluate", *opts)) == 0
+    ours, theirs = (float(x) for x in re.findall(r"AP of .*: ([\d.]+)", capsys.readouterr().out))
+    detector = TrainedDetector.load(*files, opts[1:])
+    loader = build_detection_test_loader(detector.cfg, "rectangles")
+    evaluator = COCOEvaluator("rectangles", tasks=["bbox"])
+    expected = inference_on_dataset(detector.model, loader, evaluator)["bbox"]["AP"]
+    assert ours == pytest.approx(expected, abs=0.01) and ours == pytest.approx(theirs, abs=0.01)
+
+
+def test_nothing_detected_is_no_parity(files, rectangles, tmp_path, capsys):
+    high = ["MODEL.RETINANET.SCORE_THRESH_TEST", "1", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1"]
+    options = ["--images", rectangles[2], "--opts", *high]
+    assert main(arguments(files, str(tmp_path / "x.onnx"), *options)) == 2
+    assert "finds nothing" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_differs_is_not_kept(files, rectangles, tmp_path, monkeypatch, capsys):

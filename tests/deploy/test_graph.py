@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from aid_d2.deploy.graph import build_graph, suppress
+from aid_d2.deploy.graph import build_graph, clip, suppress
 from aid_d2.modeling.precision import fold_norms
 from detectron2.layers import batched_nms
 
@@ -38,6 +38,36 @@ def test_detections_are_those_of_detectron2(detector, name, size):
     assert torch.allclose(boxes[found], expected.pred_boxes.tensor, atol=1e-3)
     assert torch.allclose(scores[found], expected.scores, atol=1e-6)
     assert torch.equal(classes[found], expected.pred_classes)
+
+
+def test_fewer_candidates_are_the_best_ones(detector):
+    """Of 10 candidates before the NMS come at most 10 detections, the best of all among them."""
+    model = detector("GFL")
+    image = torch.randint(0, 255, (96, 96, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        all_scores = build_graph(model, (96, 96))(image, torch.tensor([96, 96]))[1]
+        few_scores = build_graph(model, (96, 96), topk=10)(image, torch.tensor([96, 96]))[1]
+    assert 1 <= (few_scores > 0).sum() <= 10
+    assert few_scores[0] == all_scores[0]
+
+
+@pytest.mark.parametrize("name", ["FCOS", "FasterRCNN"])
+def test_candidates_without_nms(detector, name):
+    """torchvision's NMS makes the detections of them."""
+    model = detector(name)
+    image, valid = torch.randint(0, 255, (96, 96, 3), dtype=torch.uint8), torch.tensor([96, 96])
+    with torch.no_grad():
+        graph = build_graph(model, (96, 96), topk=2000, suppressed=False)
+        boxes, scores, classes = graph(image, valid)
+        expected = build_graph(model, (96, 96), topk=2000)(image, valid)
+    threshold, count = graph.nms
+    some = scores > 0
+    boxes, scores, classes = boxes[some], scores[some], classes[some]
+    keep = batched_nms(boxes, scores, classes, threshold)[:count]
+    found = expected[1] > 0  # those beside the image are none
+    assert found.sum() > 20
+    assert torch.allclose(clip(boxes[keep], valid)[found[: len(keep)]], expected[0][found])
+    assert torch.equal(scores[keep][found[: len(keep)]], expected[1][found])
 
 
 def test_folded_norms_change_rounding_alone(detector):

@@ -81,3 +81,12 @@ def test_pictures_of_before_are_kept(files, tmp_path, capsys):
     options = ["--config-file", files[0], "--weights", files[1], "--output", str(tmp_path)]
     assert main(["predict", *options, "--input", str(tmp_path)]) == 2
     assert "not empty" in capsys.readouterr().err
+
+
+def test_fast_finds_almost_the_same(files, rectangles):
+    """Folded norms and bfloat16 change scores by rounding."""
+    image = cv2.imread(str(sorted(Path(rectangles[2]).glob("*.png"))[0]))
+    exact, fast = TrainedDetector.load(*files), TrainedDetector.load(*files)
+    fast.speed_up()
+    wanted, found = exact(image).scores[:20], fast(image).scores[:20]
+    assert found.tolist() == pytest.approx(wanted.tolist(), abs=0.02)

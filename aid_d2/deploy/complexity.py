@@ -1,74 +1,23 @@
-r"""Parameters and multiply-accumulates of detectors, part by part.
+"""Parameters and multiply-accumulates of detectors, part by part."""
 
-    python tools/complexity.py --size 224 224 configs/kitti/gfl_R_{50,101}.yaml
-
-What is counted:
-
-* Parameters: trainable ones. Those that the config freezes and the affine part of a frozen batch
-  norm are left out; counting the latter, as mmdetection does, gives 0.05 M (R50) or 0.10 M (R101)
-  more.
-* MACs: of convolutions, linear layers and matrix products, of one image of the given size, enlarged
-  to what the pyramid can divide. Norms, activations, resampling, RoIAlign, decoding and NMS have
-  none.
-* The box head of a Faster R-CNN sees `--proposals` boxes, whatever the RPN would propose.
-* Of a distilled config both the student and the teacher, without the distillers. No weights are
-  loaded.
-
-The table of the AID paper has 11 classes and torchvision's kind of ResNet; by
-
-    python tools/complexity.py --size 224 224 \
-        configs/coco_traffic/{gfl,faster_rcnn}_R_{50,101}.yaml \
-        --opts MODEL.GFL.NUM_CLASSES 11 MODEL.ROI_HEADS.NUM_CLASSES 11 \
-        MODEL.RESNETS.STRIDE_IN_1X1 False
-
-all of its figures come out within 1%. As they stand, these configs have 1 to 3% fewer MACs: the
-weights they start from want the stride in the first 1x1 convolution of a block, not in the 3x3.
-"""
-
-import argparse
-import logging
 import math
 
 import torch
 from fvcore.nn import FlopCountAnalysis
-from tabulate import tabulate
 from torch import nn
 
-from aid_d2.config import DISTILLED, load_config, plain_student
-from aid_d2.modeling.teacher import load_teacher_config
-from aid_d2.modeling.wrappers import wrap
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+
+from ..config import DISTILLED, find_config, load_config, plain_student
+from ..modeling.teacher import load_teacher_config
+from ..modeling.wrappers import wrap
 
 # fvcore gives these numbers of operations too, but they multiply and accumulate nothing.
 _NOT_COUNTED = (
     *("aten::batch_norm", "aten::group_norm", "aten::layer_norm", "aten::instance_norm"),
     *("aten::upsample_nearest2d", "aten::upsample_bilinear2d", "aten::adaptive_avg_pool2d"),
 )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("configs", nargs="+", metavar="CONFIG")
-    parser.add_argument("--size", nargs=2, type=int, default=(800, 1344), metavar=("H", "W"))
-    parser.add_argument("--proposals", type=int, default=1000, help="of a two-stage detector")
-    parser.add_argument(
-        "--opts", nargs="*", default=[], metavar="KEY VALUE", help="set in every config"
-    )
-    args = parser.parse_args()
-    # Detectron2 logs the state of layers that are not loaded.
-    logging.getLogger("fvcore").setLevel(logging.ERROR)
-    rows = []
-    for config in args.configs:
-        for who, cfg in detectors(config, args.opts).items():
-            label = f"{config} ({who})" if who else config
-            for part, (parameters, macs) in complexity(cfg, args.size, args.proposals).items():
-                rows.append([label, part, parameters / 1e6, macs / 1e9])
-                label = ""
-    headers = ["config", "part", "parameters (M)", "MACs (G)"]
-    print(tabulate(rows, headers=headers, tablefmt="pipe", floatfmt=".2f"))
 
 
 def detectors(config: str, opts: list[str]) -> dict[str, CfgNode]:
@@ -81,7 +30,7 @@ def detectors(config: str, opts: list[str]) -> dict[str, CfgNode]:
     Returns:
         configs by role; the role of a plain detector is "".
     """
-    cfg = load_config(config)
+    cfg = load_config(find_config(config))
     result = {"": cfg}
     if cfg.MODEL.META_ARCHITECTURE == DISTILLED:
         teacher = load_teacher_config(cfg)
@@ -164,7 +113,3 @@ def _no_macs(inputs, outputs) -> int:
 
 def _trainable(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,11 @@
-"""tools/complexity.py: layers counted by hand, and the table of the AID paper's code."""
+"""`aid-d2 complexity`: layers counted by hand, and the table of the AID paper's code."""
 
 import pytest
 from torch import nn
 
 from aid_d2 import add_aid_config
+from aid_d2.cli import main
+from aid_d2.deploy import complexity
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -13,11 +15,6 @@ OF_THE_TABLE = [
     *("MODEL.GFL.NUM_CLASSES", "11", "MODEL.ROI_HEADS.NUM_CLASSES", "11"),
     *("MODEL.RESNETS.STRIDE_IN_1X1", "False"),
 ]
-
-
-@pytest.fixture(scope="module")
-def complexity(load_tool):
-    return load_tool("complexity")
 
 
 class TwoLayers(Backbone):
@@ -37,7 +34,7 @@ class TwoLayers(Backbone):
         return {"p3": ShapeSpec(channels=16, stride=2)}
 
 
-def test_counts_by_hand(complexity, monkeypatch):
+def test_counts_by_hand(monkeypatch):
     monkeypatch.setitem(BACKBONE_REGISTRY._obj_map, "TwoLayers", TwoLayers)
     cfg = get_cfg()
     add_aid_config(cfg)
@@ -60,7 +57,7 @@ def test_counts_by_hand(complexity, monkeypatch):
     }
 
 
-def test_second_stage_by_hand_and_in_proportion_to_its_proposals(complexity):
+def test_second_stage_by_hand_and_in_proportion_to_its_proposals():
     cfg = complexity.detectors(
         "configs/kitti/faster_rcnn_R_50.yaml",
         ["MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "32"],
@@ -84,20 +81,17 @@ def test_second_stage_by_hand_and_in_proportion_to_its_proposals(complexity):
         ("faster_rcnn_R_101", 60.17, 27.13),
     ],
 )
-def test_table_of_the_paper(complexity, name, parameters, macs):
+def test_table_of_the_paper(name, parameters, macs):
     cfg = complexity.detectors(f"configs/coco_traffic/{name}.yaml", OF_THE_TABLE)[""]
     total = complexity.complexity(cfg, (224, 224))["total"]
     assert total[0] / 1e6 == pytest.approx(parameters, rel=0.01)
     assert total[1] / 1e9 == pytest.approx(macs, rel=0.01)
 
 
-def test_distilled_config_prints_student_and_teacher(complexity, monkeypatch, capsys):
+def test_distilled_config_prints_student_and_teacher(capsys):
     config = "configs/kitti/retinanet_R_50_aid.yaml"
     narrow = ["MODEL.FPN.OUT_CHANNELS", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "32"]
-    monkeypatch.setattr(
-        "sys.argv", ["complexity.py", "--size", "64", "64", config, "--opts", *narrow]
-    )
-    complexity.main()
+    assert main(["complexity", "--size", "64", "64", config, "--opts", *narrow]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("|")[2].strip() for line in lines[2:]] == [
         *("backbone", "neck", "head", "total"),

@@ -1,0 +1,83 @@
+"""COCO's average precision of anything that detects: a checkpoint or an exported file."""
+
+import contextlib
+import io
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, Instances
+
+from ..data import register_own_data
+from ..data.registered import class_names, require_registered, require_same_classes
+
+# Boxes (N, 4) as x1 y1 x2 y2 in pixels, scores (N,) and classes (N,).
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def detect_in_original(
+    image: np.ndarray,
+    resize: Callable[[np.ndarray], np.ndarray],
+    detect: Callable[[np.ndarray], Arrays],
+) -> Arrays:
+    """Detections of a network that sees resized images, in pixels of the image itself."""
+    resized = resize(image)
+    boxes, scores, classes = detect(resized)
+    scale = np.array(image.shape[1::-1] * 2) / np.array(resized.shape[1::-1] * 2)
+    found = scores > 0
+    return boxes[found] * scale, scores[found], classes[found]
+
+
+class TestSet:
+    """The images and labels of the first data set in DATASETS.TEST.
+
+    Args:
+        cfg: any config with the keys of DATASETS.
+
+    Raises:
+        ValueError: there is no data set, or it is not known.
+    """
+
+    __test__ = False  # no test of pytest's
+
+    def __init__(self, cfg: CfgNode):
+        register_own_data(cfg)
+        if not cfg.DATASETS.TEST:
+            raise ValueError("--evaluate: DATASETS.TEST of the config is empty.")
+        self.name = cfg.DATASETS.TEST[0]
+        require_registered([self.name])
+        self.records = DatasetCatalog.get(self.name)
+
+    def average_precision(
+        self, detect: Callable[[np.ndarray], Arrays], names: Sequence[str]
+    ) -> float:
+        """AP in percent, mean of the IoUs from 0.5 to 0.95.
+
+        Args:
+            detect: called with each image, (H, W, 3) uint8 BGR.
+            names: of the detector's classes.
+
+        Raises:
+            ValueError: the data set has other classes.
+            OSError: an image cannot be read.
+        """
+        require_same_classes("the detector", names, self.name, class_names(self.name))
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluator = COCOEvaluator(self.name, tasks=["bbox"])
+        evaluator.reset()
+        for record in tqdm(self.records, unit="image"):
+            image = cv2.imread(record["file_name"])
+            if image is None:
+                raise OSError(f"--evaluate: {record['file_name']} cannot be read.")
+            boxes, scores, classes = (torch.as_tensor(x) for x in detect(image))
+            found = Instances(image.shape[:2], pred_boxes=Boxes(boxes))
+            found.scores, found.pred_classes = scores, classes
+            evaluator.process([record], [{"instances": found}])
+        with contextlib.redirect_stdout(io.StringIO()):
+            return evaluator.evaluate()["bbox"]["AP"]
