@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import re
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -42,6 +43,8 @@ def prepare() -> list[str]:
             "aid_d2 needs Detectron2, which is not installed. Install it from source, or run "
             "`make install` in the aid_d2 repository to get v0.6 without a compiler."
         )
+    # By fvcore and Detectron2 as they are imported: nothing that a user could mend.
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     root = Path(spec.submodule_search_locations[0])
     repairs = [
         *_restore_numpy_aliases(root),

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -16,6 +17,11 @@ def one_line(capsys, *arguments):
     assert main(list(arguments)) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     return line
+
+
+def test_the_command_is_installed():
+    (script,) = metadata.entry_points(group="console_scripts", name="aid-d2")
+    assert script.load() is main
 
 
 def test_the_commands_are_listed(capsys):
