@@ -1,6 +1,7 @@
 """`aid-d2 complexity`: layers counted by hand, and the table of the AID paper's code."""
 
 import pytest
+import timm
 from torch import nn
 
 from aid_d2 import add_aid_config
@@ -86,6 +87,20 @@ def test_table_of_the_paper(name, parameters, macs):
     total = complexity.complexity(cfg, (224, 224))["total"]
     assert total[0] / 1e6 == pytest.approx(parameters, rel=0.01)
     assert total[1] / 1e9 == pytest.approx(macs, rel=0.01)
+
+
+def test_a_network_of_timm(capsys):
+    """Parameters as timm has them, but for the frozen ones."""
+    config = "configs/kitti/gfl_lite0_C64.yaml"
+    opts = ["MODEL.TIMM.PRETRAINED", "False", "MODEL.BACKBONE.FREEZE_AT", "1"]
+    opts += ["MODEL.TIMM.NORM", "BN"]
+    assert main(["complexity", "--size", "64", "64", config, "--opts", *opts]) == 0
+    backbone = capsys.readouterr().out.splitlines()[2].split("|")
+    network = timm.create_model("tf_efficientnet_lite0", features_only=True)
+    frozen = network.conv_stem, network.bn1, network.blocks[0]
+    size = sum(p.numel() for p in network.parameters())
+    trained = size - sum(p.numel() for x in frozen for p in x.parameters())
+    assert float(backbone[3]) == pytest.approx(trained / 1e6, abs=0.006)
 
 
 def test_distilled_config_prints_student_and_teacher(capsys):

@@ -54,6 +54,7 @@ class TimmNetwork(Backbone):
         ValueError: a map is missing or laid out otherwise, or `norm` is unknown.
     """
 
+    @torch.enable_grad()  # gradients tell what is to be frozen, also where none are wanted
     def __init__(self, network: nn.Module, name: str, norm: str = "FrozenBN", freeze_at: int = 0):
         super().__init__()
         if norm not in NORMS:
