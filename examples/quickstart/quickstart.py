@@ -53,6 +53,7 @@ def main() -> None:
     draw_comparison()
     print("\n" + tabulate(rows, headers="keys", floatfmt=".2f"))
     print(f"\nThe same scene seen by each, with AID's weights: {PICTURE}")
+    export_and_time()
 
 
 def config_of(name: str) -> CfgNode:
@@ -78,6 +79,30 @@ def train(config: str) -> None:
             print("  " + line[line.index("eta:") :].split("  lr:")[0], flush=True)
     if process.wait() != 0:
         sys.exit("".join(output[-40:]) + f"\n{' '.join(command)} failed.")
+
+
+def export_and_time() -> None:
+    """Write teacher and distilled student as ONNX files, and time them beside PyTorch."""
+    torch_runs, files = [], []
+    for name in ("teacher", "student + distillation"):
+        cfg = config_of(RUNS[name])
+        name = name.partition(" ")[0]
+        config, weights = f"{cfg.OUTPUT_DIR}/config.yaml", f"{cfg.OUTPUT_DIR}/model_final.pth"
+        file = PICTURE.with_name(f"{name}.onnx")
+        images = ["--images", str(datasets_root() / "synthetic_road/training/image_2")]
+        if not file.exists():
+            print(f"\naid-d2 export: {file}", flush=True)
+            options = ["--config-file", config, "--weights", weights, "--output", str(file)]
+            aid_d2("export", *options, *images)
+        torch_runs.append(f"{name}={config}:{weights}")
+        files.append(f"{name}={file}")
+    print("\naid-d2 benchmark", flush=True)
+    aid_d2("benchmark", *images, "--torch", *torch_runs, "--onnx", *files)
+
+
+def aid_d2(*arguments: str) -> None:
+    """Run one of the commands."""
+    subprocess.run([sys.executable, "-W", "ignore", "-m", "aid_d2", *arguments], check=True)
 
 
 def metrics(cfg: CfgNode) -> list[dict]:
