@@ -2,23 +2,16 @@
 
 import pytest
 import torch
+from helpers.methods import DETECTORS, METHODS, SERVED, SHALLOW
 from helpers.toy import shake
 
 from aid_d2.distillers import DISTILLER_REGISTRY
 from detectron2.utils.events import EventStorage
 
-METHODS = sorted(name for name, _ in DISTILLER_REGISTRY)
-DETECTORS = ("RetinaNet", "FCOS", "GFL", "FasterRCNN")
 SUPPORTING = [name for name in METHODS if DISTILLER_REGISTRY.get(name).supports_bf16]
-DENSE = ("RetinaNet", "FCOS", "GFL")
-# Methods that not every detector can use.
-SERVES = {"CrossKD": DENSE, "LD": ("GFL",), "DKD": ("FasterRCNN",)}
-SERVED = [(m, d) for m in METHODS for d in SERVES.get(m, DETECTORS)]
 # What the others lack.
 REFUSAL = {"CrossKD": "towers", "LD": "distributions", "DKD": "box head"}
 REFUSED = [(m, d) for m in METHODS for d in DETECTORS if (m, d) not in SERVED]
-# The towers of the small detectors have a single convolution.
-SHALLOW = {f"DISTILL.CROSSKD.{name.upper()}.POSITION": 1 for name in DENSE}
 
 
 def make(distilled_cfg, build_seeded, method, detector, changes):

@@ -1,0 +1,209 @@
+"""The parts of `aid-d2 gpu-check`: what a GPU can break, and what a step costs on it.
+
+A part is a function of the :class:`Setting`; it returns figures by name or raises :class:`Skip`.
+"""
+
+import gc
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torchvision
+
+import detectron2
+
+from ..config import load_config, plain_student
+from .step_cost import Case, interleave, observer, stepper, with_random_teacher
+
+DETECTORS = ("retinanet", "gfl", "faster_rcnn")
+# Keys of each precision; float32 may use TF32, as users' trainings do.
+PRECISIONS = {
+    "float32": (),
+    "bfloat16": ("SOLVER.BF16", True),
+    "float16": ("SOLVER.AMP.ENABLED", True),
+}
+COMPILED = ("SOLVER.COMPILE", True, "DISTILL.TEACHER.COMPILE", True)
+# Without a GPU: small networks and images, which show that the parts run.
+SMALL = (
+    *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
+    *("MODEL.FPN.OUT_CHANNELS", 64, "MODEL.ROI_BOX_HEAD.FC_DIM", 64),
+)
+
+
+class Skip(Exception):
+    """A part that does not apply, and why."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and on what the parts run.
+
+    Attributes:
+        device: `cuda` or `cpu`.
+        data: (COCO json, folder of images) for the training, if there is one.
+        seconds: that are left for a part.
+    """
+
+    device: str
+    data: tuple[str, str] | None
+    seconds: float
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device == "cuda"
+
+
+Part = Callable[[Setting], dict]
+
+
+def all_parts() -> dict[str, Part]:
+    """The parts by name, in the order in which they run."""
+    costs = {
+        f"cost of {detector} in {precision}": partial(cost, detector=detector, keys=keys)
+        for precision, keys in PRECISIONS.items()
+        for detector in DETECTORS
+    }
+    compiled = partial(cost, detector="retinanet", keys=(*PRECISIONS["bfloat16"], *COMPILED))
+    return {
+        "machine": machine,
+        "tests": gpu_tests,
+        **costs,
+        "cost of retinanet in bfloat16, compiled": compiled,
+        "training": training,
+    }
+
+
+def machine(setting: Setting) -> dict:
+    """Versions and the device."""
+    known = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "detectron2": detectron2.__version__,
+        "device": platform.processor() or platform.machine(),
+    }
+    if setting.on_gpu:
+        properties = torch.cuda.get_device_properties(0)
+        known["device"] = properties.name
+        known["capability"] = f"{properties.major}.{properties.minor}"
+        known["memory_gib"] = round(properties.total_memory / 2**30, 1)
+        known["cuda"] = torch.version.cuda
+    return known
+
+
+def gpu_tests(setting: Setting) -> dict:
+    """The tests of `tests/gpu`, of a checkout."""
+    if not Path("tests/gpu").is_dir():
+        raise Skip("tests/gpu is not here: run it in a checkout")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu"]
+    variables = {**os.environ, "AID_D2_TEST_DEVICE": setting.device}
+    try:
+        done = subprocess.run(
+            command, env=variables, capture_output=True, text=True, timeout=setting.seconds
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(f"not done after {setting.seconds:.0f} s") from error
+    lines = done.stdout.strip().splitlines()
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    if done.returncode:
+        raise RuntimeError("\n".join([*failed, *lines[-1:]]) or done.stderr[-2000:])
+    return {"result": lines[-1]}
+
+
+def cost(setting: Setting, detector: str, keys: tuple) -> dict:
+    """Medians of the student's step, the teacher's forward pass and the distilled step: R101 to R50
+    at 800x1333, 8 images, by the default method with AID. With too little memory, fewer images.
+
+    Returns:
+        seconds, their ratios to student and floor (student + teacher), and to the student's peak
+        memory.
+    """
+    if not setting.on_gpu and "SOLVER.AMP.ENABLED" in keys:
+        raise Skip("float16 is for GPUs")
+    images = 8 if setting.on_gpu else 2
+    while True:
+        try:
+            return _cost(setting, detector, keys, images)
+        except torch.cuda.OutOfMemoryError:
+            if images == 1:
+                raise
+            images //= 2
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _cost(setting: Setting, detector: str, keys: tuple, images: int) -> dict:
+    size = (800, 1333) if setting.on_gpu else (128, 160)
+    cfg = load_config(f"kitti/{detector}_R_50_aid.yaml", () if setting.on_gpu else SMALL)
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.DISTILL.METHODS = setting.device, "", ["auto"]
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = with_random_teacher(cfg, Path(folder))
+        case = Case(cfg, *size, images, objects=8).changed(*keys)
+        model, distilled = stepper(case)
+        steps = {
+            "student": stepper(case.student)[1],
+            "teacher": observer(case, model),
+            "distilled": distilled,
+        }
+    seconds = interleave(steps, 7 if setting.on_gpu else 1)
+    result = {
+        "images": images,
+        "methods": " + ".join(model.distiller),
+        "student_s": seconds["student"],
+        "teacher_s": seconds["teacher"],
+        "distilled_s": seconds["distilled"],
+        "to_floor": seconds["distilled"] / (seconds["student"] + seconds["teacher"]),
+        "to_student": seconds["distilled"] / seconds["student"],
+    }
+    if setting.on_gpu:
+        del steps, distilled, model
+        result["memory_to_student"] = _peak(case) / _peak(case.student)
+    return result
+
+
+def _peak(case: Case) -> float:
+    """Most bytes that CUDA has had to give in two steps of a detector of its own."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    _, step = stepper(case)
+    step(), step()
+    return torch.cuda.max_memory_allocated()
+
+
+def training(setting: Setting) -> dict:
+    """A short distilled training of GFL on `--data`, by the command line, resumed half way."""
+    if setting.data is None:
+        raise Skip("no --data")
+    steps = 40 if setting.on_gpu else 4
+    annotations, images = setting.data
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = load_config("kitti/gfl_R_50_aid.yaml", () if setting.on_gpu else SMALL)
+        categories = json.loads(Path(annotations).read_text(encoding="utf-8-sig"))["categories"]
+        cfg.MODEL.GFL.NUM_CLASSES = len(categories)
+        cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.DISTILL.METHODS = setting.device, "", ["auto"]
+        cfg.DISTILL.TEACHER.CONFIG_FILE = f"{folder}/teacher.yaml"
+        Path(folder, "teacher.yaml").write_text(plain_student(cfg).dump())
+        cfg = with_random_teacher(cfg, Path(folder))
+        cfg.DATASETS.COCO_JSON = [["gpu_check", annotations, images]]
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ["gpu_check"], []
+        cfg.DATALOADER.NUM_WORKERS = 2
+        cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.STEPS = 2, []
+        cfg.INPUT.MIN_SIZE_TRAIN = [800 if setting.on_gpu else 128]
+        cfg.OUTPUT_DIR = f"{folder}/output"
+        Path(folder, "config.yaml").write_text(cfg.dump())
+        command = [sys.executable, "-m", "aid_d2", "train", "--resume", "--config-file"]
+        for last in (steps // 2, steps):
+            options = [f"{folder}/config.yaml", "SOLVER.MAX_ITER", str(last)]
+            done = subprocess.run([*command, *options], capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(done.stderr[-2000:])
+    return {"steps": steps, "resumed_at": steps // 2}
