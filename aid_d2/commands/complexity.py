@@ -10,7 +10,8 @@ What is counted:
 * MACs: of convolutions, linear layers and matrix products, of one image of the given size, enlarged
   to what the pyramid can divide. Norms, activations, resampling, RoIAlign, decoding and NMS have
   none.
-* The box head of a Faster R-CNN sees `--proposals` boxes, whatever the RPN would propose.
+* The box head of a Faster R-CNN sees `--proposals` boxes, whatever the RPN would propose, and so
+  does each stage of a cascade; a mask head sees 100. Other parts count with their parameters alone.
 * Of a distilled config both the student and the teacher, without the distillers. No weights are
   loaded.
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from detectron2.modeling.roi_heads import StandardROIHeads
 
 from ..config import DISTILLED, find_config, load_config, plain_student
 from ..modeling.teacher import load_teacher_config
@@ -43,14 +44,15 @@ def detectors(config: str, opts: list[str]) -> dict[str, CfgNode]:
 
 @torch.no_grad()
 def complexity(
-    cfg: CfgNode, size: tuple[int, int], proposals: int = 1000
+    cfg: CfgNode, size: tuple[int, int], proposals: int = 1000, detections: int = 100
 ) -> dict[str, tuple[int, int]]:
     """Trainable parameters and MACs of a plain detector.
 
     Args:
         cfg: its config.
         size: height and width of the image in pixels.
-        proposals: boxes for the second stage of a Faster R-CNN.
+        proposals: boxes for the second stage of a Faster R-CNN, each stage of a cascade.
+        detections: boxes for the mask head of a Mask R-CNN.
 
     Returns:
         (parameters, MACs) of each part, and of all of them under `total`. What is outside the
@@ -76,18 +78,38 @@ def complexity(
         head = _OfMaps(wrapper.head)
         macs = _analysis(head, *(maps[name] for name in wrapper.in_features)).total()
         parts["RPN" if wrapper.two_stage else "head"] = _trainable(head), macs
-    if wrapper.two_stage:
-        heads = model.roi_heads
-        box_head = nn.Sequential(heads.box_head, heads.box_predictor)
-        side = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
-        channels = backbone.output_shape()[heads.box_in_features[0]].channels
-        boxes = torch.zeros(proposals, channels, side, side)
-        parts["box head"] = _trainable(box_head), _analysis(box_head, boxes).total()
+    heads = getattr(model, "roi_heads", None)
+    if isinstance(heads, StandardROIHeads):
+        stages = [nn.Sequential(*x) for x in wrapper.box_stages]
+        boxes = _pooled(model, heads.box_in_features, cfg.MODEL.ROI_BOX_HEAD, proposals)
+        macs = sum(_analysis(stage, boxes).total() for stage in stages)
+        parts["box head"] = sum(map(_trainable, stages)), macs
+        if heads.mask_on:
+            found = _pooled(model, heads.mask_in_features, cfg.MODEL.ROI_MASK_HEAD, detections)
+            layers = _Layers(heads.mask_head)
+            parts["mask head"] = _trainable(layers), _analysis(layers, found).total()
     others = _trainable(model) - sum(parameters for parameters, _ in parts.values())
     if others:
         parts["others"] = others, 0
     parts["total"] = tuple(sum(column) for column in zip(*parts.values()))
     return parts
+
+
+def _pooled(model: nn.Module, names: list[str], node: CfgNode, count: int) -> torch.Tensor:
+    """What RoIAlign makes of boxes."""
+    channels = model.backbone.output_shape()[names[0]].channels
+    return torch.zeros(count, channels, node.POOLER_RESOLUTION, node.POOLER_RESOLUTION)
+
+
+class _Layers(nn.Module):
+    """A mask head without what it makes of its logits."""
+
+    def __init__(self, head: nn.Module):
+        super().__init__()
+        self.head = head
+
+    def forward(self, x):
+        return self.head.layers(x)
 
 
 class _OfMaps(nn.Module):

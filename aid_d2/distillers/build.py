@@ -76,7 +76,7 @@ def _check_same_predictions(name: str, context: DistillContext) -> None:
         if wrapper.head is None:
             raise ValueError(
                 f"DISTILL.METHODS: {name} compares dense predictions, and a "
-                f"{type(wrapper.model).__name__} {role} has none that are known. "
+                f"{wrapper.name} {role} has none that are known. "
                 f"{known_detectors()} have; for others register a DetectorWrapper."
             )
     problem = None

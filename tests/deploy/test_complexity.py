@@ -89,6 +89,26 @@ def test_table_of_the_paper(name, parameters, macs):
     assert total[1] / 1e9 == pytest.approx(macs, rel=0.01)
 
 
+def test_a_cascade_and_a_mask_head_by_hand():
+    opts = ["MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "32"]
+    opts += ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads"]
+    opts += ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True", "MODEL.MASK_ON", "True"]
+    opts += ["MODEL.ROI_MASK_HEAD.NUM_CONV", "1", "MODEL.ROI_MASK_HEAD.CONV_DIM", "8"]
+    cfg = complexity.detectors("configs/kitti/faster_rcnn_R_50.yaml", opts)[""]
+    parts = complexity.complexity(cfg, (64, 64), proposals=5, detections=2)
+    layers = [(16 * 7 * 7, 32), (32, 32), (32, 3 + 1), (32, 4)]
+    assert parts["box head"] == (
+        3 * sum(i * o + o for i, o in layers),
+        3 * 5 * sum(i * o for i, o in layers),
+    )
+    side = cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
+    per_cell = 16 * 9 * 8 + 8 * 2 * 2 * 8 + 4 * 8 * 3  # convolution, deconvolution, predictor
+    assert parts["mask head"] == (
+        16 * 9 * 8 + 8 + 8 * 4 * 8 + 8 + 8 * 3 + 3,
+        2 * side * side * per_cell,
+    )
+
+
 def test_a_network_of_timm(capsys):
     """Parameters as timm has them, but for the frozen ones."""
     config = "configs/kitti/gfl_lite0_C64.yaml"

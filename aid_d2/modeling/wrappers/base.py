@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from detectron2.evaluation.evaluator import inference_context
+from detectron2.structures import ImageList
 from detectron2.utils.registry import Registry
 
 from ...layers.iou import giou_loss
@@ -91,13 +92,37 @@ class DetectorWrapper:
         if input_format != self.input_format:
             order = [input_format.index(channel) for channel in self.input_format]
             batched_inputs = [{**x, "image": x["image"][order]} for x in batched_inputs]
-        images = self.model.preprocess_image(batched_inputs).tensor
+        images = self.images(batched_inputs)
         # Whatever the student trains in.
         with self.autocast(), record_calls(self.recorded_modules) as calls:
             outputs = DetectorOutputs(self.features(self.model.backbone(images)), calls=calls)
             if with_head and self.head is not None:
                 outputs.head_outputs = self.head(list(outputs.features.values()))
         return outputs
+
+    def images(self, batched_inputs: list[dict]) -> Tensor:
+        """(N, 3, H, W) normalized and padded, as the detector does it itself.
+
+        Raises:
+            ValueError: it would see a part of an image alone.
+        """
+        if hasattr(self.model, "preprocess_image"):
+            images = self.model.preprocess_image(batched_inputs)
+            images = images[0] if isinstance(images, tuple) else images  # Sparse R-CNN
+        else:  # ProposalNetwork, SemanticSegmentor
+            model = self.model
+            pixels = [x["image"].to(model.pixel_mean.device) for x in batched_inputs]
+            pixels = [(x - model.pixel_mean) / model.pixel_std for x in pixels]
+            images = ImageList.from_tensors(pixels, model.backbone.size_divisibility)
+        height, width = images.tensor.shape[-2:]
+        largest = [max(x["image"].shape[dim] for x in batched_inputs) for dim in (-2, -1)]
+        if largest[0] > height or largest[1] > width:
+            raise ValueError(
+                f"A {self.name} pads images to {height} x {width}, and an image is {largest[0]} x "
+                f"{largest[1]}: it would see a part of it alone. Set INPUT.MIN_SIZE_TRAIN and "
+                "MAX_SIZE_TRAIN so that images fit."
+            )
+        return images.tensor
 
     def autocast(self, supported: bool = True) -> torch.autocast:
         """Autocast to the type that it runs in, or none if that is not supported."""
@@ -106,6 +131,18 @@ class DetectorWrapper:
         return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
     # What it has.
+
+    @classmethod
+    def serves(cls, model: nn.Module) -> bool:
+        """Whether an instance of its meta-architecture is made of parts that it knows."""
+        return True
+
+    @property
+    def name(self) -> str:
+        """Of the detector, with the parts that it is made of, for messages."""
+        parts = (getattr(self.model, x, None) for x in ("proposal_generator", "roi_heads"))
+        named = " and ".join(type(part).__name__ for part in parts if part is not None)
+        return type(self.model).__name__ + (f" with {named}" if named else "")
 
     @property
     def in_features(self) -> list[str]:
@@ -160,7 +197,7 @@ class DetectorWrapper:
     @property
     def box_head_lacks(self) -> str | None:
         """What keeps :meth:`score` from being a softmax over the classes; None if nothing does."""
-        return f"a box head, which a {type(self.model).__name__} does not have"
+        return f"a box head, which a {self.name} does not have"
 
     # What it gives.
 
@@ -179,7 +216,7 @@ class DetectorWrapper:
             NotImplementedError: there is no wrapper for this detector.
         """
         raise NotImplementedError(
-            f"Nothing is known of the predictions of a {type(self.model).__name__}, only of those "
+            f"Nothing is known of the predictions of a {self.name}, only of those "
             f"of {known_detectors()}. Register a DetectorWrapper for it."
         )
 
@@ -234,7 +271,7 @@ class DetectorWrapper:
         """
         if type(self).unreduced_losses is DetectorWrapper.unreduced_losses:
             raise NotImplementedError(
-                f"AID does not know the losses of a {type(self.model).__name__}. It knows "
+                f"AID does not know the losses of a {self.name}. It knows "
                 f"{known_detectors()}; for others set DISTILL.AID.ENABLED False, or register a "
                 "DetectorWrapper."
             )
@@ -267,13 +304,20 @@ def wrap(model: nn.Module, input_format: str = "BGR") -> DetectorWrapper:
     general one that knows features alone.
 
     Raises:
-        ValueError: the model has no backbone that describes its maps.
+        ValueError: the model has no backbone that describes its maps, or nothing that makes images
+            its input.
     """
+    name = type(model).__name__
     if not hasattr(getattr(model, "backbone", None), "output_shape"):
+        raise ValueError(f"{name} has no Detectron2 backbone, and distillation needs its maps.")
+    if not hasattr(model, "preprocess_image") and not hasattr(model, "pixel_mean"):
         raise ValueError(
-            f"{type(model).__name__} has no Detectron2 backbone, and distillation needs its maps."
+            f"{name} has neither a method `preprocess_image` nor the buffers `pixel_mean` and "
+            "`pixel_std`, and distillation has to make its input. Give it the method, as "
+            "Detectron2's meta-architectures have it."
         )
-    return wrapper_class(type(model))(model, input_format)
+    wrapper = wrapper_class(type(model))
+    return (wrapper if wrapper.serves(model) else DetectorWrapper)(model, input_format)
 
 
 def wrapper_class(detector: type[nn.Module]) -> type[DetectorWrapper]:

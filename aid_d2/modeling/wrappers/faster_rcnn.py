@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.proposal_generator.rrpn import RRPN
 from detectron2.modeling.roi_heads import (
     CascadeROIHeads,
     FastRCNNOutputLayers,
@@ -40,6 +42,12 @@ class FasterRCNNWrapper(DetectorWrapper):
             "CascadeROIHeads": "IgnoringCascadeROIHeads",
         },
     }
+
+    @classmethod
+    def serves(cls, model):
+        # Not Fast R-CNN, which has no RPN, nor rotated boxes, nor what other projects propose with.
+        proposer = model.proposal_generator
+        return isinstance(proposer, RPN) and not isinstance(proposer, RRPN)
 
     @property
     def in_features(self):
