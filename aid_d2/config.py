@@ -90,12 +90,13 @@ def add_aid_config(cfg: CN) -> None:
         extend(cfg)
 
 
-def default_config() -> Config:
-    """Detectron2's defaults with the keys of CONFIG_EXTENSIONS."""
+def default_config(opts: Sequence = ()) -> Config:
+    """Detectron2's defaults with the keys of CONFIG_EXTENSIONS, then KEY VALUE ..."""
     cfg = get_cfg()
     add_aid_config(cfg)
     result = Config(cfg)
     vars(result).update(vars(cfg))  # the deprecated keys
+    result.merge_from_list(list(opts))
     return result
 
 

@@ -83,7 +83,6 @@ class DistilledDetector(nn.Module):
         if not cfg.DISTILL.ENABLED:
             return {"student": build_model(student_cfg)}
         check_positive(cfg, "DISTILL.WEIGHT", "DISTILL.WARMUP_ITERS")
-        aid = AID.from_config(cfg.DISTILL.AID)
         student = build_model(student_cfg)
 
         # Whatever distillation builds, the student's own random numbers stay those of plain
@@ -91,25 +90,23 @@ class DistilledDetector(nn.Module):
         device = torch.device(cfg.MODEL.DEVICE)
         gpus = [torch.cuda.current_device()] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=gpus):
-            teacher = Teacher.from_config(cfg)
-            check_input_formats(cfg.INPUT.FORMAT, teacher)
-            if cfg.DISTILL.INHERIT:
-                inherit(student, teacher.model)
-            teacher.speed_up(cfg.DISTILL.PRECISION, cfg.DISTILL.TEACHER.COMPILE)
-            context = pair_levels(wrap(student), teacher.wrapper)
-            aid.check(context.student, context.teacher)
-            distillers = build_distillers(cfg, context)
-            check_recorded_modules(cfg, context, distillers)
-        return {
-            "student": student,
-            "teacher": teacher,
-            "context": context,
-            "distillers": distillers,
-            "aid": aid,
-            "weight": cfg.DISTILL.WEIGHT,
-            "warmup_iters": cfg.DISTILL.WARMUP_ITERS,
-            "input_format": cfg.INPUT.FORMAT,
-        }
+            return _assemble(cfg, student, Teacher.from_config(cfg))
+
+    @classmethod
+    def of(cls, student: nn.Module, teacher: Teacher, cfg: CfgNode) -> "DistilledDetector":
+        """A distilled detector of two that are built already, for instance by LazyConfig.
+
+        Args:
+            student: any detector with a Detectron2 backbone.
+            teacher: such as :meth:`Teacher.load_lazy` gives, on the device of the student.
+            cfg: :func:`aid_d2.config.default_config` with the keys of DISTILL, and INPUT.FORMAT of
+                the images; METHODS, AID, WEIGHT, WARMUP_ITERS, INHERIT and PRECISION count.
+
+        Raises:
+            ValueError, NotImplementedError: they do not fit each other or the methods.
+        """
+        check_positive(cfg, "DISTILL.WEIGHT", "DISTILL.WARMUP_ITERS")
+        return cls(**_assemble(cfg, student, teacher))
 
     @property
     def device(self) -> torch.device:
@@ -170,6 +167,29 @@ class DistilledDetector(nn.Module):
         if self.teacher is not None:
             self.teacher.model._apply(fn, *args, **kwargs)
         return super()._apply(fn, *args, **kwargs)
+
+
+def _assemble(cfg: CfgNode, student: nn.Module, teacher: Teacher) -> dict:
+    """The arguments of a DistilledDetector, checked against each other."""
+    aid = AID.from_config(cfg.DISTILL.AID)
+    check_input_formats(cfg.INPUT.FORMAT, teacher)
+    if cfg.DISTILL.INHERIT:
+        inherit(student, teacher.model)
+    teacher.speed_up(cfg.DISTILL.PRECISION, cfg.DISTILL.TEACHER.COMPILE)
+    context = pair_levels(wrap(student), teacher.wrapper)
+    aid.check(context.student, context.teacher)
+    distillers = build_distillers(cfg, context)
+    check_recorded_modules(cfg, context, distillers)
+    return {
+        "student": student,
+        "teacher": teacher,
+        "context": context,
+        "distillers": distillers,
+        "aid": aid,
+        "weight": cfg.DISTILL.WEIGHT,
+        "warmup_iters": cfg.DISTILL.WARMUP_ITERS,
+        "input_format": cfg.INPUT.FORMAT,
+    }
 
 
 def align(

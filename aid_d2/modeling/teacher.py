@@ -14,6 +14,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..config import load_config, plain_student, use_cpu_without_gpu
 from ..data.own_data import register_own_data
+from .lazy import build_lazy, is_lazy
 from .precision import PRECISIONS, choose_precision, compile_backbone, fold_norms
 from .safe_pickle import SafeCheckpointer
 from .wrappers import wrap
@@ -52,10 +53,24 @@ class Teacher:
             ValueError: a key is empty, or parameters are missing, left over or of other shape.
             FileNotFoundError: a file does not exist.
         """
+        config_file, weights = (_existing_file(cfg, key) for key in ("CONFIG_FILE", "WEIGHTS"))
+        if is_lazy(config_file):
+            return cls.load_lazy(config_file, weights, cfg.MODEL.DEVICE)
         teacher_cfg = load_teacher_config(cfg)
-        weights = _existing_file(cfg, "WEIGHTS")
         teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
         return cls.load(teacher_cfg, weights)
+
+    @classmethod
+    def load_lazy(cls, config_file: str, weights: str, device: str) -> "Teacher":
+        """Build and load a detector of a LazyConfig, a `.py` or the yaml that it saves.
+
+        Raises:
+            ValueError: the file has no `model`; or parameters are missing, left over or of other
+                shape.
+        """
+        model, input_format, names = build_lazy(config_file, device)
+        saved = _StrictCheckpointer(model).load(weights).get("class_names")
+        return cls(model, input_format, saved or names)
 
     @classmethod
     def load(cls, cfg: CfgNode, weights: str) -> "Teacher":
@@ -104,10 +119,16 @@ def load_teacher_config(cfg: CfgNode) -> CfgNode:
     is taken.
 
     Raises:
-        ValueError: the key is empty.
+        ValueError: the key is empty, or the file is a LazyConfig.
         FileNotFoundError: the file does not exist.
     """
-    return plain_student(load_config(_existing_file(cfg, "CONFIG_FILE")))
+    path = _existing_file(cfg, "CONFIG_FILE")
+    if is_lazy(path):
+        raise ValueError(
+            f"DISTILL.TEACHER.CONFIG_FILE {path} is a LazyConfig, which can teach, but what was "
+            "asked for needs a yaml of Detectron2's older kind."
+        )
+    return plain_student(load_config(path))
 
 
 def teacher_config_of_tool(config_file: str, weights: str, opts: Sequence[str]) -> CfgNode:
