@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 import yaml
 
+from detectron2 import model_zoo
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -123,16 +124,27 @@ def load_config(config_file: str, opts: Sequence = ()) -> Config:
 
 
 def find_config(config_file: str) -> str:
-    """The path of a config file; of one that is not there, the one that aid_d2 comes with.
+    """The path of a config file; of one that is not there, the one that aid_d2 comes with, or the
+    one in Detectron2's model zoo.
 
     Raises:
-        FileNotFoundError: aid_d2 has none of this name either.
+        FileNotFoundError: neither has one of this name.
     """
     own = get_config_file(config_file.removeprefix("configs/"))
-    for path in (PathManager.get_local_path(config_file), own):
+    for path in (PathManager.get_local_path(config_file), own, _in_model_zoo(config_file)):
         if os.path.isfile(path):
             return path
-    raise FileNotFoundError(f"There is no config file {config_file}.")
+    raise FileNotFoundError(
+        f"There is no config file {config_file}, nor one of this name among those of aid_d2 or of "
+        "the model zoo of the installed Detectron2."
+    )
+
+
+def _in_model_zoo(name: str) -> str:
+    try:
+        return model_zoo.get_config_file(name)
+    except RuntimeError:  # not there; v0.6 that was built from its Python files has none
+        return ""
 
 
 def get_config_file(name: str) -> str:

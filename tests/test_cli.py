@@ -8,6 +8,8 @@ import pytest
 
 from aid_d2.cli import main
 from aid_d2.config import CONFIG_EXTENSIONS, get_config_file, load_config
+from aid_d2.modeling.teacher import load_teacher_config
+from detectron2 import model_zoo
 
 RETINANET = "kitti/retinanet_R_50.yaml"
 
@@ -83,6 +85,22 @@ def test_configs_that_aid_d2_comes_with(tmp_path, monkeypatch):
     (tmp_path / "kitti").mkdir()
     (tmp_path / RETINANET).write_text("SEED: 77")
     assert load_config(RETINANET).SEED == 77
+
+
+def test_configs_of_the_model_zoo(tmp_path, monkeypatch):
+    """By the name that they have there."""
+    zoo = tmp_path / "zoo"
+    (zoo / "COCO-Detection").mkdir(parents=True)
+    (zoo / "COCO-Detection" / "own.yaml").write_text("SEED: 77")
+    monkeypatch.setattr(model_zoo, "get_config_file", lambda name: str(zoo / name))
+    assert load_config("COCO-Detection/own.yaml").SEED == 77
+
+
+def test_the_teacher_may_be_a_config_of_aid_d2(distilled_cfg, tmp_path, monkeypatch):
+    """From any folder, as `kitti/retinanet_R_50_aid.yaml` names it."""
+    monkeypatch.chdir(tmp_path)
+    key = {"DISTILL.TEACHER.CONFIG_FILE": "configs/kitti/retinanet_R_101.yaml"}
+    assert load_teacher_config(distilled_cfg("RetinaNet", key)).MODEL.RESNETS.DEPTH == 101
 
 
 def test_plugins(tmp_path, monkeypatch):

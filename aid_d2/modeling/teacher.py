@@ -12,7 +12,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
-from ..config import load_config, plain_student, use_cpu_without_gpu
+from ..config import find_config, load_config, plain_student, use_cpu_without_gpu
 from ..data.own_data import register_own_data
 from .lazy import build_lazy, is_lazy
 from .precision import PRECISIONS, choose_precision, compile_backbone, fold_norms
@@ -160,8 +160,9 @@ class _StrictCheckpointer(SafeCheckpointer):
     def _log_incompatible_keys(self, incompatible):
         # Older files hold buffers, such as pixel_mean, that now come from the config.
         harmless = {name for name, _ in self.model.named_buffers()}
+        misshapen = {key for key, _, _ in incompatible.incorrect_shapes}
         wrong = {
-            "missing": incompatible.missing_keys,
+            "missing": [key for key in incompatible.missing_keys if key not in misshapen],
             "left over": [
                 key
                 for key in incompatible.unexpected_keys
@@ -195,7 +196,10 @@ def _existing_file(cfg: CfgNode, key: str) -> str:
     )
     if not value:
         raise ValueError(f"{name} is empty. {remedy}")
-    path = PathManager.get_local_path(value)
+    try:
+        path = find_config(value) if key == "CONFIG_FILE" else PathManager.get_local_path(value)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{name}: {error} {remedy}") from error
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{name}: there is no file {value!r}. {remedy}")
     return path
