@@ -94,6 +94,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     logger = logging.getLogger("aid_d2")
     for repair in compat.REPAIRS:
         logger.info(repair)
+    if cfg.TEST.AUG.ENABLED:
+        logger.warning("TEST.AUG.ENABLED has no effect: images are evaluated as they are.")
     if no_gpu:
         logger.warning("No GPU: MODEL.DEVICE is cpu.")
     return cfg

@@ -1,8 +1,11 @@
 """What may not change between a run and its resumption."""
 
+import logging
 import os
 
 from detectron2.config import CfgNode
+
+logger = logging.getLogger(__name__)
 
 # With another value the checkpoint's parameters are others, or are trained for something else.
 FIXED = (
@@ -17,10 +20,14 @@ FIXED = (
     "DISTILL.TEACHER.CONFIG_FILE",
     "DISTILL.TEACHER.WEIGHTS",
 )
+# The checkpoint's optimizer brings its own.
+IGNORED = ("SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY")
 
 
 def check_unchanged(cfg: CfgNode) -> None:
     """Compare a config with the one of the run that OUTPUT_DIR holds, if it holds one.
+
+    A change that has no effect is told by a warning.
 
     Raises:
         ValueError: one of the FIXED keys has changed.
@@ -31,14 +38,20 @@ def check_unchanged(cfg: CfgNode) -> None:
     if not os.path.isfile(config):
         return
     before = CfgNode(CfgNode.load_yaml_with_base(config, allow_unsafe=True))
-    values = ((key, _value(before, key), _value(cfg, key)) for key in FIXED)
-    changed = [f"{key} from {a!r} to {b!r}" for key, a, b in values if a not in (None, b)]
-    if changed:
+    for change in _changed(before, cfg, IGNORED):
+        logger.warning(f"--resume: {change} has no effect, since the checkpoint brings its own.")
+    if changed := _changed(before, cfg, FIXED):
         raise ValueError(
             f"--resume: since the checkpoint in {cfg.OUTPUT_DIR}, these keys have changed: "
             f"{', '.join(changed)}. Set them back, or train anew in another OUTPUT_DIR, with that "
             "checkpoint as MODEL.WEIGHTS if you like."
         )
+
+
+def _changed(before: CfgNode, cfg: CfgNode, keys: tuple[str, ...]) -> list[str]:
+    """`KEY from OLD to NEW` of the keys whose value is another one."""
+    values = ((key, _value(before, key), _value(cfg, key)) for key in keys)
+    return [f"{key} from {a!r} to {b!r}" for key, a, b in values if a not in (None, b)]
 
 
 def _value(cfg: CfgNode, key: str):

@@ -37,6 +37,13 @@ def test_a_longer_schedule_is_no_change(cfg):
     check_unchanged(cfg)
 
 
+def test_a_change_without_effect_is_told(cfg, caplog):
+    """The optimizer's rate comes with the checkpoint."""
+    cfg.merge_from_list(["SOLVER.BASE_LR", "0.5"])
+    check_unchanged(cfg)
+    assert "SOLVER.BASE_LR from 0.001 to 0.5 has no effect" in caplog.text
+
+
 def test_an_empty_folder_can_be_resumed(cfg, tmp_path):
     cfg.OUTPUT_DIR = str(tmp_path / "new")
     check_unchanged(cfg)

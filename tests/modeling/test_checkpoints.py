@@ -248,7 +248,8 @@ def test_teacher_is_what_its_file_says(build_with_teacher, detector):
     ids=["missing parameter", "missing statistics", "left over", "other shape"],
 )
 def test_a_teachers_file_that_does_not_fit_is_refused(build_with_teacher, change, message):
-    with pytest.raises(ValueError, match=f"weights .*model.pth .*DISTILL.TEACHER.WEIGHTS(.|\n)*{message}"):
+    expected = f"weights .*model.pth .*DISTILL.TEACHER.WEIGHTS(.|\n)*{message}"
+    with pytest.raises(ValueError, match=expected):
         build_with_teacher(change)
 
 
