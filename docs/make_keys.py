@@ -60,8 +60,9 @@ def comments_of(function) -> dict[str, str]:
 
 
 def added(cfg: CfgNode, before: CfgNode, prefix: str = "") -> list[tuple[str, object]]:
-    """Dotted keys and values of a config that another one does not have; a method's constants of one
-    kind of detector stay together.
+    """Dotted keys and values of a config that another one does not have.
+
+    A method's constants of one kind of detector stay together.
     """
     keys = []
     for name, value in cfg.items():
