@@ -21,7 +21,11 @@ from ..data.registered import require_registered
 # Packages that single parts of aid_d2 need.
 _OPTIONAL = {
     "timm": "backbones of timm",
-    "matplotlib": "the charts of a comparison",
+    "onnx": "aid-d2 export",
+    "onnxscript": "aid-d2 export",
+    "onnxruntime": "aid-d2 export and benchmark",
+    "openvino": "aid-d2 benchmark --openvino",
+    "scipy": "intervals in comparisons of runs",
 }
 
 
