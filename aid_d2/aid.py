@@ -197,9 +197,13 @@ class AID:
             scalars["teacher/loss_roi"] = losses.mean_roi
         for stride, x in weights.maps.items():
             scalars[f"aid/weight_stride{stride}"] = x.mean()
+        values = torch.cat([x.flatten() for x in weights.maps.values()])
+        inside = torch.cat([(x >= 0).flatten() for x in _smallest_known(losses)])
+        for name, part in (("objects", values[inside]), ("background", values[~inside])):
+            if len(part):
+                scalars[f"aid/weight_{name}"] = part.mean()
         # A median over the last 20 of these would be one over 400 iterations.
         storage.put_scalars(**scalars, smoothing_hint=False)
-        values = torch.cat([x.flatten() for x in weights.maps.values()])
         storage.put_histogram("aid/weight", values)
 
 

@@ -57,6 +57,23 @@ def test_teacher_belongs_to_no_module(build_seeded, distilled_cfg):
     assert {id(p) for p in model.distiller.parameters()} <= trainable == optimized
 
 
+def test_weights_of_objects_and_background_are_logged_apart(
+    build_seeded, distilled_cfg, make_batch
+):
+    """An object as large as the image leaves no background; without objects there is no other."""
+    model = build_seeded(distilled_cfg("RetinaNet"), 0).train()
+    covered, empty = make_batch((1,)), make_batch((0,))
+    covered[0]["instances"].gt_boxes.tensor[:] = torch.tensor([0.0, 0.0, 96.0, 64.0])
+    logged = []
+    for batch in (covered, empty):
+        with EventStorage(19) as storage:
+            model(batch)
+        values = {k.removeprefix("aid/weight_"): v[0] for k, v in storage.latest().items()}
+        logged.append({k: values[k] for k in ("objects", "background") if k in values})
+    assert [list(x) for x in logged] == [["objects"], ["background"]]
+    assert 0 < logged[0]["objects"] < 1 and 0 < logged[1]["background"] < 1
+
+
 def test_teacher_follows_the_student(build_seeded, distilled_cfg):
     model = build_seeded(distilled_cfg("RetinaNet"), 0).to(torch.float64)
     for part in (model.student, model.distiller, model.teacher.model):
