@@ -54,6 +54,15 @@ def test_a_misspelt_command(capsys):
     assert "Did you mean 'train'?" in capsys.readouterr().out
 
 
+def test_a_missing_extra(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    for name in ("runtime", "export", "benchmark"):
+        monkeypatch.delitem(sys.modules, f"aid_d2.deploy.{name}", raising=False)
+    monkeypatch.delitem(sys.modules, "aid_d2.commands.benchmark", raising=False)
+    line = one_line(capsys, "benchmark", "--images", ".")
+    assert "onnxruntime" in line and "pip install aid_d2[export]" in line
+
+
 def test_a_misspelt_data_set(capsys, tmp_path):
     options = ("DATASETS.TRAIN", "('kiti_train',)", "OUTPUT_DIR", str(tmp_path))
     assert main(["train", "--config-file", RETINANET, "MODEL.DEVICE", "cpu", *options]) == 2
