@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 
 export DETECTRON2_DATASETS ?= datasets
 
-.PHONY: quickstart test lint install clean
+.PHONY: quickstart test lint docs install clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/python -W ignore::UserWarning examples/quickstart/quickstart.py
@@ -19,6 +19,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 install: $(INSTALLED)
 
 $(INSTALLED): requirements-dev.txt setup.cfg pyproject.toml
@@ -30,4 +33,4 @@ $(INSTALLED): requirements-dev.txt setup.cfg pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache
+	rm -rf $(VENV) build site *.egg-info .pytest_cache

@@ -17,7 +17,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.file_io import PathManager
 
-from .config_node import Config
+from .config_node import Config, get_config_file
 
 # The meta-architecture of this project.
 DISTILLED = "DistilledDetector"
@@ -113,7 +113,7 @@ def load_config(config_file: str, opts: Sequence = ()) -> Config:
     """
     path = find_config(config_file)
     try:
-        for name in CN.load_yaml_with_base(path, allow_unsafe=True).get("PLUGINS", ()):
+        for name in Config.load_yaml_with_base(path, allow_unsafe=True).get("PLUGINS", ()):
             importlib.import_module(name)
         cfg = default_config()
         cfg.merge_from_file(path)
@@ -145,11 +145,6 @@ def _in_model_zoo(name: str) -> str:
         return model_zoo.get_config_file(name)
     except RuntimeError:  # not there; v0.6 that was built from its Python files has none
         return ""
-
-
-def get_config_file(name: str) -> str:
-    """The path of a config that aid_d2 comes with, such as `kitti/gfl_R_50_aid.yaml`."""
-    return os.path.join(os.path.dirname(__file__), "configs", name)
 
 
 def use_cpu_without_gpu(cfg: CN) -> bool:

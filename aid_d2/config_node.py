@@ -1,15 +1,34 @@
-"""A `CfgNode` that takes integers for floats, and explains what is wrong with a key."""
+"""A `CfgNode` that takes integers for floats, finds aid_d2's configs, and explains a wrong key."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from detectron2.config import CfgNode as CN
+from detectron2.utils.file_io import PathManager
 
 from .suggestions import did_you_mean
 
 
+def get_config_file(name: str) -> str:
+    """The path of a config that aid_d2 comes with, such as `kitti/gfl_R_50_aid.yaml`."""
+    return os.path.join(os.path.dirname(__file__), "configs", name)
+
+
 class Config(CN):
-    """A `CfgNode` whose float keys take integers too: yacs alone refuses them."""
+    """A `CfgNode` whose float keys take integers too: yacs alone refuses them.
+
+    A `_BASE_` that is not there is looked for by its name among the configs of aid_d2.
+    """
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict:
+        """
+        Raises:
+            FileNotFoundError: there is no such file, nor one of its name in aid_d2.
+        """
+        return super().load_yaml_with_base(_find(filename), allow_unsafe)
 
     def merge_from_other_cfg(self, cfg_other):
         with _explained(self):
@@ -24,6 +43,19 @@ class Config(CN):
             result[2 * i + 1] = _as_typed(cfg_list[2 * i + 1], value)
         with _explained(self):
             return super().merge_from_list(result)
+
+
+def _find(filename: str) -> str:
+    """The file, or aid_d2's config whose path ends in the same way."""
+    if PathManager.isfile(filename):
+        return filename
+    parts = Path(filename).parts
+    for name in (os.path.join(*parts[-2:]), parts[-1]):
+        if os.path.isfile(get_config_file(name)):
+            return get_config_file(name)
+    raise FileNotFoundError(
+        f"There is no config file {filename}, nor one of this name among those of aid_d2."
+    )
 
 
 @contextmanager

@@ -130,3 +130,22 @@ def test_a_missing_plugin_is_named(capsys, tmp_path):
     (tmp_path / "own.yaml").write_text("PLUGINS: [my_missing_module]\n")
     line = one_line(capsys, "train", "--config-file", str(tmp_path / "own.yaml"))
     assert "my_missing_module" in line
+
+
+@pytest.mark.parametrize("base", ["kitti/gfl_R_50.yaml", "configs/kitti/gfl_R_50.yaml"])
+def test_a_base_away_from_a_checkout_is_that_of_aid_d2(base, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"_BASE_: {base}\nOUTPUT_DIR: elsewhere\n")
+    cfg = load_config(str(path))
+    assert cfg.MODEL.META_ARCHITECTURE == "GFL" and cfg.OUTPUT_DIR == "elsewhere"
+
+
+def test_a_base_of_ones_own_comes_first_and_a_missing_one_is_named(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("_BASE_: kitti/gfl_R_50.yaml\n")
+    (tmp_path / "kitti").mkdir()
+    (tmp_path / "kitti" / "gfl_R_50.yaml").write_text("OUTPUT_DIR: own\n")
+    assert load_config(str(path)).OUTPUT_DIR == "own"
+    path.write_text("_BASE_: kitti/none.yaml\n")
+    with pytest.raises(FileNotFoundError, match="kitti/none.yaml"):
+        load_config(str(path))

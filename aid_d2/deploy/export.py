@@ -13,7 +13,6 @@ import numpy as np
 import onnx
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from ..modeling.precision import fold_norms
 from . import runtime
@@ -155,12 +154,13 @@ def _match(ours: list[Tensor], theirs: list[Tensor], result: Parity) -> None:
     result.exported += len(theirs[0])
     if not len(theirs[0]):
         return
-    overlap = box_iou(ours[0], theirs[0])
-    overlap[ours[2][:, None] != theirs[2]] = -1
-    at = overlap.argmax(1)
-    box = (ours[0] - theirs[0][at]).abs().amax(1)
-    score = (ours[1] - theirs[1][at]).abs()
-    found = (box < BOX_TOLERANCE) & (score < SCORE_TOLERANCE) & (ours[2] == theirs[2][at])
+    # Boxes that are equal once they are cut to the image differ by their scores alone.
+    box = (ours[0][:, None] - theirs[0]).abs().amax(-1)
+    score = (ours[1][:, None] - theirs[1]).abs()
+    alike = (box < BOX_TOLERANCE) & (ours[2][:, None] == theirs[2])
+    at = torch.where(alike, score, torch.inf).argmin(1, keepdim=True)
+    box, score, alike = (x.gather(1, at).squeeze(1) for x in (box, score, alike))
+    found = alike & (score < SCORE_TOLERANCE)
     result.found += int(found.sum())
     if found.any():
         result.box = max(result.box, float(box[found].max()))

@@ -1,4 +1,4 @@
-"""The page "Write your own distiller": its code, run as it says."""
+"""The page "Write your own method": its code, run as it says."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import yaml
 from helpers.pages import AID_D2, environment, small_training
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "aid_d2" / "distillers" / "README.md"
+PAGE = ROOT / "docs" / "write_a_method.md"
 
 
 def test_the_page_trains(tmp_path, rectangles, distilled_cfg):

@@ -1,0 +1,130 @@
+"""Write what the documentation takes from the code.
+
+python docs/make_pages.py
+
+`keys.md` is made whole: each config key, its default and the comment above it. Of the pages in
+`methods/` the part below MARK is made: what the method computes, its keys, and a config.
+"""
+
+import inspect
+import re
+from pathlib import Path
+
+from aid_d2.config import CONFIG_EXTENSIONS, default_config
+from aid_d2.distillers import DISTILLER_REGISTRY
+from aid_d2.distillers.build import add_config
+from detectron2.config import CfgNode, get_cfg
+
+DOCS = Path(__file__).parent
+MARK = "<!-- Below: made by `python docs/make_pages.py` from the code. -->"
+
+
+def main() -> None:
+    for path, text in pages().items():
+        path.write_text(text)
+
+
+def pages() -> dict[Path, str]:
+    """All pages that this makes, whole."""
+    made = {DOCS / "keys.md": keys_page()}
+    for name, method in DISTILLER_REGISTRY:
+        path = DOCS / "methods" / f"{name.lower()}.md"
+        own = path.read_text().split(MARK)[0].rstrip()
+        made[path] = f"{own}\n\n{MARK}\n\n{method_part(name, method)}"
+    return made
+
+
+def method_part(name: str, method: type) -> str:
+    """What is made of the page of a method."""
+    file = Path(inspect.getfile(method)).name
+    comments = comments_of(method.config)
+    rows = [
+        f"| `DISTILL.{name.upper()}.{key}` | `{plain(value)!r}` | {comments.get(key, '')} |"
+        for key, value in method.config().items()
+    ]
+    keys = ["| key | default | |", "|---|---|---|", *rows]
+    return "\n".join(
+        [
+            "## What it computes",
+            "",
+            "```text",
+            inspect.getdoc(method),
+            "```",
+            "",
+            f"Code: [aid_d2/distillers/{file}](../../aid_d2/distillers/{file})",
+            "",
+            "## Config",
+            "",
+            "```yaml",
+            "DISTILL:",
+            f"  METHODS: [{name}]",
+            "```",
+            "",
+            *keys,
+            "",
+        ]
+    )
+
+
+def keys_page() -> str:
+    """The page of all keys."""
+    comments = {}
+    for extend in CONFIG_EXTENSIONS:
+        if extend is not add_config:
+            comments.update(comments_of(extend))
+    for name, method in DISTILLER_REGISTRY:
+        prefix = f"DISTILL.{name.upper()}."
+        own = comments_of(method.config)
+        comments.update({prefix + key: text for key, text in own.items()})
+    lines = [
+        "# Config keys",
+        "",
+        "Made by `python docs/make_pages.py` from the code. [What the methods do](methods.md).",
+        "",
+        "| key | default | |",
+        "|---|---|---|",
+    ]
+    for key, value in added(default_config(), get_cfg()):
+        lines.append(f"| `{key}` | `{plain(value)!r}` | {comments.get(key, '')} |")
+    return "\n".join(lines) + "\n"
+
+
+def comments_of(function) -> dict[str, str]:
+    """The comment right above each `cfg.KEY = ...` or `node.KEY = ...` of a function, or above the
+    keys before it.
+    """
+    result, comment, after_key = {}, [], False
+    for line in map(str.strip, inspect.getsource(function).splitlines()):
+        key = re.match(r"(?:cfg|node)\.([A-Z_.0-9]+) = ", line)
+        if line.startswith("# "):
+            comment = [*([] if after_key else comment), line.removeprefix("# ")]
+        elif key:
+            result[key[1]] = " ".join(comment).replace("|", "or")
+        else:
+            comment = []
+        after_key = bool(key)
+    return result
+
+
+def added(cfg: CfgNode, before: CfgNode, prefix: str = "") -> list[tuple[str, object]]:
+    """Dotted keys and values of a config that another one does not have.
+
+    A method's constants of one kind of detector stay together.
+    """
+    keys = []
+    for name, value in cfg.items():
+        of_method = prefix.count(".") == 2
+        if isinstance(value, CfgNode) and not of_method:
+            keys += added(value, before.get(name, CfgNode()), f"{prefix}{name}.")
+        elif name not in before:
+            keys.append((prefix + name, value))
+    return keys
+
+
+def plain(value: object) -> object:
+    """A node as a dict."""
+    return dict(value) if isinstance(value, CfgNode) else value
+
+
+if __name__ == "__main__":
+    main()
