@@ -124,6 +124,12 @@ class AID:
                 f"DISTILL.AID.ALPHA is {self.alpha}; it has to be a finite number, 0 or more."
             )
 
+    def __str__(self) -> str:
+        if not self.enabled:
+            return "off"
+        flags = [name for name in ("relative", "rescale") if getattr(self, name)]
+        return ", ".join([self.granularity, f"alpha {self.alpha:g}", *flags])
+
     def check(self, student: DetectorWrapper, teacher: DetectorWrapper) -> None:
         """
         Raises:

@@ -276,6 +276,7 @@ def test_what_a_distilled_training_tells(data, teachers, tmp_path):
     files = teacher_keys(teachers / "retinanet")
     few = {"SOLVER.MAX_ITER": 21, "TEST.EVAL_PERIOD": 100}
     run("retinanet_R_50_aid.yaml", tmp_path / "run", data, "--eval-teacher", **files, **few)
+    log = (tmp_path / "run" / "log.txt").read_text()
     lines = (tmp_path / "run" / "metrics.json").read_text().splitlines()
     metrics = {key: value for line in lines[:2] for key, value in json.loads(line).items()}
     distilled = sum(v for k, v in metrics.items() if "AttentionGuided" in k or "NonLocal" in k)
@@ -283,7 +284,11 @@ def test_what_a_distilled_training_tells(data, teachers, tmp_path):
     weights = {"MODEL.WEIGHTS": files["DISTILL.TEACHER.WEIGHTS"]}
     alone = run("retinanet_R_101.yaml", tmp_path / "alone", data, "--eval-only", **weights)
     assert metrics["teacher/AP"] == pytest.approx(alone["bbox"]["AP"], nan_ok=True)
-    assert "of the total loss" in (tmp_path / "run" / "log.txt").read_text()
+    assert "of the total loss" in log
+    assert "strides 8, 16, 32, 64, 128" in log and "AttentionGuided, NonLocal, times 1" in log
+    assert "Contents of args.config_file" not in log and log.count("full config:") == 1
+    lines = (teachers / "retinanet" / "metrics.json").read_text().splitlines()
+    assert f"model_final.pth, AP {json.loads(lines[-1])['bbox/AP']:.1f}" in log
 
 
 def test_detectron2_alone_loads_the_students_config(student, data):

@@ -10,8 +10,9 @@ objects are really wrong.
 Objects that a good teacher is least trusted on are hard, or their labels are wrong; its confident
 false alarms may be objects that nobody labeled. `--output` then has
 
-    index.html      pictures of the least trusted, a histogram, a table of the classes
+    index.html      the least trusted of each kind, to filter and sort, label and teacher drawn
     trust.csv       all objects and false alarms, in pixels of their images
+    trust.json      the same as COCO annotations, each with its trust as score
 
 An object's trust is AID's weight of it with granularity `instance`. Of a false alarm, a detection
 of at least `--score` that overlaps no object by an IoU of `--iou`, it is exp(-alpha * D) with D the
@@ -20,47 +21,37 @@ cross-entropy -ln(1 - score) of calling it background.
 
 import argparse
 import csv
-import html
+import json
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 
-import cv2
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, pairwise_iou
 
 from ..aid import AID, loss_to_weight
 from ..data.coco_file import read_coco_json
 from ..data.registered import require_registered
 from ..modeling.teacher import Teacher, teacher_config_of_tool
-from ..visualization import draw_boxes, labeled_input, object_weights
+from ..trust_page import (
+    FALSE_ALARM,
+    OBJECT,
+    Instance,
+    SeenImage,
+    coco_annotations,
+    write_page,
+)
+from ..visualization import labeled_input, object_weights
 
-OBJECT, FALSE_ALARM = "object", "false alarm"
 LEAST_TRUSTED = 0.05
 # IoU of a label with its own correct one: all but the rounding of resized images.
 SAME_BOX = 0.95
-
-
-@dataclass
-class Instance:
-    """An object or a false alarm; the box in pixels of the image file."""
-
-    kind: str
-    trust: float
-    category: str
-    file_name: str
-    x1: float
-    y1: float
-    x2: float
-    y2: float
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--alpha", type=float, default=AID.alpha, help="of AID (its default)")
     parser.add_argument("--score", type=float, default=0.3, help="of a false alarm (default 0.3)")
     parser.add_argument("--iou", type=float, default=0.5, help="of a false alarm (default 0.5)")
-    parser.add_argument("--pictures", type=int, default=60, help="on the page (default 60)")
+    parser.add_argument(
+        "--pictures", type=int, default=200, help="of each kind on the page (default 200)"
+    )
     parser.add_argument("--truth", type=Path, metavar="FILE.json", help="correct labels, COCO")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ... of the config")
 
@@ -92,14 +85,19 @@ def run(args: argparse.Namespace) -> None:
             f"The data set {args.dataset!r} has {len(classes)} classes and the teacher "
             f"{teacher.wrapper.num_classes}: its loss on the labels needs the same ones."
         )
-    instances = []
+    instances, images = [], []
     for record in tqdm(records, unit="image"):
-        instances += look(cfg, teacher, record, classes, args)
+        found, image = look(cfg, teacher, record, classes, args)
+        instances += found
+        images.append(image)
     # Of some objects the losses of a one-stage teacher say nothing; they come last.
     instances.sort(key=lambda x: (x.trust != x.trust, x.trust))
     args.output.mkdir(parents=True, exist_ok=True)
     write_csv(args.output / "trust.csv", instances)
-    write_page(args.output, instances, args)
+    coco = coco_annotations(instances, images, list(classes))
+    (args.output / "trust.json").write_text(json.dumps(coco))
+    title = f"{args.dataset}, seen by {args.weights} (alpha {args.alpha})"
+    write_page(args.output, title, instances, images, args.pictures)
     if truth:
         print(found_errors([x for x in instances if x.kind == OBJECT], truth))
     print(f"{len(instances)} objects and false alarms: see {args.output / 'index.html'}")
@@ -114,8 +112,10 @@ def read_truth(path: Path, records: list[dict]) -> dict:
     return truth
 
 
-def look(cfg: CfgNode, teacher: Teacher, record: dict, classes: list[str], args) -> list[Instance]:
-    """The objects of one image and the teacher's false alarms on it."""
+def look(
+    cfg: CfgNode, teacher: Teacher, record: dict, classes: list[str], args
+) -> tuple[list[Instance], SeenImage]:
+    """The objects of one image and the teacher's false alarms on it, and all that it detects."""
     example = labeled_input(cfg, record)
     (weights,) = object_weights(teacher, [example], cfg.INPUT.FORMAT, args.alpha)
     truth = example["instances"]
@@ -130,12 +130,19 @@ def look(cfg: CfgNode, teacher: Teacher, record: dict, classes: list[str], args)
         detections = teacher.model([example])[0]["instances"].to("cpu")
     alarms = detections[false_alarms(detections, boxes, args.score, args.iou)]
     doubts = loss_to_weight(-torch.log1p(-alarms.scores), args.alpha)
-    return found + [
+    found += [
         Instance(FALSE_ALARM, weight, classes[category], record["file_name"], *box)
         for weight, category, box in zip(
             doubts.tolist(), alarms.pred_classes.tolist(), alarms.pred_boxes.tensor.tolist()
         )
     ]
+    sure = detections[detections.scores >= args.score]
+    image = SeenImage(record["file_name"], record["width"], record["height"])
+    for category, score, box in zip(
+        sure.pred_classes.tolist(), sure.scores.tolist(), sure.pred_boxes.tensor.tolist()
+    ):
+        image.detections.append({"category": classes[category], "score": score, "box": box})
+    return found, image
 
 
 def false_alarms(detections, objects: Tensor, score: float, iou: float) -> Tensor:
@@ -181,52 +188,3 @@ def write_csv(path: Path, instances: list[Instance]) -> None:
         writer = csv.DictWriter(file, list(Instance.__dataclass_fields__))
         writer.writeheader()
         writer.writerows(asdict(x) for x in instances)
-
-
-def write_page(folder: Path, instances: list[Instance], args) -> None:
-    """index.html with its pictures."""
-    draw_histogram(folder / "histogram.png", instances, args.alpha)
-    (folder / "pictures").mkdir(exist_ok=True)
-    figures = []
-    for i, x in enumerate(instances[: args.pictures]):
-        title = f"{x.kind}: {x.category}, trust {x.trust:.3f}"
-        image = read_image(x.file_name, "RGB")
-        box = torch.tensor([[x.x1, x.y1, x.x2, x.y2]])
-        picture = draw_boxes(image, title, box, [x.category], [x.trust])
-        cv2.imwrite(str(folder / "pictures" / f"{i}.jpg"), picture[:, :, ::-1])
-        name = html.escape(x.file_name)
-        figures.append(
-            f'<figure><img src="pictures/{i}.jpg"><figcaption>{name}</figcaption></figure>'
-        )
-    (folder / "index.html").write_text(
-        "<!doctype html><meta charset=utf-8><title>What AID sees</title>"
-        "<style>body{font-family:sans-serif} figure{display:inline-block;margin:4px}"
-        "img{max-width:480px} figcaption{font-size:10px} td,th{padding:2px 8px}</style>"
-        f"<h1>{html.escape(args.dataset)}, seen by {html.escape(args.weights)}</h1>"
-        f"<p>alpha {args.alpha}. All of them: <a href=trust.csv>trust.csv</a></p>"
-        f"<img src=histogram.png>{class_table(instances)}<h2>The least trusted</h2>"
-        + "\n".join(figures)
-    )
-
-
-def class_table(instances: list[Instance]) -> str:
-    """Number and median trust of the objects and false alarms of each class."""
-    groups = defaultdict(list)
-    for x in instances:
-        if x.trust == x.trust:
-            groups[x.category, x.kind].append(x.trust)
-    rows = "".join(
-        f"<tr><td>{html.escape(category)}<td>{kind}<td>{len(values)}<td>{median(values):.2f}"
-        for (category, kind), values in sorted(groups.items())
-    )
-    return f"<table><tr><th>class<th>kind<th>number<th>median trust{rows}</table>"
-
-
-def draw_histogram(path: Path, instances: list[Instance], alpha: float) -> None:
-    figure = Figure(figsize=(6, 3), layout="tight")
-    axes = figure.subplots()
-    values = [[x.trust for x in instances if x.kind == kind] for kind in (OBJECT, FALSE_ALARM)]
-    axes.hist(values, bins=20, range=(0, 1), stacked=True, label=[OBJECT, FALSE_ALARM])
-    axes.set_xlabel(f"trust, alpha {alpha}")
-    axes.legend()
-    figure.savefig(path)

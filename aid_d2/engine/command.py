@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage, JSONWriter
 from detectron2.utils.logger import setup_logger
 
 from .. import compat
-from ..config import find_config, load_config, plain_student, use_cpu_without_gpu
+from ..config import load_config, plain_student, use_cpu_without_gpu
 from ..data import register_own_data
 from ..data.registered import class_names, require_registered, require_same_classes
 from ..modeling.checks import check_classes
@@ -22,6 +22,7 @@ from .checkpoint import WholeCheckpointer, check_unused
 from .report import EvaluateTeacher
 from .resume import check_unchanged
 from .student_config import write_student_config
+from .summary import summary
 from .trainer import Trainer
 
 
@@ -67,6 +68,7 @@ def main(args: argparse.Namespace):
     if args.eval_teacher:
         trainer.register_hooks([EvaluateTeacher()])
     trainer.resume_or_load(resume=args.resume)
+    logging.getLogger("aid_d2").info(summary(trainer))
     return trainer.train()
 
 
@@ -78,14 +80,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
         ValueError: --resume, and a key that the checkpoint depends on has changed.
     """
     cfg = load_config(args.config_file, args.opts)
-    args.config_file = find_config(args.config_file)
     no_gpu = use_cpu_without_gpu(cfg)
     cfg.freeze()
     if not (args.eval_only or args.resume or args.overwrite):
         check_unused(cfg.OUTPUT_DIR)
     if args.resume and not args.eval_only:
         check_unchanged(cfg)
-    default_setup(cfg, args)
+    # The config is logged once: whole, and not the file that it comes from too.
+    default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": ""}))
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="aid_d2")
     if comm.is_main_process() and not args.eval_only:
         write_student_config(cfg)

@@ -4,6 +4,9 @@ import csv
 import json
 import math
 import re
+import shutil
+import subprocess
+import urllib.parse
 from pathlib import Path
 
 import pytest
@@ -68,10 +71,45 @@ def test_all_objects_are_ranked_by_aids_weight(teacher, monkeypatch, tmp_path):
     # With a score s the trust is (1 - s)^alpha.
     assert alarms and all(float(x["trust"]) <= math.sqrt(0.8) for x in alarms)
 
-    page = (tmp_path / "index.html").read_text()
-    pictures = re.findall(r'src="(pictures/\d+.jpg)"', page)
-    assert len(pictures) == 5
-    assert all((tmp_path / x).stat().st_size for x in [*pictures, "histogram.png"])
+    coco = json.loads((tmp_path / "trust.json").read_text())
+    assert len(coco["annotations"]) == len(rows)
+    first = coco["annotations"][0]
+    assert first["score"] == pytest.approx(trust[0]) and first["kind"] == rows[0]["kind"]
+    names = {x["id"]: x["file_name"] for x in coco["images"]}
+    assert names[first["image_id"]] == rows[0]["file_name"]
+
+
+@pytest.fixture(scope="module")
+def page(teacher, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    run(teacher[2], folder, "--score", "0.2", "--pictures", "5")
+    return folder
+
+
+@pytest.mark.parametrize("width", [1400, 700])
+@pytest.mark.parametrize("kind, shown", [("", 10), ("object", 5), ("false alarm", 5)])
+def test_the_page_in_a_browser(page, tmp_path, width, kind, shown):
+    """Filters are in the address, so that a view can be sent to a colleague."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("there is no Chromium")
+    result = subprocess.run(
+        [
+            *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+            *("--disable-background-networking", "--enable-logging=stderr", "--log-level=0"),
+            *(f"--user-data-dir={tmp_path}", f"--window-size={width},900", "--dump-dom"),
+            f"{(page / 'index.html').as_uri()}#{urllib.parse.urlencode({'kind': kind})}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    console = [line for line in result.stderr.splitlines() if "CONSOLE" in line]
+    assert not console
+    assert result.stdout.count("<figure>") == shown
+    assert "<figcaption><b>" in result.stdout
+    pictures = re.findall(r'href="(pictures/\d+.jpg)"', result.stdout)
+    assert len(pictures) == shown and all((page / x).stat().st_size for x in pictures)
 
 
 def test_false_alarms_by_hand():
