@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from aid_d2.config import DISTILLED, load_config, plain_student
+from aid_d2.config import DISTILLED, find_config, load_config, plain_student
 from aid_d2.distillers import DISTILLER_REGISTRY
 from aid_d2.distillers.build import AUTO
 from detectron2.config import CfgNode
@@ -132,6 +132,9 @@ class Suite:
 def load_suite(path: str) -> Suite:
     """Read a suite file.
 
+    Its paths are relative to itself. A config may also be one that aid_d2 comes with, and a file
+    that is not there is looked for from the working directory.
+
     Raises:
         FileNotFoundError: the file or one of its configs does not exist.
         ValueError: the file has unknown or missing keys, a name that is not there, or rows of a
@@ -153,7 +156,7 @@ def load_suite(path: str) -> Suite:
         if "teacher" in entry:
             _check_keys(path, f"{name}.{TEACHER}", entry["teacher"], _TEACHER_KEYS, {"config"})
             teacher = _run(path, name, TEACHER, TEACHER_SEED, entry["teacher"], common)
-            teacher.weights = entry["teacher"].get("weights", "")
+            teacher.weights = _beside(path, entry["teacher"].get("weights", ""))
             if teacher.weights and not Path(teacher.weights).is_file():
                 raise FileNotFoundError(
                     f"{path}: {name}.{TEACHER} has no file {teacher.weights}. Train it first, or "
@@ -199,9 +202,17 @@ def load_suite(path: str) -> Suite:
 
 
 def _run(path, group: str, row: str, seed: int, spec: dict, common: dict) -> Run:
-    if not Path(spec["config"]).is_file():
-        raise FileNotFoundError(f"{path}: {group}.{row} has no config file {spec['config']}.")
-    return Run(group, row, seed, spec["config"], {**common, **(spec.get("opts") or {})})
+    try:
+        config = find_config(_beside(path, spec["config"]))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: {group}.{row}: {error}") from error
+    return Run(group, row, seed, config, {**common, **(spec.get("opts") or {})})
+
+
+def _beside(suite: str, name: str) -> str:
+    """A file relative to the suite; where there is none, relative to the working directory."""
+    path = Path(suite).parent / name
+    return str(path) if path.is_file() else name
 
 
 def _check_keys(path, where: str, node, known: set, required: set) -> None:

@@ -8,18 +8,21 @@ r"""Label images with a trained detector, for semi-supervised distillation (SAD,
 that a data set may have are not looked at.
 
 The result is a COCO-json file of the boxes that score at least `--threshold`; images without one
-are left out. Stopped halfway, the same command goes on where it was: finished images are in
-OUTPUT.partial until the end. Give the result to DATASETS.COCO_JSON and DATASETS.UNLABELED.
+are left out, and so are those that cannot be read, which are counted. Stopped halfway, the same
+command goes on where it was: finished images are in OUTPUT.partial until the end. Give the result
+to DATASETS.COCO_JSON and DATASETS.UNLABELED.
 """
 
 import argparse
 import hashlib
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from detectron2.config import CfgNode
@@ -31,6 +34,8 @@ from detectron2.data import (
 from detectron2.evaluation import inference_context
 from detectron2.structures import BoxMode, Instances
 
+from ..data.image_check import image_size
+from ..data.readable import read_or_skip
 from ..data.registered import class_names, require_registered
 from ..modeling.teacher import Teacher, teacher_config_of_tool
 
@@ -56,26 +61,28 @@ def run(args: argparse.Namespace) -> None:
         )
     images = registered_images(args.dataset) if args.dataset else images_under(args.images)
     classes = teacher_classes(cfg)
-    partial = args.output.with_name(args.output.name + ".partial")
+    begun = args.output.with_name(args.output.name + ".partial")
     settings = {
         "config": hashlib.sha256(cfg.dump().encode()).hexdigest(),
         "weights": hashlib.sha256(Path(args.weights).read_bytes()).hexdigest(),
         "threshold": args.threshold,
         "classes": classes,
     }
-    done = read_partial(partial, settings)
+    done = read_partial(begun, settings)
     left = [x for x in images if x["file_name"] not in done]
     if left:
-        label(cfg, Teacher.load(cfg, args.weights).model, left, partial, args.threshold)
-    coco, root = to_coco(images, read_partial(partial, settings), classes)
+        label(cfg, Teacher.load(cfg, args.weights).model, left, begun, args.threshold)
+    found = read_partial(begun, settings)
+    coco, root = to_coco(images, found, classes)
     scratch = args.output.with_name(args.output.name + ".writing")
     scratch.write_text(json.dumps(coco))
     scratch.replace(args.output)
-    partial.unlink()
+    begun.unlink()
+    skipped = sum(found[x["file_name"]] is None for x in images)
     print(
-        f"{len(coco['annotations'])} boxes in {len(coco['images'])} of {len(images)} images. Use "
-        f"as\nDATASETS:\n  COCO_JSON: [[my_unlabeled, {args.output.resolve()}, "
-        f"{Path(root).resolve()}]]\n"
+        f"{len(coco['annotations'])} boxes in {len(coco['images'])} of {len(images)} images, "
+        f"{skipped} of them skipped. Use as\nDATASETS:\n  COCO_JSON: [[my_unlabeled, "
+        f"{args.output.resolve()}, {Path(root).resolve()}]]\n"
         "  UNLABELED: [my_unlabeled]"
     )
 
@@ -116,21 +123,23 @@ def images_under(folder: Path) -> list[dict]:
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
             continue
-        try:
-            with Image.open(path) as image:
-                # Detectron2 turns a photograph as its EXIF tag says.
-                turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-                width, height = image.size[::-1] if turned else image.size
-        except UnidentifiedImageError as error:
-            raise ValueError(f"{path} is no image: remove or repair it.") from error
-        images.append({"file_name": str(path.resolve()), "height": height, "width": width})
+        record = {"file_name": str(path.resolve())}
+        width, height = read_or_skip(_size, record) or (0, 0)
+        images.append({**record, "width": width, "height": height})
     if not images:
         raise ValueError(f"--images: {folder} holds no jpg or png file.")
     return images
 
 
-def read_partial(path: Path, settings: dict) -> dict[str, list]:
-    """Detections [class, score, x, y, w, h] by image file; the file is made if there is none."""
+def _size(record: dict) -> tuple[int, int]:
+    with Image.open(record["file_name"]) as image:
+        return image_size(image)
+
+
+def read_partial(path: Path, settings: dict) -> dict[str, list | None]:
+    """Detections [class, score, x, y, w, h] by image file, None where it could not be read; the
+    file is made if there is none.
+    """
     text = path.read_text() if path.exists() else ""
     # A run that was killed may have left its last line unfinished: it is cut off.
     whole = text[: text.rfind("\n") + 1]
@@ -150,19 +159,25 @@ def read_partial(path: Path, settings: dict) -> dict[str, list]:
 
 
 def label(
-    cfg: CfgNode, model: torch.nn.Module, images: list[dict], partial: Path, threshold: float
+    cfg: CfgNode, model: torch.nn.Module, images: list[dict], output: Path, threshold: float
 ) -> None:
     """Append the detections on each image to the partial file."""
+    mapper = partial(_mapped, DatasetMapper(cfg, is_train=False))
     loader = build_detection_test_loader(
-        images, mapper=DatasetMapper(cfg, is_train=False), num_workers=cfg.DATALOADER.NUM_WORKERS
+        images, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
     )
-    with partial.open("a") as file, inference_context(model), torch.no_grad():
-        for batch in tqdm(loader, unit="image"):
-            for image, output in zip(batch, model(batch)):
-                found = output["instances"].to("cpu")
-                found = detections(found[found.scores >= threshold])
-                file.write(json.dumps([image["file_name"], found]) + "\n")
+    with output.open("a") as file, inference_context(model), torch.no_grad():
+        for ((name, image),) in tqdm(loader, unit="image"):
+            found = None
+            if image is not None:
+                seen = model([image])[0]["instances"].to("cpu")
+                found = detections(seen[seen.scores >= threshold])
+            file.write(json.dumps([name, found]) + "\n")
             file.flush()
+
+
+def _mapped(mapper: Callable[[dict], dict], record: dict) -> tuple[str, dict | None]:
+    return record["file_name"], read_or_skip(mapper, record)
 
 
 def detections(found: Instances) -> list[list]:

@@ -24,6 +24,7 @@ import csv
 import json
 from collections import defaultdict
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -31,12 +32,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, pairwise_iou
 
 from ..aid import AID, loss_to_weight
 from ..data.coco_file import read_coco_json
+from ..data.readable import read_or_skip
 from ..data.registered import require_registered
 from ..modeling.teacher import Teacher, teacher_config_of_tool
 from ..trust_page import (
@@ -87,9 +88,11 @@ def run(args: argparse.Namespace) -> None:
         )
     instances, images = [], []
     for record in tqdm(records, unit="image"):
-        found, image = look(cfg, teacher, record, classes, args)
-        instances += found
-        images.append(image)
+        example = read_or_skip(partial(labeled_input, cfg), record)
+        if example is not None:
+            found, image = look(teacher, record, example, classes, args)
+            instances += found
+            images.append(image)
     # Of some objects the losses of a one-stage teacher say nothing; they come last.
     instances.sort(key=lambda x: (x.trust != x.trust, x.trust))
     args.output.mkdir(parents=True, exist_ok=True)
@@ -100,7 +103,11 @@ def run(args: argparse.Namespace) -> None:
     write_page(args.output, title, instances, images, args.pictures)
     if truth:
         print(found_errors([x for x in instances if x.kind == OBJECT], truth))
-    print(f"{len(instances)} objects and false alarms: see {args.output / 'index.html'}")
+    skipped = len(records) - len(images)
+    print(
+        f"{len(instances)} objects and false alarms, {skipped} images skipped: see "
+        f"{args.output / 'index.html'}"
+    )
 
 
 def read_truth(path: Path, records: list[dict]) -> dict:
@@ -113,11 +120,10 @@ def read_truth(path: Path, records: list[dict]) -> dict:
 
 
 def look(
-    cfg: CfgNode, teacher: Teacher, record: dict, classes: list[str], args
+    teacher: Teacher, record: dict, example: dict, classes: list[str], args
 ) -> tuple[list[Instance], SeenImage]:
     """The objects of one image and the teacher's false alarms on it, and all that it detects."""
-    example = labeled_input(cfg, record)
-    (weights,) = object_weights(teacher, [example], cfg.INPUT.FORMAT, args.alpha)
+    (weights,) = object_weights(teacher, [example], teacher.wrapper.input_format, args.alpha)
     truth = example["instances"]
     boxes = truth.gt_boxes.tensor * (record["width"] / example["image"].shape[-1])
     found = [

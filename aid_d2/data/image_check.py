@@ -38,7 +38,7 @@ def check_images(records: Sequence[dict], sample: int | None = None) -> list[Pro
         records = records[:: max(1, len(records) // max(1, sample))][:sample]
     places: dict[str, list[str]] = defaultdict(list)
     with ThreadPoolExecutor() as pool:
-        faults = pool.map(lambda record: _fault(record, decode), records)
+        faults = pool.map(lambda record: image_fault(record, decode), records)
         progress = tqdm(faults, total=len(records), desc="images", disable=not decode or None)
         for record, fault in zip(records, progress):
             if fault is not None:
@@ -59,7 +59,8 @@ def _is_turned(image: Image.Image) -> bool:
         return False
 
 
-def _fault(record: dict, decode: bool) -> str | None:
+def image_fault(record: dict, decode: bool) -> str | None:
+    """What is wrong with one image, as :func:`check_images` says it; None if nothing is."""
     path, size = record["file_name"], (record.get("width"), record.get("height"))
     try:
         with Image.open(path) as image:

@@ -8,11 +8,18 @@ import torch
 from torch import nn
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detectron2.engine import DefaultTrainer, SimpleTrainer
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 
 from ..data import IgnoreRegionMapper, build_mixed_train_loader
+from ..data.readable import NamingMapper
 from ..data.registered import class_names
 from ..evaluation import KITTIEvaluator
 from ..modeling.backbones import warn_frozen_random
@@ -76,10 +83,17 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
         """Batches of DATASETS.TRAIN, and of DATASETS.UNLABELED if there are some."""
-        mapper = IgnoreRegionMapper(cfg, True) if cfg.INPUT.MASK_IGNORE_REGIONS else None
+        kind = IgnoreRegionMapper if cfg.INPUT.MASK_IGNORE_REGIONS else DatasetMapper
+        mapper = NamingMapper(kind(cfg, True))
         if cfg.DATASETS.UNLABELED:
             return build_mixed_train_loader(cfg, mapper)
         return build_detection_train_loader(cfg, mapper=mapper)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        """Detectron2's, whose error names an image that cannot be read."""
+        mapper = NamingMapper(DatasetMapper(cfg, False))
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str):

@@ -87,6 +87,15 @@ def test_runs(load):
     assert len({x.folder for x in runs}) == len(runs)
 
 
+def test_paths_are_relative_to_the_suite(load, tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("_BASE_: highway/retinanet_R_18_C64.yaml\nSEED: 5\n")
+    monkeypatch.chdir("/")
+    suite = load(changed(["groups", "good", "rows", "student", "config"], "mine.yaml"))
+    assert {x.config for x in suite.runs() if x.row == "student" and x.group == "good"} == {
+        str(tmp_path / "mine.yaml")
+    }
+
+
 def test_a_student_does_not_start_from_its_teachers_weights(load):
     with pytest.raises(ValueError, match="good.student has the seed 1, which is the teachers'"):
         load(changed(["seeds"], [2, 1]))
@@ -143,7 +152,11 @@ def test_hash_is_not_of_methods_that_a_run_does_not_use(load, monkeypatch):
     [
         (["seeds"], None, "the suite has .*'groups', 'opts'.; it needs"),
         (["groups", "good", "row"], {}, "good has .*'row'"),
-        (["groups", "good", "rows", "pkd", "config"], "no.yaml", "good.pkd has no config file"),
+        (
+            ["groups", "good", "rows", "pkd", "config"],
+            "no.yaml",
+            "good.pkd: There is no config file no.yaml",
+        ),
         (["groups", "good", "baselines"], ["zhang"], "good has no row 'zhang'"),
         (["groups", "good", "teacher"], None, "good.pkd is distilled and has no teacher"),
         (["groups", "good", "teacher", "weights"], "no.pth", "good.teacher has no file no.pth"),

@@ -112,6 +112,16 @@ def test_the_page_in_a_browser(page, tmp_path, width, kind, shown):
     assert len(pictures) == shown and all((page / x).stat().st_size for x in pictures)
 
 
+def test_a_broken_image_is_skipped_and_counted(teacher, rectangles, tmp_path, capsys):
+    images = shutil.copytree(rectangles[2], tmp_path / "images")
+    broken = sorted(images.glob("*.png"))[0]
+    broken.write_bytes(broken.read_bytes()[:200])
+    register_coco_json([["trust_broken", rectangles[1], str(images)]])
+    rows = run(teacher[2], tmp_path / "page", "--dataset", "trust_broken")
+    assert rows and not any(x["file_name"] == str(broken) for x in rows)
+    assert "1 images skipped" in capsys.readouterr().out
+
+
 def test_false_alarms_by_hand():
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 30, 30], [20, 20, 30, 30]])
     detections = Instances((50, 50), pred_boxes=Boxes(boxes))
