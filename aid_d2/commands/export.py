@@ -1,10 +1,11 @@
-r"""Write a detector as a file for ONNX Runtime, checked against PyTorch.
+r"""Write a detector as a file for ONNX Runtime or PyTorch, checked against Detectron2.
 
     aid-d2 export --config-file output/student/config.yaml \
         --weights output/student/model_final.pth --images photos --output student.onnx
 
-Beside the file comes `run_onnx.py`, which runs it with NumPy, OpenCV and onnxruntime alone. With
-`--student-only` the output is a .pth of the student's weights instead.
+The output is an .onnx, beside which comes `run_onnx.py`, which runs it with NumPy, OpenCV and
+onnxruntime alone; or a .pt2, a program of `torch.export` that runs without Detectron2. With
+`--student-only` it is a .pth of the student's weights instead.
 """
 
 import argparse
@@ -13,9 +14,8 @@ from pathlib import Path
 
 from ..deploy.average_precision import TestSet, detect_in_original
 from ..deploy.detector import TrainedDetector
-from ..deploy.export import export_onnx, slim_checkpoint
+from ..deploy.export import FORMATS, export_file, slim_checkpoint
 from ..deploy.images import read_images
-from ..deploy.runtime import Detector
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,9 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export, and print how file and PyTorch compare."""
-    suffix = ".pth" if args.student_only else ".onnx"
-    if args.output.suffix != suffix:
-        raise ValueError(f"--output {args.output} has to end in {suffix}.")
+    suffixes = [".pth"] if args.student_only else list(FORMATS)
+    if args.output.suffix not in suffixes:
+        raise ValueError(f"--output {args.output} has to end in {' or '.join(suffixes)}.")
     if args.output.exists():
         raise FileExistsError(f"{args.output} exists already: remove it, or choose another name.")
     if args.student_only:
@@ -72,10 +72,10 @@ def _export(args: argparse.Namespace) -> None:
     detector = TrainedDetector.load(args.config_file, args.weights, opts)
     data = TestSet(detector.cfg) if args.evaluate else None
     canvas = args.size or detector.canvas(images)
-    print(export_onnx(detector, args.output, images, canvas, args.topk, not args.no_nms))
+    print(export_file(detector, args.output, images, canvas, args.topk, not args.no_nms))
     if data:
         # Both see images as Detectron2 resizes them: this compares the networks.
-        exported = Detector(str(args.output))
+        exported = FORMATS[args.output.suffix][1](str(args.output))
         for name, detect in (("PyTorch", detector.arrays), ("the file", exported.run)):
             detect = partial(detect_in_original, resize=detector.resize, detect=detect)
             print(f"AP of {name}: {data.average_precision(detect, detector.class_names):.4f}")

@@ -1,11 +1,11 @@
-"""An ONNX file of a detector, compared with PyTorch before it is kept."""
+"""A file of a detector, compared with PyTorch before it is kept."""
 
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from ..modeling.precision import fold_norms
 from . import runtime
 from .detector import TrainedDetector
 from .graph import Graph, build_graph
+from .program import ProgramDetector, write_program
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Parity:
         )
 
 
-def export_onnx(
+def export_file(
     detector: TrainedDetector,
     output: Path,
     images: Sequence[np.ndarray],
@@ -69,11 +70,11 @@ def export_onnx(
     topk: int = 0,
     suppressed: bool = True,
 ) -> Parity:
-    """Write a detector as .onnx, and `run_onnx.py` beside it.
+    """Write a detector as .onnx, with `run_onnx.py` beside it, or as a program of PyTorch, .pt2.
 
     Args:
         detector: whose batch norms are folded here.
-        output: the file.
+        output: the file, whose name ends in .onnx or .pt2.
         images: (H, W, 3) uint8 BGR, on which file and PyTorch are compared.
         canvas: (H, W) that images are padded to once they are resized.
         topk, suppressed: see :class:`aid_d2.deploy.graph.Graph`.
@@ -102,22 +103,12 @@ def export_onnx(
     fold_norms(detector.model)
     graph = build_graph(detector.model, tuple(canvas), topk, suppressed)
     blank = torch.zeros(*canvas, 3, dtype=torch.uint8), torch.tensor(canvas)
-    program = torch.onnx.export(
-        graph,
-        blank,
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=["image", "valid"],
-        output_names=["boxes", "scores", "classes"],
-        verbose=False,
-    )
+    write, run = FORMATS[output.suffix]
     output.parent.mkdir(parents=True, exist_ok=True)
     scratch = output.with_name(output.name + ".unchecked")
     try:
-        proto = program.model_proto
-        onnx.helper.set_model_props(proto, _metadata(detector, canvas, graph))
-        onnx.save(proto, scratch)
-        parity = compare(graph, runtime.Detector(str(scratch)), resized)
+        write(graph, blank, _metadata(detector, canvas, graph), scratch)
+        parity = compare(graph, run(str(scratch)), resized)
         if not parity.detections:
             raise ValueError(
                 f"The detector finds nothing in the {len(resized)} images, so that file and "
@@ -128,8 +119,30 @@ def export_onnx(
         os.replace(scratch, output)
     finally:
         scratch.unlink(missing_ok=True)
-    shutil.copyfile(runtime.__file__, output.with_name("run_onnx.py"))
+    if run is runtime.Detector:
+        shutil.copyfile(runtime.__file__, output.with_name("run_onnx.py"))
     return parity
+
+
+def write_onnx(
+    graph: Graph, example: tuple[Tensor, Tensor], metadata: Mapping[str, str], path: Path
+) -> None:
+    """Write a graph in ONNX; arguments as of :func:`write_program`."""
+    proto = torch.onnx.export(
+        graph,
+        example,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["image", "valid"],
+        output_names=["boxes", "scores", "classes"],
+        verbose=False,
+    ).model_proto
+    onnx.helper.set_model_props(proto, dict(metadata))
+    onnx.save(proto, path)
+
+
+# By the end of a file's name, what writes it and what runs it.
+FORMATS = {".onnx": (write_onnx, runtime.Detector), ".pt2": (write_program, ProgramDetector)}
 
 
 def compare(graph, exported: runtime.Detector, images: Sequence[np.ndarray]) -> Parity:

@@ -77,6 +77,31 @@ def test_a_file_without_nms(files, exported, rectangles, tmp_path):
     assert np.allclose(without["boxes"], with_nms["boxes"], atol=1e-3)
 
 
+def test_a_program_runs_without_detectron2(files, rectangles, tmp_path):
+    output = tmp_path / "detector.pt2"
+    assert main(arguments(files, str(output), "--images", rectangles[2])) == 0
+    image = str(sorted(Path(rectangles[2]).glob("*.png"))[0])
+    code = (
+        "import sys\n"
+        "for name in ('detectron2', 'aid_d2'): sys.modules[name] = None\n"
+        "import cv2, numpy as np, torch, torchvision\n"
+        "program = torch.export.load(sys.argv[1]).module()\n"
+        "image = torch.from_numpy(np.ascontiguousarray(cv2.imread(sys.argv[2])))\n"
+        "with torch.no_grad(): found = program(image, torch.tensor(image.shape[:2]))\n"
+        "torch.save(found, sys.argv[3])\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(output), image, str(tmp_path / "x")], check=True
+    )
+    boxes, scores, classes = torch.load(tmp_path / "x")
+    expected = TrainedDetector.load(*files).detect(cv2.imread(image))
+    found = scores > 0
+    assert found.sum() == len(expected) > 20
+    torch.testing.assert_close(scores[found], expected.scores, atol=1e-4, rtol=0)
+    torch.testing.assert_close(boxes[found], expected.pred_boxes.tensor, atol=1e-2, rtol=0)
+    assert torch.equal(classes[found], expected.pred_classes)
+
+
 def test_openvino_detects_the_same(exported, rectangles):
     pytest.importorskip("openvino", reason="the extra [openvino] is not installed")
     openvino_runtime = importlib.import_module("aid_d2.deploy.openvino_runtime")
