@@ -4,6 +4,7 @@
 inference keeps a fixed number of candidates, of which those that are none have the score 0.
 """
 
+import logging
 from functools import singledispatch
 
 import torch
@@ -16,8 +17,11 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.modeling.roi_heads.cascade_rcnn import CascadeROIHeads
+from detectron2.modeling.roi_heads.rotated_fast_rcnn import RROIHeads
 
 from ..modeling.gfl import GFL
+
+logger = logging.getLogger(__name__)
 
 
 class Graph(nn.Module):
@@ -249,14 +253,12 @@ def build_graph(
     if isinstance(model, DenseDetector):
         return DenseGraph(model, canvas, topk, suppressed).eval()
     heads = getattr(model, "roi_heads", None)
-    two_stage = (
-        isinstance(heads, StandardROIHeads)
-        and not isinstance(heads, CascadeROIHeads)
-        and isinstance(model.proposal_generator, RPN)
-    )
-    if not two_stage:
+    two_stage = isinstance(heads, StandardROIHeads) and isinstance(model.proposal_generator, RPN)
+    if not two_stage or isinstance(heads, (CascadeROIHeads, RROIHeads)):
         raise NotImplementedError(
             f"A {type(model).__name__} with {type(heads).__name__} cannot be exported: RetinaNet, "
             "FCOS, GFL and Faster R-CNN with a feature pyramid can."
         )
+    if heads.mask_on or heads.keypoint_on:
+        logger.warning("The file has boxes alone: masks and keypoints are left out.")
     return TwoStageGraph(model, canvas, topk, suppressed).eval()

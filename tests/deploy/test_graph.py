@@ -106,3 +106,12 @@ def test_other_detectors_are_refused_by_name(detector):
     }
     with pytest.raises(NotImplementedError, match="CascadeROIHeads cannot be exported"):
         build_graph(detector("FasterRCNN", **cascade), (96, 96))
+
+
+def test_masks_are_left_out_with_a_warning(detector, caplog):
+    """The box head is that of a Faster R-CNN."""
+    model = detector("FasterRCNN", **{"MODEL.MASK_ON": True})
+    image, valid = torch.zeros(96, 96, 3, dtype=torch.uint8), torch.tensor([96, 96])
+    with torch.no_grad():
+        boxes, _, _ = build_graph(model, (96, 96))(image, valid)
+    assert boxes.shape[1] == 4 and "masks and keypoints are left out" in caplog.text
