@@ -47,9 +47,8 @@ def method_part(name: str, method: type) -> str:
         [
             "## What it computes",
             "",
-            "```text",
-            inspect.getdoc(method),
-            "```",
+            # Formulas are indented, as Markdown wants it of code.
+            re.sub(r":\w+:`~?([^`]+)`", r"`\1`", inspect.getdoc(method)),
             "",
             f"Code: [aid_d2/distillers/{file}](../../aid_d2/distillers/{file})",
             "",
