@@ -194,9 +194,8 @@ def load_suite(path: str) -> Suite:
     for entry in content.get("gains") or []:
         _check_keys(path, "an entry of gains", entry, _GAIN_KEYS, _GAIN_KEYS)
         gain = entry["of"], entry["over"]
-        for group in groups:
-            if not {TEACHER, *gain} <= set(group.rows):
-                raise ValueError(f"{path}: {group.name} lacks a teacher or a row of gains, {gain}.")
+        if not any({TEACHER, *gain} <= set(group.rows) for group in groups):
+            raise ValueError(f"{path}: no group has a teacher and both rows of gains, {gain}.")
         gains.append(gain)
     return Suite(path, groups, gains)
 

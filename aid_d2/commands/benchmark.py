@@ -14,6 +14,7 @@ import argparse
 import importlib
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from ..deploy.benchmark import (
     torch_candidate,
 )
 from ..deploy.images import read_images
+from ..deploy.memory import peak_memory
 from ..deploy.runtime import Detector
 
 
@@ -68,21 +70,24 @@ def run(args: argparse.Namespace) -> None:
     data = TestSet(load_config(find_config(args.evaluate))) if args.evaluate else None
     images = read_images(args.images, args.repeats)
     torch.set_num_threads(args.threads)
-    candidates = []
+    builders = []
     for option, fast in (("torch", False), ("torch_fast", True)):
         for text in getattr(args, option):
             name, file = _named(option, text)
             config, separator, weights = file.partition(":")
             if not separator:
                 raise ValueError(f"--{option} {text}: it has to be NAME=CONFIG:WEIGHTS.")
-            candidates.append(torch_candidate(name, config, weights, images, fast))
+            builders.append(partial(torch_candidate, name, config, weights, images, fast))
     for option in ("onnx", "openvino"):
         for text in getattr(args, option):
             name, file = _named(option, text)
             if not os.path.isfile(file):
                 raise FileNotFoundError(f"--{option}: there is no file {file}.")
             runtime = Detector if option == "onnx" else _openvino()
-            candidates.append(file_candidate(name, runtime(file, args.threads)))
+            builders.append(partial(file_candidate, name, runtime, file, args.threads))
+    candidates = [build() for build in builders]
+    for candidate, build in zip(candidates, builders):
+        candidate.memory = peak_memory(build, images[0])
     time_all(candidates, images, args.repeats)
     if data:
         evaluate_all(candidates, data)

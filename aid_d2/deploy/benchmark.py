@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 from tabulate import tabulate
 from tqdm import trange
 
@@ -29,6 +31,7 @@ class Candidate:
         parameters, macs: as `aid-d2 complexity` counts them.
         resize: a BGR image to that of the network, in the runtime's own way.
         detect: the resized image to detections.
+        memory: that it takes, in MiB, if it was measured.
         seconds: (resize, detect) of each repeat.
         ap: in percent, if it was measured.
     """
@@ -41,6 +44,7 @@ class Candidate:
     macs: int
     resize: Callable[[np.ndarray], np.ndarray]
     detect: Callable[[np.ndarray], Arrays]
+    memory: float | None = None
     seconds: list[tuple[float, float]] = field(default_factory=list)
     ap: float | None = None
 
@@ -76,13 +80,14 @@ def torch_candidate(
     )
 
 
-def file_candidate(name: str, detector: Detector) -> Candidate:
+def file_candidate(name: str, runtime: type[Detector], file: str, threads: int) -> Candidate:
     """An exported detector."""
+    detector = runtime(file, threads)
     known = detector.metadata
     return Candidate(
         name,
         detector.runtime,
-        Path(detector.path),
+        Path(file),
         known["classes"],
         known["parameters"],
         known["macs"],
@@ -128,7 +133,11 @@ def report(candidates: Sequence[Candidate]) -> list[dict]:
             "images / s": round(1000 / (_median(x, 0) + _median(x, 1)), 1),
             "faster": f"{slowest / _median(x, 1):.1f}x",
         }
-        rows.append(row if x.ap is None else {**row, "AP": round(x.ap, 2)})
+        if x.memory is not None:
+            row["memory (MB)"] = round(x.memory)
+        if x.ap is not None:
+            row["AP"] = round(x.ap, 2)
+        rows.append(row)
     return rows
 
 
@@ -138,18 +147,27 @@ def as_markdown(rows: Sequence[dict]) -> str:
 
 
 def plot(rows: Sequence[dict], path: Path) -> None:
-    """Draw AP over the time of a detection, from rows of :func:`report` with an AP."""
-    figure = Figure(figsize=(7, 4.5))
+    """Draw AP over the time of a detection, from rows of :func:`report` with an AP.
+
+    A detector has one colour, and a runtime one shape.
+    """
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
+    colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(x["detector"] for x in rows))}
+    shapes = dict(zip(dict.fromkeys(x["runtime"] for x in rows), "os^DvP"))
     for row in rows:
-        place = row["detect (ms)"], row["AP"]
-        axes.plot(*place, "o", color="tab:blue")
-        label = f"{row['detector']}\n{row['runtime']}"
-        axes.annotate(label, place, xytext=(6, 0), textcoords="offset points", va="center", size=8)
+        colour, shape = colours[row["detector"]], shapes[row["runtime"]]
+        axes.plot(row["detect (ms)"], row["AP"], shape, color=colour, markersize=9, alpha=0.7)
+    legend = [Line2D([], [], ls="", marker="o", color=y, label=x) for x, y in colours.items()]
+    legend += [Line2D([], [], ls="", marker=y, color="gray", label=x) for x, y in shapes.items()]
+    figure.legend(handles=legend, loc="outside right upper", frameon=False)
     axes.set(xlabel="milliseconds an image, resizing left out", ylabel="AP", xscale="log")
-    axes.margins(x=0.25, y=0.15)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    figure.savefig(path, dpi=120)
 
 
 def _median(candidate: Candidate, part: int) -> float:

@@ -148,14 +148,11 @@ FORMATS = {".onnx": (write_onnx, runtime.Detector), ".pt2": (write_program, Prog
 def compare(graph, exported: runtime.Detector, images: Sequence[np.ndarray]) -> Parity:
     """Run a graph and its file on resized images."""
     result = Parity(images=len(images))
-    height, width = exported.metadata["canvas"]
     for image in images:
-        padded = np.zeros((height, width, 3), np.uint8)
-        padded[: image.shape[0], : image.shape[1]] = image
-        inputs = torch.from_numpy(padded), torch.tensor(image.shape[:2])
+        inputs = exported.inputs(image)
         with torch.no_grad():
-            ours = graph(*inputs)
-        theirs = exported.infer({"image": padded, "valid": inputs[1].numpy()})
+            ours = graph(*(torch.from_numpy(x) for x in inputs.values()))
+        theirs = exported.infer(inputs)
         theirs = [torch.from_numpy(x) for x in theirs]
         _match([x[ours[1] > 0] for x in ours], [x[theirs[1] > 0] for x in theirs], result)
     return result

@@ -78,17 +78,8 @@ class Detector:
         Raises:
             ValueError: the image is larger than the canvas.
         """
-        canvas = self.metadata["canvas"]
+        boxes, scores, classes = self.infer(self.inputs(image))
         height, width = image.shape[:2]
-        if height > canvas[0] or width > canvas[1]:
-            raise ValueError(
-                f"The image is {height} x {width} when resized, and the detector was exported for "
-                f"{canvas[0]} x {canvas[1]}: export it with a larger --size."
-            )
-        padded = np.zeros((*canvas, 3), np.uint8)
-        padded[:height, :width] = image
-        inputs = {"image": padded, "valid": np.array([height, width], np.int64)}
-        boxes, scores, classes = self.infer(inputs)
         if nms := self.metadata["nms"]:
             size = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
             threshold, count = nms
@@ -98,6 +89,23 @@ class Detector:
             scores = scores[keep] * (boxes[:, 2:] > boxes[:, :2]).all(1)
             classes = classes[keep]
         return boxes, scores, classes
+
+    def inputs(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """What the file sees of a resized image.
+
+        Raises:
+            ValueError: the image is larger than the canvas.
+        """
+        canvas = self.metadata["canvas"]
+        height, width = image.shape[:2]
+        if height > canvas[0] or width > canvas[1]:
+            raise ValueError(
+                f"The image is {height} x {width} when resized, and the detector was exported for "
+                f"{canvas[0]} x {canvas[1]}: export it with a larger --size."
+            )
+        padded = np.zeros((*canvas, 3), np.uint8)
+        padded[:height, :width] = image
+        return {"image": padded, "valid": np.array([height, width], np.int64)}
 
     def infer(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The file's own outputs."""

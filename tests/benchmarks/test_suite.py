@@ -170,7 +170,7 @@ def test_hash_is_not_of_methods_that_a_run_does_not_use(load, monkeypatch):
         (["groups"], ["good"], "groups is .'good'.; it needs a name"),
         (["opts"], {"DATASETS.TEST": ("a", "b")}, "good.teacher has DATASETS.TEST .*needs one"),
         (["gains"], [{"of": "pkd"}], "an entry of gains has .'of'.; it needs"),
-        (["gains"], [{"of": "pkd", "over": "zhang"}], "good lacks a teacher or a row of gains"),
+        (["gains"], [{"of": "pkd", "over": "zhang"}], "no group has a teacher and both rows"),
         (["groups", "good", "teacher", "seeds"], [1], "good.teacher has .*'seeds'"),
         (
             ["groups", "good", "rows", "pkd", "opts"],
