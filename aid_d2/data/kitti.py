@@ -10,6 +10,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from .image_check import image_size
+
 logger = logging.getLogger(__name__)
 
 KITTI_CLASSES = ("Car", "Pedestrian", "Cyclist")
@@ -64,10 +66,11 @@ def parse_label_file(path: Path | str) -> list[KittiObject]:
     """Reads a label file; an empty one is an image without objects.
 
     Raises:
-        ValueError: a line that is not KITTI's, named with the file and line number.
+        ValueError: a line that is not KITTI's, named with the file and line number, or a file that
+            is not in UTF-8.
     """
     objects = []
-    for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
+    for number, line in enumerate(_read_text(Path(path)).splitlines(), start=1):
         if not line.strip():
             continue
         try:
@@ -125,8 +128,8 @@ def frame_ids(root: Path | str) -> list[str]:
     missing = [folder for folder in (images, labels) if not folder.is_dir()]
     if missing:
         raise FileNotFoundError(f"No such directory: {missing[0]}. Expected{_layout(root)}")
-    ids = {p.stem for p in images.iterdir() if p.suffix in _IMAGE_SUFFIXES}
-    ids |= {p.stem for p in labels.iterdir() if p.suffix == ".txt"}
+    ids = {p.stem for p in images.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES}
+    ids |= {p.stem for p in labels.iterdir() if p.suffix.lower() == ".txt"}
     if not ids:
         raise FileNotFoundError(f"No frames in {root}. Expected{_layout(root)}")
     return sorted(ids)
@@ -146,8 +149,8 @@ def frame_files(root: Path | str, ids: Sequence[str]) -> list[tuple[Path, Path]]
         FileNotFoundError: naming the first frame that lacks one of them.
     """
     root = Path(root)
-    images = {p.stem: p for p in _image_dir(root).iterdir() if p.suffix in _IMAGE_SUFFIXES}
-    labels = {p.stem: p for p in _label_dir(root).iterdir() if p.suffix == ".txt"}
+    images = {p.stem: p for p in _image_dir(root).iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES}
+    labels = {p.stem: p for p in _label_dir(root).iterdir() if p.suffix.lower() == ".txt"}
     for frame in ids:
         for kind, found, file in (
             ("image", images, _image_dir(root) / f"{frame}.png"),
@@ -197,7 +200,8 @@ def read_splits(root: Path | str) -> dict[str, list[str]]:
 
     Raises:
         FileNotFoundError: no data set there, or only one of the two files exists.
-        ValueError: a frame that does not exist, is listed twice, or is in both files.
+        ValueError: a frame that does not exist, is listed twice, or is in both files; a split
+            without frames.
     """
     root = Path(root)
     ids = frame_ids(root)
@@ -205,6 +209,11 @@ def read_splits(root: Path | str) -> dict[str, list[str]]:
     missing = [file for file in files.values() if not file.is_file()]
     if len(missing) == 2:
         train, val = split_ids(ids)
+        if not train or not val:
+            raise ValueError(
+                f"{root} has {len(ids)} frames, too few to be divided 8:2. Add frames, or list "
+                f"those of each split in {files['train']} and {files['val']}."
+            )
     elif missing:
         raise FileNotFoundError(
             f"{missing[0]} is missing while the other split file exists. Write it, or remove the "
@@ -222,7 +231,7 @@ def read_splits(root: Path | str) -> dict[str, list[str]]:
 
 
 def _read_id_file(path: Path, known: set[str]) -> list[str]:
-    listed = path.read_text().split()
+    listed = _read_text(path).split()
     repeated = [frame for frame, count in Counter(listed).items() if count > 1]
     if repeated:
         raise ValueError(f"{path} lists frame {repeated[0]} more than once.")
@@ -311,9 +320,16 @@ def _clip(box: tuple[float, ...], width: int, height: int) -> tuple[float, ...]:
 def _image_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:  # reads the header only
-            return image.size
+            return image_size(image)
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: convert it ({error}).") from error
 
 
 def _image_dir(root: Path) -> Path:

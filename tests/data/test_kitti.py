@@ -3,6 +3,7 @@ import re
 
 import pytest
 from faster_coco_eval import COCOeval_faster
+from PIL import ExifTags, Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from samples import REAL_DATA, kitti_line
@@ -204,6 +205,39 @@ def test_unreadable_image_is_named(write_kitti):
     (root / "training/image_2/000000.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="000000.png cannot be read as an image"):
         kitti_to_coco(root, ["000000"], KITTI_CLASSES)
+
+
+def test_upper_case_suffixes_are_found(write_kitti):
+    root = write_kitti({"000000": LINE})
+    for folder, old, new in (("image_2", "png", "PNG"), ("label_2", "txt", "TXT")):
+        file = root / "training" / folder / f"000000.{old}"
+        file.rename(file.with_suffix(f".{new}"))
+    (image,) = kitti_to_coco(root, frame_ids(root), KITTI_CLASSES)["images"]
+    assert image["file_name"] == "000000.PNG"
+
+
+def test_an_image_is_turned_as_its_exif_says(write_kitti):
+    root = write_kitti({"000000": ""})
+    (root / "training/image_2/000000.png").unlink()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (100, 50)).save(root / "training/image_2/000000.jpg", exif=exif)
+    (image,) = kitti_to_coco(root, ["000000"], KITTI_CLASSES)["images"]
+    assert (image["width"], image["height"]) == (50, 100)
+
+
+def test_a_label_file_in_another_encoding_is_named(write_kitti):
+    root = write_kitti({"000000": ""})
+    (root / "training/label_2/000000.txt").write_text(LINE, encoding="utf-16")
+    with pytest.raises(ValueError, match="000000.txt is not text in UTF-8"):
+        kitti_to_coco(root, ["000000"], KITTI_CLASSES)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_too_few_frames_for_a_split(write_kitti, count):
+    root = write_kitti({f"{i:06}": "" for i in range(count)})
+    with pytest.raises(ValueError, match=f"has {count} frames, too few.*val.txt"):
+        read_splits(root)
 
 
 def test_unknown_class_lists_the_valid_ones(write_kitti):

@@ -12,7 +12,11 @@ from aid_d2.layers.cells import smallest_object
 from aid_d2.layers.matching import match_by_iou
 from aid_d2.modeling.teacher import Teacher
 from aid_d2.modeling.wrappers import WRAPPER_REGISTRY, wrap
-from aid_d2.modeling.wrappers.faster_rcnn import hardest_background, sampling_frequency
+from aid_d2.modeling.wrappers.faster_rcnn import (
+    hardest_background,
+    inside_images,
+    sampling_frequency,
+)
 from aid_d2.modeling.wrappers.retinanet import RetinaNetWrapper
 from aid_d2.structures import BACKGROUND, IGNORED, LevelShape, Objects
 from detectron2.modeling.matcher import Matcher
@@ -65,14 +69,6 @@ def test_the_wrapper_is_that_of_the_nearest_base_class(small_cfg, build_seeded, 
     for kind in (Ours, type("Derived", (Ours,), {})):
         model.__class__ = kind
         assert type(wrap(model)) is OursWrapper
-
-
-def test_box_heads_without_softmax_are_refused(teacher_of):
-    wrapper = teacher_of("FasterRCNN").wrapper
-    wrapper.check_losses()
-    wrapper.model.roi_heads.box_predictor.use_sigmoid_ce = True
-    with pytest.raises(NotImplementedError, match="USE_SIGMOID_CE.*DISTILL.AID.ENABLED False"):
-        wrapper.check_losses()
 
 
 # --- RetinaNet
@@ -180,6 +176,7 @@ def rpn_losses(rpn, outputs, batch, draws):
             "MODEL.RPN.BBOX_REG_LOSS_WEIGHT": 0.5,
             "MODEL.RPN.LOSS_WEIGHT": 2.0,
         },
+        {"MODEL.RPN.BOUNDARY_THRESH": 4},
     ],
     ids=str,
 )
@@ -244,6 +241,35 @@ def test_box_head_is_judged_by_its_own_loss_on_the_object(teacher_of, make_batch
             )
             index += 1
     assert index == len(losses.roi) == 5
+
+
+def test_a_box_head_with_sigmoid_sums_binary_losses_over_classes(teacher_of, make_batch):
+    """What is not the box loss, against a loop over classes in float64."""
+    teacher, batch = teacher_of("FasterRCNN"), make_batch((3, 0, 2))
+    predictor, objects = teacher.model.roi_heads.box_predictor, objects_of(batch)
+    predictor.loss_weight["loss_box_reg"] = 0.0
+    predictor.use_sigmoid_ce = True
+    outputs, losses = observe(teacher, batch)
+    with torch.no_grad():
+        boxes = objects.boxes.split(objects.counts)
+        logits, _ = teacher.wrapper.score(outputs.features, boxes)
+    for row, label, actual in zip(logits.double().numpy(), objects.classes, losses.roi):
+        expected = 0.0
+        for index, logit in enumerate(row[:-1]):  # the last one is the background's
+            probability = 1 / (1 + np.exp(-logit))
+            expected -= np.log(probability if index == label else 1 - probability)
+        assert float(actual) == pytest.approx(expected, rel=1e-5)
+
+
+def test_anchors_that_leave_an_image_are_found_as_detectron2_finds_them():
+    generator = torch.Generator().manual_seed(0)
+    low = torch.randint(-20, 90, (500, 2), generator=generator).float()
+    anchors = torch.cat([low, low + torch.randint(1, 40, (500, 2), generator=generator)], 1)
+    sizes = [(64, 96), (100, 50)]
+    for threshold in (0, 7):
+        expected = torch.stack([Boxes(anchors).inside_box(x, threshold) for x in sizes])
+        assert 20 < expected.sum() < 980
+        assert torch.equal(inside_images(anchors, sizes, threshold), expected)
 
 
 def test_second_stage_is_shared_by_all_levels(teacher_of, make_batch):

@@ -75,7 +75,12 @@ class FasterRCNNWrapper(DetectorWrapper):
         )
 
     def assign(self, levels, anchors, objects):
-        return match_by_iou(self.model.proposal_generator.anchor_matcher, anchors, objects)
+        rpn = self.model.proposal_generator
+        matched_idxs = match_by_iou(rpn.anchor_matcher, anchors, objects)
+        if rpn.anchor_boundary_thresh < 0:
+            return matched_idxs
+        inside = inside_images(anchors, objects.image_sizes, rpn.anchor_boundary_thresh)
+        return torch.where(inside, matched_idxs, IGNORED)
 
     def score(self, features, boxes):
         heads = self.model.roi_heads
@@ -104,7 +109,9 @@ class FasterRCNNWrapper(DetectorWrapper):
         if not single:
             name = type(heads).__name__
             return f"MODEL.ROI_HEADS.NAME StandardROIHeads with one box head, not {name}"
-        return softmax_lacks([heads.box_predictor])
+        if uses_sigmoid(heads.box_predictor):
+            return "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE False, for scores by softmax"
+        return None
 
     @property
     def box_stages(self):
@@ -115,32 +122,30 @@ class FasterRCNNWrapper(DetectorWrapper):
         return [(heads.box_head, heads.box_predictor)]
 
     @property
-    def stages_lack(self):
-        """What AID misses in the box heads, or None."""
-        if isinstance(self.model.roi_heads, CascadeROIHeads):
-            return softmax_lacks(self.model.roi_heads.box_predictor)
-        return self.box_head_lacks
-
-    @property
     def loss_constants(self):
         predictors = [predictor for _, predictor in self.box_stages]
         parts = self.model.proposal_generator, *predictors
         names = ("loss_weight", "box_reg_loss_type", "smooth_l1_beta")
-        return {name: [getattr(part, name) for part in parts] for name in names}
+        constants = {name: [getattr(part, name) for part in parts] for name in names}
+        constants["use_sigmoid_ce"] = [uses_sigmoid(x) for x in predictors]
+        return constants
 
     def check_losses(self):
-        rpn, heads = self.model.proposal_generator, self.model.roi_heads
-        if self.stages_lack:
-            raise NotImplementedError(
-                f"AID needs a Faster R-CNN with {self.stages_lack}. Set DISTILL.AID.ENABLED "
-                "False for this detector."
+        heads, in_features = self.model.roi_heads, self.model.proposal_generator.in_features
+        lacks = None
+        if not isinstance(heads, StandardROIHeads) or not all(
+            isinstance(predictor, FastRCNNOutputLayers) for _, predictor in self.box_stages
+        ):
+            lacks = f"Detectron2's own box heads, not those of {type(heads).__name__}"
+        elif not set(heads.box_in_features) <= set(in_features):
+            lacks = (
+                f"all of MODEL.ROI_HEADS.IN_FEATURES {heads.box_in_features} among "
+                f"MODEL.RPN.IN_FEATURES {in_features}"
             )
-        known_maps = set(heads.box_in_features) <= set(rpn.in_features)
-        if rpn.anchor_boundary_thresh >= 0 or not known_maps:
+        if lacks:
             raise NotImplementedError(
-                "AID needs a Faster R-CNN with MODEL.RPN.BOUNDARY_THRESH -1 and all of "
-                f"MODEL.ROI_HEADS.IN_FEATURES {heads.box_in_features} among MODEL.RPN.IN_FEATURES "
-                f"{rpn.in_features}. Set DISTILL.AID.ENABLED False for this detector."
+                f"AID needs a Faster R-CNN with {lacks}. Set DISTILL.AID.ENABLED False for this "
+                "detector."
             )
 
     def unreduced_losses(self, features, head_outputs, objects):
@@ -200,11 +205,24 @@ class FasterRCNNWrapper(DetectorWrapper):
         return torch.stack(stage_losses).mean(0)
 
 
-def softmax_lacks(predictors) -> str | None:
-    """What predictors without softmax miss, or None."""
-    if any(getattr(x, "use_sigmoid_ce", False) for x in predictors):  # younger than v0.6
-        return "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE False, for scores by softmax"
-    return None
+def uses_sigmoid(predictor) -> bool:
+    """Whether a box head scores each class by itself; a key younger than v0.6."""
+    return getattr(predictor, "use_sigmoid_ce", False)
+
+
+def inside_images(anchors, image_sizes, threshold: float):
+    """Which anchors leave an image by less than `threshold` pixels, as `Boxes.inside_box` says it.
+
+    Args:
+        anchors: (R, 4) x1 y1 x2 y2, pixels.
+        image_sizes: (height, width) of each of N images.
+
+    Returns:
+        (N, R) bool
+    """
+    size = torch.tensor(image_sizes).to(anchors.device, non_blocking=True).flip(1)[:, None]
+    low, high = anchors[:, :2], anchors[:, 2:]
+    return (low >= -threshold).all(-1) & (high < size + threshold).all(-1)
 
 
 def with_area(boxes):
@@ -221,8 +239,15 @@ def refine(predictor, deltas, boxes, size):
 
 
 def box_head_loss(predictor, logits, deltas, boxes, objects):
-    """(M,) weighted cross-entropy + box loss of one box head, from `boxes` to each object."""
-    cls = F.cross_entropy(logits, objects.classes, reduction="none")
+    """(M,) weighted cross-entropy + box loss of one box head, from `boxes` to each object.
+
+    Of a head with scores by sigmoid it is the sum of the binary ones of all classes.
+    """
+    if uses_sigmoid(predictor):
+        target = F.one_hot(objects.classes, logits.shape[1])[:, :-1].to(logits)
+        cls = F.binary_cross_entropy_with_logits(logits[:, :-1], target, reduction="none").sum(1)
+    else:
+        cls = F.cross_entropy(logits, objects.classes, reduction="none")
     box = box_regression_loss(
         predictor.box2box_transform,
         boxes,
