@@ -248,7 +248,7 @@ def test_fast_evaluation_equals_pycocotools(tmp_path, seed):
     detections = random_detections(content, seed=seed + 10)
     expected = pycocotools_evaluation(tmp_path / "truth.json", detections)
     truth = COCO(str(tmp_path / "truth.json"))
-    fast = _evaluate_predictions_on_coco(truth, detections, "bbox", use_fast_impl=True)
+    fast = _evaluate_predictions_on_coco(truth, detections, "bbox")
     assert 0.05 < expected.stats[0] < 0.95
     assert any(a["iscrowd"] for a in content["annotations"])
     np.testing.assert_allclose(np.asarray(fast.stats)[:12], expected.stats, atol=1e-9)
