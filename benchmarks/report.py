@@ -122,10 +122,15 @@ def _interval(differences: Sequence[float]) -> str:
 
 def _draw(suite: Suite, results: Sequence[dict], path: Path) -> None:
     """AP50 of each run as a dot and of each row as a bar, a panel for each group."""
+    count = len(suite.groups)
+    columns = min(count, 3)
+    lines = math.ceil(count / columns)
     height = 1.0 + 0.35 * max(len(group.rows) for group in suite.groups)
-    figure = Figure(figsize=(5 * len(suite.groups), height), layout="tight")
-    panels = figure.subplots(1, len(suite.groups), squeeze=False)
-    for panel, group in zip(panels[0], suite.groups):
+    figure = Figure(figsize=(5 * columns, height * lines), layout="tight")
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    for panel in panels[count:]:
+        panel.axis("off")
+    for panel, group in zip(panels, suite.groups):
         for y, row in enumerate(group.rows):
             values = [x["AP50"] for x in _of(group, results) if x["row"] == row]
             if values:
