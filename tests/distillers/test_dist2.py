@@ -502,10 +502,10 @@ def test_detectors_that_di_cannot_serve_are_named(detector_of):
     detection_imitation(gfl, other, DI_TARGET="teacher")
     with pytest.raises(ValueError, match="head needs maps at strides .8, 16, 32, 64, 128."):
         detection_imitation(detector_of("FasterRCNN", 0), gfl)
-    agnostic = detector_of("FasterRCNN", 0)
-    agnostic.model.proposal_generator.anchor_boundary_thresh = 0
+    foreign = detector_of("FasterRCNN", 0)
+    foreign.model.roi_heads.box_in_features = ["p9"]
     with pytest.raises(ValueError, match="loss of the teacher's detector is not known"):
-        detection_imitation(detector_of("FasterRCNN", 50), agnostic)
+        detection_imitation(detector_of("FasterRCNN", 50), foreign)
 
 
 # --- detectors
