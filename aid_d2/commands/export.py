@@ -9,10 +9,9 @@ onnxruntime alone; or a .pt2, a program of `torch.export` that runs without Dete
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 
-from ..deploy.average_precision import TestSet, detect_in_original
+from ..deploy.average_precision import TestSet
 from ..deploy.detector import TrainedDetector
 from ..deploy.export import FORMATS, export_file, slim_checkpoint
 from ..deploy.images import read_images
@@ -77,5 +76,5 @@ def _export(args: argparse.Namespace) -> None:
         # Both see images as Detectron2 resizes them: this compares the networks.
         exported = FORMATS[args.output.suffix][1](str(args.output))
         for name, detect in (("PyTorch", detector.arrays), ("the file", exported.run)):
-            detect = partial(detect_in_original, resize=detector.resize, detect=detect)
-            print(f"AP of {name}: {data.average_precision(detect, detector.class_names):.4f}")
+            ap = data.average_precision(detector.resize, detect, detector.class_names)
+            print(f"AP of {name}: {ap:.4f}")

@@ -10,11 +10,10 @@ it as they run the other one.
 
 import argparse
 import os
-from functools import partial
 from pathlib import Path
 
 from ..config import find_config, load_config
-from ..deploy.average_precision import TestSet, detect_in_original
+from ..deploy.average_precision import TestSet
 from ..deploy.images import read_images
 from ..deploy.quantize import quantize
 from ..deploy.runtime import Detector
@@ -59,5 +58,4 @@ def run(args: argparse.Namespace) -> None:
 
 def _average_precision(data: TestSet, path: Path) -> float:
     detector = Detector(str(path))
-    detect = partial(detect_in_original, resize=detector.resize, detect=detector.run)
-    return data.average_precision(detect, detector.metadata["classes"])
+    return data.average_precision(detector.resize, detector.run, detector.metadata["classes"])

@@ -124,12 +124,10 @@ def frame_ids(root: Path | str) -> list[str]:
         FileNotFoundError: a directory is missing, or there is no frame.
     """
     root = Path(root)
-    images, labels = _image_dir(root), _label_dir(root)
-    missing = [folder for folder in (images, labels) if not folder.is_dir()]
+    missing = [folder for folder in (_image_dir(root), _label_dir(root)) if not folder.is_dir()]
     if missing:
         raise FileNotFoundError(f"No such directory: {missing[0]}. Expected{_layout(root)}")
-    ids = {p.stem for p in images.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES}
-    ids |= {p.stem for p in labels.iterdir() if p.suffix.lower() == ".txt"}
+    ids = {*_by_frame(_image_dir(root), _IMAGE_SUFFIXES), *_by_frame(_label_dir(root), (".txt",))}
     if not ids:
         raise FileNotFoundError(f"No frames in {root}. Expected{_layout(root)}")
     return sorted(ids)
@@ -149,8 +147,8 @@ def frame_files(root: Path | str, ids: Sequence[str]) -> list[tuple[Path, Path]]
         FileNotFoundError: naming the first frame that lacks one of them.
     """
     root = Path(root)
-    images = {p.stem: p for p in _image_dir(root).iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES}
-    labels = {p.stem: p for p in _label_dir(root).iterdir() if p.suffix.lower() == ".txt"}
+    images = _by_frame(_image_dir(root), _IMAGE_SUFFIXES)
+    labels = _by_frame(_label_dir(root), (".txt",))
     for frame in ids:
         for kind, found, file in (
             ("image", images, _image_dir(root) / f"{frame}.png"),
@@ -330,6 +328,11 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8: convert it ({error}).") from error
+
+
+def _by_frame(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """The files of each frame by its name; suffixes count in upper case too."""
+    return {path.stem: path for path in folder.iterdir() if path.suffix.lower() in suffixes}
 
 
 def _image_dir(root: Path) -> Path:

@@ -21,7 +21,7 @@ from ..data.registered import class_names, require_registered, require_same_clas
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def detect_in_original(
+def _detect_in_original(
     image: np.ndarray,
     resize: Callable[[np.ndarray], np.ndarray],
     detect: Callable[[np.ndarray], Arrays],
@@ -55,12 +55,16 @@ class TestSet:
         self.records = DatasetCatalog.get(self.name)
 
     def average_precision(
-        self, detect: Callable[[np.ndarray], Arrays], names: Sequence[str]
+        self,
+        resize: Callable[[np.ndarray], np.ndarray],
+        detect: Callable[[np.ndarray], Arrays],
+        names: Sequence[str],
     ) -> float:
         """AP in percent, mean of the IoUs from 0.5 to 0.95.
 
         Args:
-            detect: called with each image, (H, W, 3) uint8 BGR.
+            resize: an image (H, W, 3) uint8 BGR to that of the network.
+            detect: called with each resized image.
             names: of the detector's classes.
 
         Raises:
@@ -75,7 +79,9 @@ class TestSet:
             image = cv2.imread(record["file_name"])
             if image is None:
                 raise OSError(f"--evaluate: {record['file_name']} cannot be read.")
-            boxes, scores, classes = (torch.as_tensor(x) for x in detect(image))
+            boxes, scores, classes = (
+                torch.as_tensor(x) for x in _detect_in_original(image, resize, detect)
+            )
             found = Instances(image.shape[:2], pred_boxes=Boxes(boxes))
             found.scores, found.pred_classes = scores, classes
             evaluator.process([record], [{"instances": found}])

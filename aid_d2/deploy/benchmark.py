@@ -4,7 +4,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from tabulate import tabulate
 from tqdm import trange
 
-from .average_precision import Arrays, TestSet, detect_in_original
+from .average_precision import Arrays, TestSet
 from .detector import TrainedDetector
 from .runtime import Detector
 
@@ -111,8 +110,9 @@ def time_all(candidates: Sequence[Candidate], images: Sequence[np.ndarray], repe
 def evaluate_all(candidates: Sequence[Candidate], data: TestSet) -> None:
     """Measure the AP of each."""
     for candidate in candidates:
-        detect = partial(detect_in_original, resize=candidate.resize, detect=candidate.detect)
-        candidate.ap = data.average_precision(detect, candidate.class_names)
+        candidate.ap = data.average_precision(
+            candidate.resize, candidate.detect, candidate.class_names
+        )
 
 
 def report(candidates: Sequence[Candidate]) -> list[dict]:
