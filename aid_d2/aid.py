@@ -73,6 +73,9 @@ def add_config(cfg: CfgNode) -> None:
     # Divide the weights by their mean in the batch, for objects and for background apart: AID then
     # moves distillation among objects and takes none away. The paper does not.
     cfg.DISTILL.AID.RESCALE = AID.rescale
+    # Add the teacher's mask loss on the box of each object to D; for Mask R-CNN, with masks to
+    # compare with (MODEL.MASK_ON True). False: masks play no part.
+    cfg.DISTILL.AID.MASKS = AID.masks
 
 
 CONFIG_EXTENSIONS.append(add_config)
@@ -89,6 +92,7 @@ class AID:
         normalizer: of `level` and `image`, one of NORMALIZERS; see :func:`level_loss`.
         relative: D is ``max(D_teacher - D_student, 0)``.
         rescale: divide the weights by their mean; see :func:`rescaled`.
+        masks: the loss of a second stage includes that of its masks.
 
     Raises:
         ValueError: a value is not allowed; the key is named.
@@ -100,6 +104,7 @@ class AID:
     normalizer: str = "native"
     relative: bool = False
     rescale: bool = False
+    masks: bool = False
 
     @classmethod
     def from_config(cls, node: CfgNode) -> "AID":
@@ -127,7 +132,7 @@ class AID:
     def __str__(self) -> str:
         if not self.enabled:
             return "off"
-        flags = [name for name in ("relative", "rescale") if getattr(self, name)]
+        flags = [name for name in ("relative", "rescale", "masks") if getattr(self, name)]
         return ", ".join([self.granularity, f"alpha {self.alpha:g}", *flags])
 
     def check(self, student: DetectorWrapper, teacher: DetectorWrapper) -> None:
@@ -147,6 +152,14 @@ class AID:
             )
         if self.relative:
             _check_comparable_losses(student, teacher)
+        if self.masks:
+            for wrapper in (teacher, student) if self.relative else (teacher,):
+                wrapper.check_masks()
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether the masks of the ground truth are looked at."""
+        return self.enabled and self.masks
 
     def __call__(
         self,

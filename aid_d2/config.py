@@ -113,14 +113,33 @@ def load_config(config_file: str, opts: Sequence = ()) -> Config:
     """
     path = find_config(config_file)
     try:
-        for name in Config.load_yaml_with_base(path, allow_unsafe=True).get("PLUGINS", ()):
-            importlib.import_module(name)
+        values = Config.load_yaml_with_base(path, allow_unsafe=True)
+        if values.get("VERSION") not in (None, 1, 2):
+            raise ValueError(f"VERSION is {values['VERSION']!r}; the keys are those of VERSION 2.")
+        for name in _plugins(values):
+            _import_plugin(path, name)
         cfg = default_config()
         cfg.merge_from_file(path)
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {error}") from error
     cfg.merge_from_list(list(opts))
     return cfg
+
+
+def _plugins(values: dict) -> list[str]:
+    names = values.get("PLUGINS", [])
+    if not isinstance(names, list) or not all(
+        isinstance(name, str) and all(map(str.isidentifier, name.split("."))) for name in names
+    ):
+        raise ValueError(f"PLUGINS is {names!r}; it has to be a list of modules, as [my.module].")
+    return names
+
+
+def _import_plugin(path: str, name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{path}: PLUGINS {name}: {error}", name=error.name) from error
 
 
 def find_config(config_file: str) -> str:

@@ -27,8 +27,28 @@ class Config(CN):
         """
         Raises:
             FileNotFoundError: there is no such file, nor one of its name in aid_d2.
+            ValueError: it has something else than keys, or a `_BASE_` that is no path or does not
+                fit.
         """
-        return super().load_yaml_with_base(_find(filename), allow_unsafe)
+        try:
+            values = super().load_yaml_with_base(_find(filename), allow_unsafe)
+            values.keys()
+        except (AttributeError, TypeError) as error:
+            raise ValueError(
+                f"{filename} is no config: it has to consist of `KEY: value`, and a _BASE_ is the "
+                "path of a file or a list of paths."
+            ) from error
+        except AssertionError as error:
+            raise ValueError(f"{filename}: {error}") from error
+        return values
+
+    def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = True):
+        try:
+            return super().merge_from_file(cfg_filename, allow_unsafe)
+        except TypeError as error:  # Where Detectron2 guesses the VERSION.
+            raise ValueError(
+                f"{cfg_filename}: a value is not the node of keys it is to be."
+            ) from error
 
     def merge_from_other_cfg(self, cfg_other):
         with _explained(self):

@@ -123,7 +123,7 @@ class DistilledDetector(nn.Module):
         """
         if not self.training or self.teacher is None:
             return self.student(batched_inputs)
-        objects = Objects.from_inputs(batched_inputs, self.device)
+        objects = Objects.from_inputs(batched_inputs, self.device, self.aid.needs_masks)
         student, losses = self.context.student.forward_training(batched_inputs)
         teacher = self.context.teacher.forward_features(
             batched_inputs, self.input_format, self.needs_teacher_head

@@ -3,8 +3,10 @@
 import os
 import pickle
 import re
-import struct
 from pathlib import Path
+
+import numpy as np
+from torch import Tensor
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
@@ -54,7 +56,13 @@ class SafeCheckpointer(DetectionCheckpointer):
             if filename.endswith(".pkl") and os.environ.get(TRUST) != "1":
                 with PathManager.open(filename, "rb") as f:
                     ArrayUnpickler(f, encoding="latin1").load()
-            return super()._load_file(filename)
+            checkpoint = super()._load_file(filename)
+            model = checkpoint["model"]
+            if not model or not all(isinstance(x, (Tensor, np.ndarray)) for x in model.values()):
+                raise ValueError("Under `model` is something else than tensors, or nothing.")
+            return checkpoint
+        except OSError:
+            raise
         except pickle.UnpicklingError as error:
             wanted = re.search(r"GLOBAL (\S+)", str(error))
             if wanted is None:
@@ -63,7 +71,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"{filename} asks for {wanted[1]}, which could run code of its author. Use a file "
                 "of weights alone or, if you trust the author, --trust-checkpoint."
             ) from error
-        except (EOFError, RuntimeError, struct.error) as error:
+        except Exception as error:  # What a broken pickle ends in is anything.
             raise ValueError(_broken(filename)) from error
 
 

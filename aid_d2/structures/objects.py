@@ -6,6 +6,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from detectron2.structures import BitMasks, PolygonMasks
+
 # Key of a data set dict, kept by Detectron2's mapper, of an image that the teacher labeled.
 PSEUDO_LABELED = "pseudo_labeled"
 
@@ -21,6 +23,8 @@ class Objects:
         ignored: per image the boxes (I, 4) of its ignore regions, where nothing is known.
         image_sizes: (height, width) of each image, without padding.
         pseudo_labeled: indices of the images that the teacher labeled itself.
+        masks: of each image with objects its BitMasks or PolygonMasks, else None; None where masks
+            play no part.
     """
 
     boxes: Tensor
@@ -29,13 +33,16 @@ class Objects:
     ignored: list[Tensor]
     image_sizes: list[tuple[int, int]] = field(default_factory=list)
     pseudo_labeled: list[int] = field(default_factory=list)
+    masks: list[BitMasks | PolygonMasks | None] | None = None
 
     @classmethod
-    def from_inputs(cls, batched_inputs: list[dict], device: torch.device) -> "Objects":
+    def from_inputs(
+        cls, batched_inputs: list[dict], device: torch.device, with_masks: bool = False
+    ) -> "Objects":
         """From Detectron2's training inputs; instances of class -1 are ignore regions.
 
         Raises:
-            ValueError: an image has no `instances`.
+            ValueError: an image has no `instances`, or none with masks where they are asked for.
         """
         if not all("instances" in x for x in batched_inputs):
             raise ValueError(
@@ -45,6 +52,12 @@ class Objects:
         instances = [x["instances"] for x in batched_inputs]
         real = [x[x.gt_classes >= 0] for x in instances]
         ignored = [x[x.gt_classes < 0] for x in instances]
+        if with_masks and not all(x.has("gt_masks") for x in real if len(x)):
+            raise ValueError(
+                "An image of the batch has objects without masks, and DISTILL.AID.MASKS compares "
+                "the teacher's with them. Set it False, or MODEL.MASK_ON True and give each "
+                "annotation its 'segmentation'."
+            )
         return cls(
             boxes=torch.cat([x.gt_boxes.tensor for x in real]).to(device, non_blocking=True),
             classes=torch.cat([x.gt_classes for x in real]).to(device, non_blocking=True),
@@ -52,6 +65,7 @@ class Objects:
             ignored=[x.gt_boxes.tensor.to(device, non_blocking=True) for x in ignored],
             image_sizes=[x.image_size for x in instances],
             pseudo_labeled=[i for i, x in enumerate(batched_inputs) if x.get(PSEUDO_LABELED)],
+            masks=[x.gt_masks if len(x) else None for x in real] if with_masks else None,
         )
 
     @cached_property

@@ -19,10 +19,17 @@ from scenes import SceneSet, write_scene_set
 from tabulate import tabulate
 
 from aid_d2 import load_config
+from aid_d2.aid import AID
 from aid_d2.config import use_cpu_without_gpu
 from aid_d2.data.paths import datasets_root
 from aid_d2.modeling.teacher import Teacher
-from aid_d2.visualization import draw_boxes, labeled_input, object_weights
+from aid_d2.visualization import (
+    draw_boxes,
+    draw_weight_map,
+    labeled_input,
+    object_weights,
+    weight_maps,
+)
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -36,7 +43,8 @@ RUNS = {
     "student + distillation": "gfl_student_zhang",
     "student + distillation + AID": "gfl_student_aid",
 }
-PICTURE = Path("output/quickstart/comparison.png")
+OUTPUT = Path("output/quickstart")
+COMPARISON, WEIGHTS = OUTPUT / "comparison.png", OUTPUT / "aid_weights.png"
 
 
 def main() -> None:
@@ -50,9 +58,9 @@ def main() -> None:
         if "bbox/AP" not in last_metrics(cfg):
             train(config)
         rows.append(table_row(name, cfg))
-    draw_comparison()
+    draw_pictures()
     print("\n" + tabulate(rows, headers="keys", floatfmt=".2f"))
-    print(f"\nThe same scene seen by each, with AID's weights: {PICTURE}")
+    print(f"\nThe same scene seen by each: {COMPARISON}; AID's weights on it: {WEIGHTS}")
     export_and_time()
 
 
@@ -88,7 +96,7 @@ def export_and_time() -> None:
         cfg = config_of(RUNS[name])
         name = name.partition(" ")[0]
         config, weights = f"{cfg.OUTPUT_DIR}/config.yaml", f"{cfg.OUTPUT_DIR}/model_final.pth"
-        file = PICTURE.with_name(f"{name}.onnx")
+        file = OUTPUT / f"{name}.onnx"
         images = ["--images", str(datasets_root() / "synthetic_road/training/image_2")]
         if not file.exists():
             print(f"\naid-d2 export: {file}", flush=True)
@@ -146,41 +154,51 @@ def number_of_large_objects(entry: dict) -> int:
     return sum(x["bbox"][3] >= 30 and not x["iscrowd"] for x in entry["annotations"])
 
 
-def draw_comparison() -> None:
-    """One scene: ground truth with AID's weights, and what teacher and students detect."""
+def draw_pictures() -> None:
+    """One scene: what AID makes of the teacher on it, and what teacher and students detect."""
     cfg = config_of(RUNS["student + distillation + AID"])
     entries = DatasetCatalog.get(cfg.DATASETS.TEST[0])
     classes = MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes
     entry = max(entries, key=number_of_large_objects)
     example = labeled_input(cfg, entry)
     image = read_image(entry["file_name"], "RGB")
-    teacher = Teacher.from_config(cfg)
-    (weights,) = object_weights(teacher, [example], cfg.INPUT.FORMAT, cfg.DISTILL.AID.ALPHA)
-    weights = weights.tolist()
+    teacher, aid = Teacher.from_config(cfg), AID.from_config(cfg.DISTILL.AID)
+    (weights,) = object_weights(teacher, [example], cfg.INPUT.FORMAT, aid.alpha)
     truth = example["instances"]
     scale = image.shape[1] / example["image"].shape[-1]
-    panels = [
-        draw_boxes(
-            image,
-            "ground truth, and AID's weight of the teacher",
-            truth.gt_boxes.tensor * scale,
-            [f"{classes[c]} {trust_text(w)}" for c, w in zip(truth.gt_classes, weights)],
-            weights,
-        )
+    labels = draw_boxes(
+        image,
+        "labels, and AID's weight of the teacher",
+        truth.gt_boxes.tensor * scale,
+        [f"{classes[c]} {trust_text(w)}" for c, w in zip(truth.gt_classes, weights.tolist())],
+        weights.tolist(),
+    )
+    found = [draw_detections(name, example, image, classes) for name in RUNS if "+" not in name]
+    found.append(draw_detections("student + distillation + AID", example, image, classes))
+    write_grid(COMPARISON, [labels, *found])
+    maps = weight_maps(teacher, [example], cfg.INPUT.FORMAT, aid)
+    of_levels = [
+        draw_weight_map(image, f"AID's weights at stride {stride}", x[0], stride * scale)
+        for stride, x in list(maps.items())[:3]
     ]
-    for name, config in RUNS.items():
-        if name == "student + distillation":
-            continue
-        cfg = config_of(config)
-        model = build_student(cfg)
-        DetectionCheckpointer(model).load(f"{cfg.OUTPUT_DIR}/model_final.pth")
-        with torch.no_grad():
-            found = model([example])[0]["instances"]
-        found = found[found.scores > 0.3]
-        labels = [f"{classes[c]} {s:.2f}" for c, s in zip(found.pred_classes, found.scores)]
-        panels.append(draw_boxes(image, name, found.pred_boxes.tensor, labels))
+    write_grid(WEIGHTS, [labels, *of_levels])
+
+
+def draw_detections(name: str, example: dict, image: np.ndarray, classes: list[str]) -> np.ndarray:
+    cfg = config_of(RUNS[name])
+    model = build_student(cfg)
+    DetectionCheckpointer(model).load(f"{cfg.OUTPUT_DIR}/model_final.pth")
+    with torch.no_grad():
+        found = model([example])[0]["instances"]
+    found = found[found.scores > 0.3]
+    labels = [f"{classes[c]} {s:.2f}" for c, s in zip(found.pred_classes, found.scores)]
+    return draw_boxes(image, name, found.pred_boxes.tensor, labels)
+
+
+def write_grid(file: Path, panels: list[np.ndarray]) -> None:
+    """Two by two."""
     grid = np.vstack([np.hstack(panels[:2]), np.hstack(panels[2:])])
-    cv2.imwrite(str(PICTURE), grid[:, :, ::-1])
+    cv2.imwrite(str(file), grid[:, :, ::-1])
 
 
 if __name__ == "__main__":

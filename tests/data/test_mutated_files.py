@@ -1,30 +1,21 @@
-"""Files of strangers: whatever is in them, the only errors are ours, and they stay as they are.
-
-AID_D2_EXAMPLES is the number of examples of each test.
-"""
+"""Files of strangers: whatever is in them, the only errors are ours, and they stay as they are."""
 
 import copy
 import json
-import os
 import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from helpers.mutations import examples, is_ours, mutated_bytes
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from aid_d2.config import default_config
 from aid_d2.data.coco_check import check_coco
+from aid_d2.data.kitti import KITTI_CLASSES, kitti_to_coco, read_splits
 from aid_d2.data.own_data import register_own_data
 from detectron2.data import DatasetCatalog, MetadataCatalog
-
-_examples = settings(
-    max_examples=int(os.getenv("AID_D2_EXAMPLES", "100")),
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-    derandomize=True,
-)
 
 _BOX = [1, 2, 3, 4]
 _COCO = {
@@ -43,6 +34,10 @@ _XML = (
     "<xmax>4</xmax><ymax>6</ymax></bndbox></object></annotation>"
 )
 _YAML = "path: .\ntrain: images\nnames: [car, bus]\n"
+_KITTI = (
+    "Car 0.00 0 -1.58 1.0 2.0 4.0 6.0 1.65 1.67 3.64 -0.65 1.71 46.70 -1.59\n"
+    "DontCare -1 -1 -10 5.0 1.0 9.0 8.0 -1 -1 -1 -1000 -1000 -1000 -10\n"
+)
 _LABELS = "0 0.5 0.5 0.1 0.2\n1 0.5 0.5 1 1\n1 0.1 0.2 0.5 0.2 0.3 0.8\n"
 
 _scalar = (
@@ -89,18 +84,6 @@ def _mutated_coco(draw):
     return coco
 
 
-def _mutated_text(text):
-    """`text` with a part of it replaced, as bytes."""
-    position = st.integers(0, len(text))
-    filling = st.binary(max_size=6) | st.sampled_from([b"nan", b"-1", b"1e999", b"\xff\xfe", b"<"])
-    return st.builds(
-        lambda i, j, new: text.encode()[: min(i, j)] + new + text.encode()[max(i, j) :],
-        position,
-        st.integers(0, 12).flatmap(lambda n: position.map(lambda i: min(i + n, len(text)))),
-        filling,
-    )
-
-
 def _register_and_load(key, files, source):
     """Register a folder with these files and an image; whatever happens, they are left alone."""
     with tempfile.TemporaryDirectory() as folder:
@@ -118,10 +101,7 @@ def _register_and_load(key, files, source):
             register_own_data(cfg)
             DatasetCatalog.get("mutated")
         except (ValueError, FileNotFoundError) as error:
-            # Those of Python are subclasses, or have a number.
-            ours = type(error) in (ValueError, FileNotFoundError)
-            ours = ours and getattr(error, "errno", None) is None and str(root) in str(error)
-            assert ours, f"not our message: {error!r}"
+            assert is_ours(error, str(root)), f"not our message: {error!r}"
         finally:
             if "mutated" in DatasetCatalog:
                 DatasetCatalog.remove("mutated")
@@ -129,19 +109,19 @@ def _register_and_load(key, files, source):
         assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
 
 
-@_examples
+@examples
 @given(_mutated_coco())
 def test_coco_with_other_values(coco):
     _register_and_load("COCO_JSON", {"own.json": json.dumps(coco).encode()}, ("own.json", ""))
 
 
-@_examples
-@given(_mutated_text(json.dumps(_COCO)))
+@examples
+@given(mutated_bytes(json.dumps(_COCO).encode()))
 def test_coco_with_other_bytes(content):
     _register_and_load("COCO_JSON", {"own.json": content}, ("own.json", ""))
 
 
-@_examples
+@examples
 @given(_mutated_coco())
 def test_what_is_mended_has_no_problem(coco):
     kinds = ("images", "annotations", "categories")
@@ -151,23 +131,46 @@ def test_what_is_mended_has_no_problem(coco):
             assert check_coco(mended) == (mended, [])
 
 
-@_examples
-@given(_mutated_text(_XML))
+@examples
+@given(mutated_bytes(_XML.encode()))
 def test_voc_with_other_bytes(content):
     _register_and_load("VOC", {"a.xml": content}, ("",))
 
 
-@_examples
-@given(_mutated_text(_LABELS))
+@examples
+@given(mutated_bytes(_LABELS.encode()))
 def test_yolo_labels_with_other_bytes(content):
     _register_and_load("YOLO", {"a.txt": content, "classes.txt": b"car\nbus\n"}, ("",))
 
 
-@_examples
-@given(_mutated_text(_YAML))
+@examples
+@given(mutated_bytes(_YAML.encode()))
 def test_yolo_yaml_with_other_bytes(content):
     files = {"data.yaml": content, "labels/a.txt": _LABELS.encode()}
     _register_and_load("YOLO", files, ("data.yaml", "train"))
+
+
+@examples
+@given(
+    mutated_bytes(_KITTI.encode()), st.sampled_from(["label_2/000001.txt", "../ImageSets/val.txt"])
+)
+def test_kitti_with_other_bytes(content, changed):
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        training, lists = root / "training", root / "ImageSets"
+        for sub in (training / "image_2", training / "label_2", lists):
+            sub.mkdir(parents=True)
+        for frame, split in (("000001", "train"), ("000002", "val")):
+            Image.new("RGB", (20, 10)).save(training / "image_2" / f"{frame}.png")
+            (training / "label_2" / f"{frame}.txt").write_text(_KITTI)
+            (lists / f"{split}.txt").write_text(frame)
+        (training / changed).write_bytes(content)
+        before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
+        try:
+            kitti_to_coco(root, read_splits(root)["trainval"], KITTI_CLASSES)
+        except (ValueError, FileNotFoundError) as error:
+            assert is_ours(error, str(root)), f"not our message: {error!r}"
+        assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
 
 
 @pytest.mark.parametrize("key", ["COCO_JSON", "VOC", "YOLO"])

@@ -276,6 +276,16 @@ class DetectorWrapper:
                 "DetectorWrapper."
             )
 
+    def check_masks(self) -> None:
+        """
+        Raises:
+            NotImplementedError: AID does not know a loss of its masks.
+        """
+        raise NotImplementedError(
+            f"DISTILL.AID.MASKS needs a Mask R-CNN with Detectron2's own mask head and "
+            f"MODEL.MASK_ON True, and this is a {self.name}. Set it False."
+        )
+
     def unreduced_losses(
         self, features: dict[int, Tensor], head_outputs, objects: Objects
     ) -> UnreducedLosses:

@@ -11,6 +11,7 @@ from detectron2.modeling.roi_heads import (
     FastRCNNOutputLayers,
     StandardROIHeads,
 )
+from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
 from detectron2.structures import Boxes
 
 from ...layers.matching import gather_matched, match_by_iou
@@ -31,6 +32,9 @@ class FasterRCNNWrapper(DetectorWrapper):
     stages. The first stage sees the ground-truth box, each later one the box as the stage before
     refined it, clipped to the padded image and without gradient; every stage is asked for the
     object itself, however far its box has gone.
+
+    Where the ground truth has masks, a Mask R-CNN's loss on an object includes that of its mask in
+    the ground-truth box.
     """
 
     detector = GeneralizedRCNN
@@ -89,15 +93,25 @@ class FasterRCNNWrapper(DetectorWrapper):
     def _run_stage(self, features, boxes, box_head, predictor):
         """Logits and deltas of one box head on (R, 4) boxes of each image."""
         heads = self.model.roi_heads
+        logits, deltas = self._run_head(
+            features,
+            boxes,
+            heads.box_in_features,
+            heads.box_pooler,
+            lambda pooled: predictor(box_head(pooled)),
+        )
+        return logits.float(), deltas.float()
+
+    def _run_head(self, features, boxes, in_features, pooler, head):
+        """`head` on what `pooler` makes of (R, 4) boxes of each image, in the maps' precision."""
         by_name = {x.name: features[x.stride] for x in self.levels if x.stride in features}
-        maps = [by_name[name] for name in heads.box_in_features]
+        maps = [by_name[name] for name in in_features]
         # RoIAlign has no bfloat16 on a CPU.
-        pooled = heads.box_pooler([x.float() for x in maps], [Boxes(x) for x in boxes])
+        pooled = pooler([x.float() for x in maps], [Boxes(x) for x in boxes])
         dtype = maps[0].dtype
         half = dtype in (torch.bfloat16, torch.float16)
         with torch.autocast(pooled.device.type, dtype, enabled=half):
-            logits, deltas = predictor(box_head(pooled))
-        return logits.float(), deltas.float()
+            return head(pooled)
 
     @property
     def box_head_lacks(self):
@@ -148,6 +162,15 @@ class FasterRCNNWrapper(DetectorWrapper):
                 "detector."
             )
 
+    def check_masks(self):
+        heads, in_features = self.model.roi_heads, self.model.proposal_generator.in_features
+        if (
+            not getattr(heads, "mask_on", False)
+            or not isinstance(heads.mask_head, BaseMaskRCNNHead)
+            or not set(heads.mask_in_features) <= set(in_features)
+        ):
+            super().check_masks()
+
     def unreduced_losses(self, features, head_outputs, objects):
         self.check_losses()
         rpn = self.model.proposal_generator
@@ -182,8 +205,31 @@ class FasterRCNNWrapper(DetectorWrapper):
                 cls, matched_idxs, predictions.levels, rpn.batch_size_per_image
             ),
             objects=objects,
-            roi=self._box_head_losses(features, objects),
+            roi=self._second_stage_losses(features, objects),
         )
+
+    def _second_stage_losses(self, features, objects):
+        loss = self._box_head_losses(features, objects)
+        return loss if objects.masks is None else loss + self._mask_losses(features, objects)
+
+    def _mask_losses(self, features, objects):
+        """(M,) loss of the mask head in each ground-truth box: the mean over its pixels."""
+        heads = self.model.roi_heads
+        boxes = objects.boxes.split(objects.counts)
+        logits = self._run_head(
+            features, boxes, heads.mask_in_features, heads.mask_pooler, heads.mask_head.layers
+        ).float()
+        # A class-agnostic head has one mask for all.
+        row = torch.arange(len(logits), device=logits.device)
+        logits = logits[row, objects.classes.clamp(max=logits.shape[1] - 1)]
+        target = [
+            masks.to(x.device).crop_and_resize(x, logits.shape[-1]).to(logits)
+            for masks, x in zip(objects.masks, boxes)
+            if masks is not None
+        ]
+        target = torch.cat(target) if target else torch.zeros_like(logits)
+        loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        return loss.mean((1, 2)) * heads.mask_head.loss_weight
 
     def _box_head_losses(self, features, objects):
         """(M,) loss of the second stage on each object: the mean over its box heads."""
