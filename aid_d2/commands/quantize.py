@@ -9,11 +9,11 @@ it as they run the other one.
 """
 
 import argparse
-import os
 from pathlib import Path
 
 from ..config import find_config, load_config
 from ..deploy.average_precision import TestSet
+from ..deploy.files import kept_if_whole
 from ..deploy.images import read_images
 from ..deploy.quantize import quantize
 from ..deploy.runtime import Detector
@@ -40,9 +40,7 @@ def run(args: argparse.Namespace) -> None:
         raise FileExistsError(f"{args.output} exists already: remove it, or choose another name.")
     data = TestSet(load_config(find_config(args.evaluate)))
     images = read_images(args.images, args.count)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = args.output.with_name(args.output.name + ".unchecked")
-    try:
+    with kept_if_whole(args.output) as scratch:
         quantize(args.onnx, images, scratch)
         before, after = (_average_precision(data, path) for path in (args.onnx, scratch))
         print(f"AP of {args.onnx}: {before:.2f}, in 8 bits: {after:.2f}")
@@ -50,9 +48,6 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"8 bits lose {before - after:.2f} AP, more than {MOST_AP_LOST}: nothing is kept."
             )
-        os.replace(scratch, args.output)
-    finally:
-        scratch.unlink(missing_ok=True)
     print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MB")
 
 

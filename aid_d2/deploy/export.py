@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 from ..modeling.precision import fold_norms
 from . import runtime
 from .detector import TrainedDetector
+from .files import kept_if_whole
 from .graph import Graph, build_graph
 from .program import ProgramDetector, write_program
 
@@ -104,9 +104,7 @@ def export_file(
     graph = build_graph(detector.model, tuple(canvas), topk, suppressed)
     blank = torch.zeros(*canvas, 3, dtype=torch.uint8), torch.tensor(canvas)
     write, run = FORMATS[output.suffix]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = output.with_name(output.name + ".unchecked")
-    try:
+    with kept_if_whole(output) as scratch:
         write(graph, blank, _metadata(detector, canvas, graph), scratch)
         parity = compare(graph, run(str(scratch)), resized)
         if not parity.detections:
@@ -116,9 +114,6 @@ def export_file(
             )
         if not parity.holds:
             raise ValueError(f"The exported file differs from PyTorch, and is not kept: {parity}.")
-        os.replace(scratch, output)
-    finally:
-        scratch.unlink(missing_ok=True)
     if run is runtime.Detector:
         shutil.copyfile(runtime.__file__, output.with_name("run_onnx.py"))
     return parity
@@ -200,8 +195,6 @@ def slim_checkpoint(weights: str, output: Path) -> None:
     """Write the student's weights alone, without optimizer and distillers."""
     content = torch.load(weights, map_location="cpu", weights_only=True)
     student = {k: v for k, v in content["model"].items() if not k.startswith("distiller.")}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = output.with_name(output.name + ".partial")
     slim = {"model": student, "class_names": content.get("class_names")}
-    torch.save({key: value for key, value in slim.items() if value is not None}, scratch)
-    os.replace(scratch, output)
+    with kept_if_whole(output) as scratch:
+        torch.save({key: value for key, value in slim.items() if value is not None}, scratch)

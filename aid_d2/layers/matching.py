@@ -97,6 +97,21 @@ def counted_anchors(matched_idxs: Tensor, anchors: Tensor, objects: Objects) -> 
     return (matched_idxs != IGNORED) & centered_in_image(anchors, objects.image_sizes)
 
 
+def inside_images(anchors: Tensor, image_sizes: list[tuple[int, int]], threshold: float) -> Tensor:
+    """Which anchors leave an image by less than `threshold` pixels, as `Boxes.inside_box` says it.
+
+    Args:
+        anchors: (R, 4) x1 y1 x2 y2, pixels.
+        image_sizes: (height, width) of each of N images.
+
+    Returns:
+        (N, R) bool
+    """
+    size = torch.tensor(image_sizes).to(anchors.device, non_blocking=True).flip(1)[:, None]
+    low, high = anchors[:, :2], anchors[:, 2:]
+    return (low >= -threshold).all(-1) & (high < size + threshold).all(-1)
+
+
 def centered_in_image(anchors: Tensor, image_sizes: list[tuple[int, int]]) -> Tensor:
     """Which anchors have their center in the image and not in its padding.
 

@@ -9,12 +9,11 @@ from torch.nn import functional as F
 
 from aid_d2.aid import AID, GRANULARITIES, image_loss, level_loss
 from aid_d2.layers.cells import smallest_object
-from aid_d2.layers.matching import match_by_iou
+from aid_d2.layers.matching import inside_images, match_by_iou
 from aid_d2.modeling.teacher import Teacher
 from aid_d2.modeling.wrappers import WRAPPER_REGISTRY, wrap
 from aid_d2.modeling.wrappers.faster_rcnn import (
     hardest_background,
-    inside_images,
     sampling_frequency,
 )
 from aid_d2.modeling.wrappers.retinanet import RetinaNetWrapper

@@ -14,7 +14,7 @@ from detectron2.modeling.roi_heads import (
 from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
 from detectron2.structures import Boxes
 
-from ...layers.matching import gather_matched, match_by_iou
+from ...layers.matching import gather_matched, inside_images, match_by_iou
 from ...structures import BACKGROUND, IGNORED, UnreducedLosses, split_levels
 from .base import WRAPPER_REGISTRY, DetectorWrapper
 from .dense import box_regression_loss, dense_predictions
@@ -254,21 +254,6 @@ class FasterRCNNWrapper(DetectorWrapper):
 def uses_sigmoid(predictor) -> bool:
     """Whether a box head scores each class by itself; a key younger than v0.6."""
     return getattr(predictor, "use_sigmoid_ce", False)
-
-
-def inside_images(anchors, image_sizes, threshold: float):
-    """Which anchors leave an image by less than `threshold` pixels, as `Boxes.inside_box` says it.
-
-    Args:
-        anchors: (R, 4) x1 y1 x2 y2, pixels.
-        image_sizes: (height, width) of each of N images.
-
-    Returns:
-        (N, R) bool
-    """
-    size = torch.tensor(image_sizes).to(anchors.device, non_blocking=True).flip(1)[:, None]
-    low, high = anchors[:, :2], anchors[:, 2:]
-    return (low >= -threshold).all(-1) & (high < size + threshold).all(-1)
 
 
 def with_area(boxes):

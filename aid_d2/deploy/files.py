@@ -1,0 +1,21 @@
+"""Files that are there only when they are whole."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def kept_if_whole(path: Path) -> Iterator[Path]:
+    """Give a name beside `path` to write to, in a folder that is made if need be.
+
+    That file becomes `path` as the block ends, and is removed if it ends by an error.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(path.name + ".partial")
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
