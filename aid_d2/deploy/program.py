@@ -27,7 +27,7 @@ def write_program(
         path: of the file, which may have any name.
     """
     values = {key: json.loads(value) for key, value in metadata.items()}
-    program = torch.export.export(graph, example)
+    program = torch.export.export(graph, example, strict=False)  # the default since torch 2.8
     with path.open("wb") as file:
         torch.export.save(program, file, extra_files={_METADATA: json.dumps(values)})
 
