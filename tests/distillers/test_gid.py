@@ -251,7 +251,12 @@ def test_half_precision_is_finite(part, dtype):
     s, t, w = (x.to(dtype) for x in inputs(part, 5, scale=10.0))
     s.requires_grad_()
     loss = LOSSES[part][0](s, t, w)
-    loss.backward()
+    try:
+        loss.backward()
+    except RuntimeError as error:
+        if "not implemented for 'Half'" not in str(error):
+            raise
+        pytest.skip(f"torch {torch.__version__} lacks it on a CPU: {error}")
     assert loss.isfinite() and s.grad.isfinite().all()
 
 
