@@ -153,9 +153,13 @@ def find_config(config_file: str) -> str:
     for path in (PathManager.get_local_path(config_file), own, _in_model_zoo(config_file)):
         if os.path.isfile(path):
             return path
+    zoo = os.path.join(os.path.dirname(model_zoo.__file__), "configs")
+    without = (
+        "" if os.path.isdir(zoo) else ", which comes without configs, as v0.6 of Python files does"
+    )
     raise FileNotFoundError(
         f"There is no config file {config_file}, nor one of this name among those of aid_d2 or of "
-        "the model zoo of the installed Detectron2."
+        f"the model zoo of the installed Detectron2{without}."
     )
 
 

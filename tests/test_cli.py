@@ -105,6 +105,16 @@ def test_configs_of_the_model_zoo(tmp_path, monkeypatch):
     assert load_config("COCO-Detection/own.yaml").SEED == 77
 
 
+def test_a_model_zoo_without_configs_is_told(tmp_path, monkeypatch):
+    """As that of Detectron2 v0.6 from its Python files."""
+    monkeypatch.setattr(model_zoo, "__file__", str(tmp_path / "__init__.py"))
+    with pytest.raises(FileNotFoundError, match="retinanet.yaml.*which comes without configs"):
+        load_config("COCO-Detection/retinanet.yaml")
+    (tmp_path / "configs").mkdir()
+    with pytest.raises(FileNotFoundError, match="retinanet.yaml.*the installed Detectron2[.]$"):
+        load_config("COCO-Detection/retinanet.yaml")
+
+
 def test_the_teacher_may_be_a_config_of_aid_d2(distilled_cfg, tmp_path, monkeypatch):
     """From any folder, as `kitti/retinanet_R_50_aid.yaml` names it."""
     monkeypatch.chdir(tmp_path)
