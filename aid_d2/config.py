@@ -126,9 +126,9 @@ def load_config(config_file: str, opts: Sequence = ()) -> Config:
     return cfg
 
 
-def _plugins(values: dict) -> list[str]:
+def _plugins(values: dict) -> Sequence[str]:
     names = values.get("PLUGINS", [])
-    if not isinstance(names, list) or not all(
+    if not isinstance(names, (list, tuple)) or not all(
         isinstance(name, str) and all(map(str.isidentifier, name.split("."))) for name in names
     ):
         raise ValueError(f"PLUGINS is {names!r}; it has to be a list of modules, as [my.module].")

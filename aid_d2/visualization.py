@@ -55,7 +55,7 @@ def weight_maps(
 
     Args:
         teacher, batched_inputs, input_format: see :func:`object_weights`.
-        aid: not `relative`.
+        aid: neither `relative` nor `masks`.
 
     Returns:
         per stride (N, H, W)

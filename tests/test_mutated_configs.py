@@ -29,6 +29,7 @@ DISTILL:
 INPUT: {MIN_SIZE_TRAIN: [128, 160]}
 """
 _KEYS = ["_BASE_", "PLUGINS", "VERSION", "MODEL", "MODEL.FPN", "DISTILL.METHODS", "SOLVER.BASE_LR"]
+_KINDS = (ValueError, FileNotFoundError, ModuleNotFoundError)
 _value = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
@@ -43,9 +44,8 @@ def _load(content: bytes) -> None:
         (path.parent / "base.yaml").write_text("SOLVER: {BASE_LR: 0.02}\n")
         try:
             load_config(str(path))
-        except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-            kinds = (ValueError, FileNotFoundError, ModuleNotFoundError)
-            assert is_ours(error, folder, kinds), f"not our message: {error!r}"
+        except _KINDS as error:
+            assert is_ours(error, folder, _KINDS), f"not our message: {error!r}"
         assert path.read_bytes() == content
 
 

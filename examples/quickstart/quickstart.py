@@ -173,8 +173,11 @@ def draw_pictures() -> None:
         [f"{classes[c]} {trust_text(w)}" for c, w in zip(truth.gt_classes, weights.tolist())],
         weights.tolist(),
     )
-    found = [draw_detections(name, example, image, classes) for name in RUNS if "+" not in name]
-    found.append(draw_detections("student + distillation + AID", example, image, classes))
+    found = [
+        draw_detections(name, example, image, classes)
+        for name in RUNS
+        if name != "student + distillation"
+    ]
     write_grid(COMPARISON, [labels, *found])
     maps = weight_maps(teacher, [example], cfg.INPUT.FORMAT, aid)
     of_levels = [

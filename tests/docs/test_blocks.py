@@ -25,7 +25,7 @@ PAGES = [
 
 
 def blocks(*languages):
-    """(page, block) of each block in one of the languages."""
+    """Each block in one of the languages."""
     return [
         pytest.param(text, id=f"{page.name}-{i}")
         for page in PAGES
@@ -36,6 +36,16 @@ def blocks(*languages):
     ]
 
 
+def commands(program):
+    """The arguments of each command line of a program."""
+    lines = [
+        shlex.split(line, comments=True)
+        for block in blocks("bash", "sh")
+        for line in block.values[0].replace("\\\n", " ").splitlines()
+    ]
+    return [pytest.param(x[1:], id=" ".join(x)[:60]) for x in lines if x[:1] == [program]]
+
+
 @pytest.mark.parametrize("text", blocks("yaml"))
 def test_yaml_has_known_keys(text, tmp_path):
     file = tmp_path / "own.yaml"
@@ -43,21 +53,25 @@ def test_yaml_has_known_keys(text, tmp_path):
     load_config(str(file))
 
 
-@pytest.mark.parametrize("text", blocks("bash", "sh"))
-def test_commands_parse(text):
-    for line in text.replace("\\\n", " ").splitlines():
-        program, *arguments = shlex.split(line, comments=True) or [""]
-        if program == "make":
-            assert re.search(rf"(?m)^{arguments[0]}:", (ROOT / "Makefile").read_text())
-        elif program == "aid-d2":
-            name, *rest = arguments
-            args = _parser(name, _load(name)).parse_args(rest)
-            config = getattr(args, "config_file", "")
-            if not config.startswith(("output/", "TEACHER")) and config:
-                find_config(config)
-        elif program == "python" and arguments[0].startswith(("benchmarks/", "tools/")):
-            for path in (x for x in arguments if x.endswith((".py", ".yaml"))):
-                assert (ROOT / path).is_file()
+@pytest.mark.parametrize("arguments", commands("make"))
+def test_make_has_the_target(arguments):
+    assert re.search(rf"(?m)^{arguments[0]}:", (ROOT / "Makefile").read_text())
+
+
+@pytest.mark.parametrize("arguments", commands("aid-d2"))
+def test_a_command_parses(arguments):
+    """And the config that it names is one of aid_d2, or the reader's own."""
+    name, *rest = arguments
+    config = getattr(_parser(name, _load(name)).parse_args(rest), "config_file", None)
+    if config and not config.startswith(("output/", "TEACHER")):
+        find_config(config)
+
+
+@pytest.mark.parametrize("arguments", commands("python"))
+def test_the_script_is_there(arguments):
+    """In the repository, or beside an exported file; else it is code, or a module."""
+    script = arguments[0]
+    assert script in ("-c", "-m", "run_onnx.py") or (ROOT / script).is_file()
 
 
 @pytest.fixture
@@ -69,7 +83,7 @@ def folder(tmp_path, monkeypatch, small_cfg, build_seeded, rectangles):
     student.mkdir(parents=True)
     (student / "config.yaml").write_text(cfg.dump())
     model = build_seeded(cfg, 0)
-    # One class everywhere.
+    # Something is found everywhere.
     torch.nn.init.constant_(model.head.cls_score.bias, 2.0)
     torch.save({"model": model.state_dict()}, student / "model_final.pth")
     cv2.imwrite(str(tmp_path / "photo.jpg"), np.zeros((64, 96, 3), np.uint8))

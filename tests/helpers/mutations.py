@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 examples = settings(
-    max_examples=int(os.getenv("AID_D2_EXAMPLES", "40")),
+    max_examples=int(os.getenv("AID_D2_EXAMPLES", "100")),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
     derandomize=True,

@@ -282,7 +282,7 @@ class DetectorWrapper:
             NotImplementedError: AID does not know a loss of its masks.
         """
         raise NotImplementedError(
-            f"DISTILL.AID.MASKS needs a Mask R-CNN with Detectron2's own mask head and "
+            "DISTILL.AID.MASKS needs a Mask R-CNN with Detectron2's own mask head and "
             f"MODEL.MASK_ON True, and this is a {self.name}. Set it False."
         )
 
