@@ -71,7 +71,7 @@ class Job:
         self.teacher = Job(run.teacher, output) if run.teacher else None
         self.folder = output / "runs" / run.folder
         self.log = self.folder / "console.txt"
-        self.max_iter = 0 if run.weights else run.cfg().SOLVER.MAX_ITER
+        self.max_iter = 0 if run.weights else run.cfg.SOLVER.MAX_ITER
         self.process = None
 
     @property

@@ -47,8 +47,9 @@ class Run:
     teacher: Run | None = None
     weights: str = ""
 
+    @cached_property
     def cfg(self) -> CfgNode:
-        """The whole config, but for OUTPUT_DIR and the teacher's files.
+        """The whole config, frozen, but for OUTPUT_DIR and the teacher's files.
 
         Of a detector whose distillation is switched off, that of the plain student.
         """
@@ -56,18 +57,20 @@ class Run:
         cfg.SEED = self.seed
         if not cfg.DISTILL.ENABLED:
             cfg = plain_student(cfg)
+        cfg.freeze()
         return cfg
 
     @property
     def distilled(self) -> bool:
-        return self.cfg().MODEL.META_ARCHITECTURE == DISTILLED
+        return self.cfg.MODEL.META_ARCHITECTURE == DISTILLED
 
     @cached_property
     def config_hash(self) -> str:
         """Of config, seed, given weights, and the teacher's; not of what is in data sets, nor of
         methods that are not used.
         """
-        cfg = self.cfg()
+        cfg = self.cfg.clone()
+        cfg.defrost()
         cfg.OUTPUT_DIR = ""
         cfg.DISTILL.TEACHER.CONFIG_FILE = cfg.DISTILL.TEACHER.WEIGHTS = ""
         for name, _ in DISTILLER_REGISTRY:
@@ -235,7 +238,7 @@ def _check_rows_are_comparable(path: str, group: Group) -> None:
     """
     students = {}
     for run in {run.row: run for run in group.runs}.values():
-        cfg = plain_student(run.cfg())
+        cfg = plain_student(run.cfg)
         if len(cfg.DATASETS.TEST) != 1:
             raise ValueError(
                 f"{path}: {group.name}.{run.row} has DATASETS.TEST {list(cfg.DATASETS.TEST)}; a "

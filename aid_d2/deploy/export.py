@@ -114,8 +114,8 @@ def export_file(
             )
         if not parity.holds:
             raise ValueError(f"The exported file differs from PyTorch, and is not kept: {parity}.")
-    if run is runtime.Detector:
-        shutil.copyfile(runtime.__file__, output.with_name("run_onnx.py"))
+        if run is runtime.Detector:
+            shutil.copyfile(runtime.__file__, output.with_name("run_onnx.py"))
     return parity
 
 

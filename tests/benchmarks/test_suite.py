@@ -81,9 +81,9 @@ def test_runs(load):
     good, bad = runs[3], runs[4]
     assert good.teacher is runs[0] and bad.teacher is runs[1]
     assert runs[2].teacher is None
-    assert good.cfg().DISTILL.WEIGHT == 2.0 and bad.cfg().DISTILL.WEIGHT == 1.0
-    assert [x.cfg().SOLVER.MAX_ITER for x in runs[:3]] == [5, 1, 5]
-    assert [x.cfg().SEED for x in runs] == [1, 1, 2, 2, 2, 3, 3, 3]
+    assert good.cfg.DISTILL.WEIGHT == 2.0 and bad.cfg.DISTILL.WEIGHT == 1.0
+    assert [x.cfg.SOLVER.MAX_ITER for x in runs[:3]] == [5, 1, 5]
+    assert [x.cfg.SEED for x in runs] == [1, 1, 2, 2, 2, 3, 3, 3]
     assert len({x.folder for x in runs}) == len(runs)
 
 
@@ -103,7 +103,7 @@ def test_a_student_does_not_start_from_its_teachers_weights(load):
 
 def test_options_of_a_group_are_its_students(load):
     suite = load(changed(["groups", "good", "opts"], {"SOLVER.MAX_ITER": 7}))
-    iterations = {(x.group, x.row): x.cfg().SOLVER.MAX_ITER for x in suite.runs()}
+    iterations = {(x.group, x.row): x.cfg.SOLVER.MAX_ITER for x in suite.runs()}
     assert iterations == {
         ("good", "teacher"): 5,
         ("bad", "teacher"): 1,
@@ -129,9 +129,10 @@ def test_hash_changes_with_whatever_the_result_depends_on(load):
         return {(x.group, x.row, x.seed): x.config_hash for x in load(suite).runs()}
 
     before = hashes(SUITE)
-    teacher = hashes(changed(["groups", "good", "teacher", "opts"], {"SOLVER.BASE_LR": 0.1}))
-    different = {key for key in before if before[key] != teacher[key]}
-    assert different == {("good", "teacher", 1), ("good", "pkd", 2), ("good", "pkd", 3)}
+    for key, value in (("opts", {"SOLVER.BASE_LR": 0.1}), ("weights", __file__)):
+        teacher = hashes(changed(["groups", "good", "teacher", key], value))
+        different = {key for key in before if before[key] != teacher[key]}
+        assert different == {("good", "teacher", 1), ("good", "pkd", 2), ("good", "pkd", 3)}
     for used in ({"DISTILL.WEIGHT": 3.0}, {"DISTILL.PKD.ONE_STAGE.WEIGHT": 3.0}):
         row = hashes(changed(["groups", "bad", "rows", "pkd", "opts"], used))
         assert {key for key in before if before[key] != row[key]} == {

@@ -1,5 +1,7 @@
 """Feature pyramids for the detectors, and networks of timm below them."""
 
+import sys
+
 import pytest
 import timm
 import torch
@@ -12,7 +14,6 @@ from aid_d2.modeling.backbones import (
     TimmNetwork,
     build_timm_network,
     fold_norms_after_convolutions,
-    timm_network,
     warn_frozen_random,
 )
 from detectron2.layers import FrozenBatchNorm2d
@@ -236,7 +237,7 @@ def test_networks_that_cannot_carry_a_pyramid(name, reason, small_cfg):
 
 
 def test_without_timm(monkeypatch, small_cfg):
-    monkeypatch.setattr(timm_network, "timm", None)
+    monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r"pip install aid_d2\[timm\]"):
         build_backbone(small_cfg("GFL", timm_changes("GFL", "resnet18")))
 

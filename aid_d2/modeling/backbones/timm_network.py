@@ -1,6 +1,7 @@
 """Any convolutional network of timm as a Detectron2 backbone."""
 
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,6 @@ from detectron2.modeling import Backbone
 
 from ...config import CONFIG_EXTENSIONS
 from .checks import warn_pixel_scale
-
-try:
-    import timm
-except ImportError:
-    timm = None  # an optional extra
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 NORMS = ("FrozenBN", "BN", "SyncBN")
@@ -38,6 +34,15 @@ def add_timm_config(cfg: CfgNode) -> None:
 
 
 CONFIG_EXTENSIONS.append(add_timm_config)
+
+
+def _timm() -> ModuleType:
+    """Imported when it is needed: it is an optional extra, and takes a second."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError("Backbones of timm need it: pip install aid_d2[timm]") from error
+    return timm
 
 
 class TimmNetwork(Backbone):
@@ -76,7 +81,7 @@ class TimmNetwork(Backbone):
             parameter.requires_grad = False
         _freeze_norms(network, set(network.parameters()) if norm == "FrozenBN" else frozen)
         if norm == "SyncBN":
-            self.network = timm.layers.convert_sync_batchnorm(network)
+            self.network = _timm().layers.convert_sync_batchnorm(network)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps res2 to res5 (N, C, H / stride, W / stride) of images (N, 3, H, W)."""
@@ -107,10 +112,6 @@ def build_timm_network(cfg: CfgNode, input_shape: ShapeSpec) -> TimmNetwork:
         FileNotFoundError: there is no file MODEL.TIMM.CHECKPOINT.
     """
     node = cfg.MODEL.TIMM
-    if timm is None:
-        raise ImportError(
-            f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} needs timm: pip install aid_d2[timm]"
-        )
     if cfg.MODEL.WEIGHTS.startswith("detectron2://ImageNetPretrained"):
         raise ValueError(
             f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} is for Detectron2's own networks. Set it empty, "
@@ -126,8 +127,9 @@ def build_timm_network(cfg: CfgNode, input_shape: ShapeSpec) -> TimmNetwork:
 
 
 def _create(name: str, pretrained: bool) -> nn.Module:
+    create_model = _timm().create_model
     try:
-        return timm.create_model(name, pretrained=pretrained, features_only=True)
+        return create_model(name, pretrained=pretrained, features_only=True)
     except RuntimeError as error:  # so timm says that a network is unknown, or has no maps
         raise ValueError(
             f"MODEL.TIMM.NAME {name!r} cannot be built with feature maps: {error}"
@@ -150,7 +152,7 @@ def load_checkpoint(network: nn.Module, path: str) -> None:
             f"MODEL.TIMM.CHECKPOINT: there is no file {path!r}. Make it as docs/backbones.md says."
         )
     # A feature extractor may have stages_0.conv where the whole network has stages.0.conv.
-    saved = {key.replace(".", "_"): x for key, x in timm.models.load_state_dict(path).items()}
+    saved = {key.replace(".", "_"): x for key, x in _timm().models.load_state_dict(path).items()}
     wanted = network.state_dict()
     found = {key: saved.get(key.replace(".", "_")) for key in wanted}
     unfit = [key for key, x in wanted.items() if found[key] is None or found[key].shape != x.shape]
