@@ -38,15 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name in ("-h", "--help"):
         print(_overview())
         return 0
-    if name not in _names():
-        print(f"aid-d2: there is no command {name!r}.{did_you_mean(name, _names())}\n{_overview()}")
+    if name not in command_names():
+        print(
+            f"aid-d2: there is no command {name!r}.{did_you_mean(name, command_names())}\n{_overview()}"
+        )
         return 2
     # Plugins are found in the working directory too.
     sys.path.append(os.getcwd())
     try:
-        command = _load(name)
-        args = _parser(name, command).parse_args(rest)
-        return command.run(args) or 0
+        args = command_parser(name).parse_args(rest)
+        return _load(name).run(args) or 0
     except USER_ERRORS as error:
         if "--traceback" in rest:
             raise
@@ -56,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _names() -> list[str]:
+def command_names() -> list[str]:
+    """In the order of the alphabet."""
     return [x.name.replace("_", "-") for x in pkgutil.iter_modules(commands.__path__)]
 
 
@@ -64,7 +66,9 @@ def _load(name: str) -> ModuleType:
     return importlib.import_module(f"{commands.__name__}.{name.replace('-', '_')}")
 
 
-def _parser(name: str, command: ModuleType) -> argparse.ArgumentParser:
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """Of the arguments of a command."""
+    command = _load(name)
     parent = getattr(command, "PARENT", None)
     parser = argparse.ArgumentParser(
         prog=f"aid-d2 {name}",
@@ -79,7 +83,7 @@ def _parser(name: str, command: ModuleType) -> argparse.ArgumentParser:
 
 
 def _overview() -> str:
-    lines = [f"  aid-d2 {name:<14}{_summary(name)}" for name in _names()]
+    lines = [f"  aid-d2 {name:<14}{_summary(name)}" for name in command_names()]
     return "\n".join(["Commands, each with --help:", *lines])
 
 

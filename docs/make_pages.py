@@ -2,14 +2,17 @@
 
 python docs/make_pages.py
 
-`keys.md` is made whole: each config key, its default and the comment above it. Of the pages in
-`methods/` the part below MARK is made: what the method computes, its keys, and a config.
+`keys.md` is made whole: each config key, its default and the comment above it; and `commands.md`:
+each command and its options. Of the pages in `methods/` the part below MARK is made: what the
+method computes, its keys, and a config.
 """
 
+import argparse
 import inspect
 import re
 from pathlib import Path
 
+from aid_d2.cli import command_names, command_parser
 from aid_d2.config import CONFIG_EXTENSIONS, default_config
 from aid_d2.distillers import DISTILLER_REGISTRY
 from aid_d2.distillers.build import add_config
@@ -26,7 +29,7 @@ def main() -> None:
 
 def pages() -> dict[Path, str]:
     """All pages that this makes, whole."""
-    made = {DOCS / "keys.md": keys_page()}
+    made = {DOCS / "keys.md": keys_page(), DOCS / "commands.md": commands_page()}
     for name, method in DISTILLER_REGISTRY:
         path = DOCS / "methods" / f"{name.lower()}.md"
         own = path.read_text().split(MARK)[0].rstrip()
@@ -63,6 +66,33 @@ def method_part(name: str, method: type) -> str:
             "",
         ]
     )
+
+
+def commands_page() -> str:
+    """The page of all commands."""
+    lines = ["# Commands", "", "Made by `python docs/make_pages.py` from the code.", ""]
+    for name in command_names():
+        parser = command_parser(name)
+        text = inspect.cleandoc(parser.description)
+        lines += [f"## aid-d2 {name}", "", text, "", "| option | |", "|---|---|"]
+        for action in parser._actions:
+            if action.dest not in ("help", "traceback") and action.help != argparse.SUPPRESS:
+                lines.append(option_row(action))
+        lines.append("")
+    return "\n".join(
+        [*lines, "All have `--help`, and `--traceback` for an error's developers.", ""]
+    )
+
+
+def option_row(action: argparse.Action) -> str:
+    """The line of an option in the table of its command."""
+    names = ", ".join(action.option_strings) or action.dest
+    values = action.metavar or (action.dest.upper() if action.nargs != 0 else "")
+    values = " ".join(values) if isinstance(values, tuple) else values
+    needed = " (required)" if action.required and action.option_strings else ""
+    shown = f"{names} {values}".strip() if action.option_strings else values
+    text = " ".join((action.help or "").replace("|", "or").split()) % vars(action)
+    return f"| `{shown}` | {text}{needed} |"
 
 
 def keys_page() -> str:

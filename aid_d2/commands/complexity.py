@@ -35,8 +35,15 @@ from ..deploy.complexity import complexity, detectors
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of :func:`run`."""
-    parser.add_argument("configs", nargs="+", metavar="CONFIG")
-    parser.add_argument("--size", nargs=2, type=int, default=(800, 1344), metavar=("H", "W"))
+    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="of a detector each")
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=int,
+        default=(800, 1344),
+        metavar=("H", "W"),
+        help="of the image (default 800 1344)",
+    )
     parser.add_argument("--proposals", type=int, default=1000, help="of a two-stage detector")
     parser.add_argument(
         "--opts", nargs="*", default=[], metavar="KEY VALUE", help="set in every config"

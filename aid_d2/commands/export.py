@@ -19,9 +19,11 @@ from ..deploy.images import read_images
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of :func:`run`."""
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--weights", required=True)
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE")
+    parser.add_argument("--config-file", required=True, help="of the detector")
+    parser.add_argument("--weights", required=True, help="its checkpoint")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FILE", help="name.onnx or name.pt2"
+    )
     parser.add_argument(
         "--images", type=Path, metavar="DIR", help="of the kind to come: file and PyTorch see them"
     )

@@ -23,9 +23,11 @@ LEAST_SECONDS = 10
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of :func:`run`."""
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default cuda")
     parser.add_argument("--minutes", type=float, default=8, help="for all parts (default 8)")
-    parser.add_argument("--output", type=Path, default=Path("gpu_check"), metavar="DIR")
+    parser.add_argument(
+        "--output", type=Path, default=Path("gpu_check"), metavar="DIR", help="default gpu_check"
+    )
     parser.add_argument("--data", nargs=2, metavar=("JSON", "IMAGES"), help="in COCO's format")
 
 

@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="image files, folders, globs; or one video, or a camera's number",
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="for pictures and json"
+    )
     parser.add_argument("--score", type=float, default=0.5, help="least score (default 0.5)")
     parser.add_argument(
         "--compare", metavar="CONFIG:WEIGHTS", help="another detector, drawn beside the first"

@@ -46,8 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", required=True, help="of the teacher")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", help="a registered data set, or one of DATASETS.COCO_JSON")
-    source.add_argument("--images", type=Path, metavar="DIR")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
+    source.add_argument("--images", type=Path, metavar="DIR", help="instead of a data set")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FILE.json", help="for the labels"
+    )
     parser.add_argument("--threshold", type=float, default=0.4, help="least score (default 0.4)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ... of the config")
 

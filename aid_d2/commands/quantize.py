@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evaluate", required=True, metavar="CONFIG", help="measure AP on its DATASETS.TEST"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="name.onnx")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", required=True, help="of the teacher")
     parser.add_argument("--weights", required=True, help="of the teacher")
     parser.add_argument("--dataset", required=True, help="its name, with labels")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="for the page")
     parser.add_argument("--alpha", type=float, default=AID.alpha, help="of AID (its default)")
     parser.add_argument("--score", type=float, default=0.3, help="of a false alarm (default 0.3)")
     parser.add_argument("--iou", type=float, default=0.5, help="of a false alarm (default 0.5)")

@@ -92,7 +92,8 @@ class FGD(Distiller):
     @staticmethod
     def config():
         node = CN()
-        # a, b, g and l of the released configs. Those for Faster R-CNN are a twentieth.
+        # a, b, g and l of the released configs. For Faster R-CNN a and b are a twentieth, g and l a
+        # tenth.
         node.ONE_STAGE = _published(1.0, 0.5)
         node.FCOS = _published(1.6, 0.8)
         node.TWO_STAGE = _published(0.05, 0.5)

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from helpers.pages import ROOT
+from suite import load_suite
 
-from aid_d2.cli import _load, _parser
+from aid_d2.cli import command_parser
 from aid_d2.config import find_config, load_config
 
+FIRST = ROOT / "docs" / "first_distillation.md"
 WHOLE = {"first_distillation.md", "write_a_method.md", "write_a_wrapper.md"}
 PAGES = [
     page
@@ -48,9 +50,16 @@ def commands(program):
 
 @pytest.mark.parametrize("text", blocks("yaml"))
 def test_yaml_has_known_keys(text, tmp_path):
+    """Beside the files of the page "First distillation", which others build upon."""
+    files = re.findall(r"`(\w+\.yaml)`[^`]*?\n\n```yaml\n(.*?)```", FIRST.read_text(), re.DOTALL)
+    for name, content in files:
+        (tmp_path / name).write_text(content)
     file = tmp_path / "own.yaml"
     file.write_text(text)
-    load_config(str(file))
+    if "groups:" in text:
+        assert list(load_suite(str(file)).runs())
+    else:
+        load_config(str(file))
 
 
 @pytest.mark.parametrize("arguments", commands("make"))
@@ -62,7 +71,7 @@ def test_make_has_the_target(arguments):
 def test_a_command_parses(arguments):
     """And the config that it names is one of aid_d2, or the reader's own."""
     name, *rest = arguments
-    config = getattr(_parser(name, _load(name)).parse_args(rest), "config_file", None)
+    config = getattr(command_parser(name).parse_args(rest), "config_file", None)
     if config and not config.startswith(("output/", "TEACHER")):
         find_config(config)
 

@@ -1,4 +1,4 @@
-"""docs/keys.md and docs/methods/ are what docs/make_pages.py makes of the code."""
+"""docs/keys.md, commands.md and methods/ are what docs/make_pages.py makes of the code."""
 
 import runpy
 from pathlib import Path
