@@ -39,9 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_overview())
         return 0
     if name not in command_names():
-        print(
-            f"aid-d2: there is no command {name!r}.{did_you_mean(name, command_names())}\n{_overview()}"
-        )
+        hint = did_you_mean(name, command_names())
+        print(f"aid-d2: there is no command {name!r}.{hint}\n{_overview()}")
         return 2
     # Plugins are found in the working directory too.
     sys.path.append(os.getcwd())
