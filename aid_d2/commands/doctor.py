@@ -3,13 +3,14 @@
 import argparse
 import importlib.metadata
 import platform
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import torch
 import torchvision
 
 from detectron2 import __version__ as detectron2_version
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .. import compat
 from ..config import load_config
@@ -98,8 +99,7 @@ def _data_faults(name_or_config: str) -> Iterator[str]:
         except (OSError, ValueError) as error:
             yield f"data set {name}: {error}"
             continue
-        boxes = sum(len(record.get("annotations", ())) for record in records)
-        print(f"{name}: {len(records)} images, {boxes} boxes")
+        print(f"{name}: {len(records)} images, {_boxes(name, records)}")
         yield from _tell(name, check_images(records))
 
 
@@ -116,6 +116,13 @@ def _names(name_or_config: str) -> list[str]:
 def _records(name: str) -> list[dict]:
     require_registered([name])
     return DatasetCatalog.get(name)
+
+
+def _boxes(name: str, records: list[dict]) -> str:
+    """Their number, and that of each class."""
+    found = Counter(x["category_id"] for record in records for x in record.get("annotations", ()))
+    classes = enumerate(MetadataCatalog.get(name).get("thing_classes", ()))
+    return f"{found.total()} boxes: " + ", ".join(f"{class_} {found[i]}" for i, class_ in classes)
 
 
 def _tell(name: str, problems: Iterable[Problem]) -> Iterator[str]:

@@ -5,6 +5,7 @@
 `aid-d2 export` writes this file as `run_onnx.py` beside the detector's.
 """
 
+import argparse
 import json
 import sys
 
@@ -113,10 +114,22 @@ class Detector:
 
 
 def main() -> None:
-    path, *images = sys.argv[1:]
-    detector = Detector(path)
-    for name in images:
-        found = detector(cv2.imread(name), score=0.5)
+    parser = argparse.ArgumentParser(
+        description="Print what a detector finds: image, class, score, [x1, y1, x2, y2] in pixels."
+    )
+    parser.add_argument("file", metavar="FILE.onnx")
+    parser.add_argument("images", metavar="IMAGE", nargs="+")
+    parser.add_argument("--score", type=float, default=0.5, help="least score (default 0.5)")
+    args = parser.parse_args()
+    detector = Detector(args.file)
+    for name in args.images:
+        image = cv2.imread(name)
+        if image is None:
+            print(f"{name} cannot be read", file=sys.stderr)
+            continue
+        found = detector(image, args.score)
+        if not len(found["scores"]):
+            print(name, f"nothing of a score of {args.score}")
         for box, score, label in zip(found["boxes"], found["scores"], found["classes"]):
             print(name, detector.metadata["classes"][label], f"{score:.2f}", box.round(1).tolist())
 

@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 from torch import Tensor
@@ -49,7 +50,17 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     Raises:
         ValueError: on loading, a file wants more, unless the environment says TRUST.
+        OSError: it cannot be downloaded.
     """
+
+    def load(self, path, *args, **kwargs):
+        try:
+            return super().load(path, *args, **kwargs)
+        except URLError as error:
+            raise OSError(
+                f"{path} cannot be downloaded: {error.reason}. Fetch the file on another machine "
+                "and name it instead; docs/backbones.md has weights that come as packages."
+            ) from error
 
     def _load_file(self, filename):
         try:

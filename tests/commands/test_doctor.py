@@ -25,7 +25,8 @@ def config(tmp_path):
     for i in range(40):
         Image.new("RGB", (20, 10)).save(tmp_path / f"{i}.jpg")
         images.append({"id": i + 1, "file_name": f"{i}.jpg", "width": 20, "height": 10})
-    coco = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "car"}]}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 8, 8], "area": 64, "iscrowd": 0}
+    coco = {"images": images, "annotations": [box], "categories": [{"id": 1, "name": "car"}]}
     (tmp_path / "own.json").write_text(json.dumps(coco))
     entry = ["doctor_set", str(tmp_path / "own.json"), str(tmp_path)]
     path = tmp_path / "config.yaml"
@@ -46,7 +47,7 @@ def test_versions_are_printed(run):
 
 def test_sound_data_of_a_config(run, config):
     code, output = run("--data", str(config))
-    assert code == 0 and "doctor_set: 40 images, 0 boxes" in output
+    assert code == 0 and "doctor_set: 40 images, 1 boxes: car 1\n" in output
 
 
 def test_every_broken_image_is_named(run, config):

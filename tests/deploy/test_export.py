@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from aid_d2.cli import main
-from aid_d2.deploy import export
+from aid_d2.deploy import export, runtime
 from aid_d2.deploy.detector import TrainedDetector
 from aid_d2.deploy.runtime import Detector
 from detectron2.data import build_detection_test_loader
@@ -64,6 +64,17 @@ def test_it_runs_without_torch_and_detects_the_same(files, exported, rectangles)
     assert np.allclose(found["scores"], expected.scores, atol=1e-4)
     assert np.allclose(found["boxes"], expected.pred_boxes.tensor, atol=1e-2)
     assert found["classes"] == expected.pred_classes.tolist()
+
+
+def test_what_run_onnx_prints(exported, rectangles, tmp_path, monkeypatch, capsys):
+    image = str(sorted(Path(rectangles[2]).glob("*.png"))[0])
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for score, expected in (("0.0", f"{image} class 0 0."), ("1.0", f"{image} nothing of a score")):
+        more = [str(exported), image, str(tmp_path / "broken.png"), "--score", score]
+        monkeypatch.setattr("sys.argv", ["run_onnx.py", *more])
+        runtime.main()
+        output = capsys.readouterr()
+        assert expected in output.out and "broken.png cannot be read" in output.err
 
 
 def test_a_file_without_nms(files, exported, rectangles, tmp_path):

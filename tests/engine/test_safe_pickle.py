@@ -72,3 +72,8 @@ def test_arrays_are_loaded(tmp_path, protocol):
     model = nn.Linear(2, 2)
     WholeCheckpointer(model).load(str(path))
     assert torch.equal(model.weight, torch.as_tensor(weight))
+
+
+def test_a_file_that_cannot_be_downloaded():
+    with pytest.raises(OSError, match="none.pkl cannot be downloaded: .*another machine"):
+        WholeCheckpointer(nn.Linear(2, 2)).load("http://127.0.0.1:9/none.pkl")

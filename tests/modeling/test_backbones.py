@@ -236,6 +236,15 @@ def test_networks_that_cannot_carry_a_pyramid(name, reason, small_cfg):
         build_backbone(cfg)
 
 
+def test_weights_that_cannot_be_downloaded(monkeypatch, small_cfg):
+    def create_model(name, pretrained, features_only):
+        raise FileNotFoundError("Cannot find the file on the Hub")
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    with pytest.raises(OSError, match=r"weights of resnet18 .*MODEL.TIMM.CHECKPOINT.*on the Hub"):
+        build_backbone(small_cfg("GFL", timm_changes("GFL", "resnet18", PRETRAINED=True)))
+
+
 def test_without_timm(monkeypatch, small_cfg):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r"pip install aid_d2\[timm\]"):

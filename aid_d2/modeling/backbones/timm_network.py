@@ -110,6 +110,7 @@ def build_timm_network(cfg: CfgNode, input_shape: ShapeSpec) -> TimmNetwork:
         ValueError: timm has no such network with maps at strides 4 to 32, or the file of weights
             belongs to another one.
         FileNotFoundError: there is no file MODEL.TIMM.CHECKPOINT.
+        OSError: the weights cannot be downloaded.
     """
     node = cfg.MODEL.TIMM
     if cfg.MODEL.WEIGHTS.startswith("detectron2://ImageNetPretrained"):
@@ -133,6 +134,11 @@ def _create(name: str, pretrained: bool) -> nn.Module:
     except RuntimeError as error:  # so timm says that a network is unknown, or has no maps
         raise ValueError(
             f"MODEL.TIMM.NAME {name!r} cannot be built with feature maps: {error}"
+        ) from error
+    except OSError as error:
+        raise OSError(
+            f"MODEL.TIMM.PRETRAINED: the weights of {name} cannot be downloaded. Name a file of "
+            f"them as MODEL.TIMM.CHECKPOINT; docs/backbones.md says how to make it. {error}"
         ) from error
 
 
