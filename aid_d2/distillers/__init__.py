@@ -7,6 +7,7 @@ from . import (  # noqa: F401
     bckd,
     crosskd,
     cwd,
+    defeat,
     dist2,
     dkd,
     fgd,

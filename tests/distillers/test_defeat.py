@@ -1,0 +1,91 @@
+"""DeFeat against its formula in NumPy, one cell at a time, float64."""
+
+import numpy as np
+import pytest
+import torch
+from helpers.toy import (
+    as_batch,
+    build,
+    constant_weights,
+    context,
+    maps,
+    no_objects,
+    random_weights,
+    shake,
+)
+
+from aid_d2.distillers.defeat import DeFeat
+from aid_d2.structures import Objects
+
+SIZES = {8: (5, 6), 16: (3, 3), 32: (1, 2)}
+WEIGHTS = {"foreground": 2.0, "background": 8.0}
+# x1 y1 x2 y2: two that overlap in the first image, one in the second.
+BOXES = [[2.0, 2, 30, 30], [10, 10, 17, 15], [20, 4, 46, 22]]
+IMAGES = [0, 0, 1]
+
+
+def objects():
+    boxes = torch.tensor(BOXES)
+    return Objects(boxes, torch.zeros(3, dtype=torch.int64), [2, 1], [torch.zeros(0, 4)] * 2)
+
+
+def make(channels=(4, 4)):
+    torch.manual_seed(0)
+    return build(DeFeat, context(SIZES, channels, "RetinaNet"))
+
+
+def in_a_box(n, y, x, stride):
+    """Whether an object of the image reaches into the cell."""
+    return any(
+        image == n
+        and x1 < (x + 1) * stride
+        and x2 > x * stride
+        and y1 < (y + 1) * stride
+        and y2 > y * stride
+        for image, (x1, y1, x2, y2) in zip(IMAGES, BOXES)
+    )
+
+
+@pytest.mark.parametrize("channels", [(4, 4), (3, 5)], ids=str)
+def test_losses_cell_by_cell(channels):
+    student, teacher = maps(SIZES, channels[0], seed=1), maps(SIZES, channels[1], seed=2)
+    weights, method = random_weights(teacher), shake(make(channels))
+    expected = dict.fromkeys(WEIGHTS, 0.0)
+    for stride, (height, width) in SIZES.items():
+        adapted = method.adapters[stride](student[stride]).detach().numpy()
+        for n in range(2):
+            found = {part: [] for part in WEIGHTS}
+            for y, x in np.ndindex(height, width):
+                part = "foreground" if in_a_box(n, y, x, stride) else "background"
+                squares = (teacher[stride][n, :, y, x].numpy() - adapted[n, :, y, x]) ** 2
+                found[part].append(weights.maps[stride][n, 0, y, x].item() * squares.mean())
+            for part, values in found.items():
+                expected[part] += np.mean(values) / 2 if values else 0.0
+    losses = method(as_batch(student, teacher, weights, objects()))
+    for part, weight in WEIGHTS.items():
+        assert losses[part].item() == pytest.approx(weight * expected[part], rel=1e-9), part
+
+
+@pytest.mark.parametrize("weight", [0.3, 1e-3])
+def test_constant_weight_scales_each_loss(weight):
+    student, teacher = maps(SIZES, 4, seed=1), maps(SIZES, 4, seed=2)
+    method = shake(make())
+    full, weighted = (
+        method(as_batch(student, teacher, constant_weights(teacher, w), objects()))
+        for w in (1.0, weight)
+    )
+    for part in WEIGHTS:
+        assert full[part] > 0
+        assert weighted[part].item() == pytest.approx(weight * full[part].item(), rel=1e-9)
+
+
+def test_images_without_objects_are_background():
+    student, teacher = maps(SIZES, 4, seed=1), maps(SIZES, 4, seed=2)
+    losses = make()(as_batch(student, teacher, random_weights(teacher), no_objects()))
+    assert losses["foreground"] == 0 and losses["background"] > 0
+
+
+def test_a_student_equal_to_its_teacher_has_no_loss():
+    teacher = maps(SIZES, 4, seed=2)
+    losses = make()(as_batch(teacher, teacher, random_weights(teacher), objects()))
+    assert all(x.item() == 0 for x in losses.values())
