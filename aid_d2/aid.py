@@ -27,7 +27,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
 from .config import CONFIG_EXTENSIONS
-from .layers.cells import smallest_object
+from .layers.cells import smallest_objects
 from .modeling.context import DistillContext
 from .modeling.wrappers import DetectorWrapper
 from .structures import DetectorOutputs, DistillWeights, LevelShape, Objects, UnreducedLosses
@@ -335,15 +335,16 @@ def location_loss(losses: UnreducedLosses) -> list[Tensor]:
         per level (N, H, W)
     """
     maps = []
-    for level, cls, box, matched_idxs in zip(
-        losses.levels, *map(losses.split, (losses.cls, losses.box, losses.matched_idxs))
+    for shown, cls, box, matched_idxs in zip(
+        smallest_objects(losses.objects, losses.levels),
+        *map(losses.split, (losses.cls, losses.box, losses.matched_idxs)),
     ):
         positive = matched_idxs >= 0
         count = positive.sum(-1)
         mean = ((cls + box) * positive).sum(-1) / count.clamp(min=1)
         loss = torch.where(count > 0, mean, cls.sum(-1))
         if losses.roi is not None:
-            loss = loss + _gather_or(losses.roi, smallest_object(losses.objects, level), 0.0)
+            loss = loss + _gather_or(losses.roi, shown, 0.0)
         maps.append(loss)
     return maps
 
@@ -396,8 +397,7 @@ _MAPS = dict(zip(GRANULARITIES, (_level_maps, _image_maps, _instance_maps, _loca
 
 def _smallest_known(losses: UnreducedLosses) -> list[Tensor]:
     """Per level the smallest object of each cell, of those that there is a loss on."""
-    known = losses.known_objects
-    return [smallest_object(losses.objects, level, known) for level in losses.levels]
+    return smallest_objects(losses.objects, losses.levels, losses.known_objects)
 
 
 def _gather_or(values: Tensor, index: Tensor, default: float) -> Tensor:

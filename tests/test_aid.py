@@ -16,7 +16,7 @@ from aid_d2.aid import (
     loss_to_weight,
     object_loss,
 )
-from aid_d2.layers.cells import smallest_object
+from aid_d2.layers.cells import smallest_objects
 from aid_d2.structures import (
     BACKGROUND,
     IGNORED,
@@ -144,19 +144,17 @@ def test_alpha_zero_is_full_weight_whatever_the_loss():
     assert loss_to_weight(loss, 0.0).tolist() == [1.0] * 5
 
 
-# --- smallest_object
+# --- smallest_objects
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     "counts", [(4, 3), (0, 0), (0, 5, 0), (70,), (64, 0, 3), (63, 1), (130, 5)], ids=str
 )
-def test_smallest_object_against_a_painter(counts, seed):
+def test_smallest_objects_against_a_painter(counts, seed):
     objects = random_objects(counts, seed)
-    for level in LEVELS:
-        np.testing.assert_array_equal(
-            smallest_object(objects, level).numpy(), brute_force_smallest(objects, level)
-        )
+    for level, found in zip(LEVELS, smallest_objects(objects, LEVELS)):
+        np.testing.assert_array_equal(found.numpy(), brute_force_smallest(objects, level))
 
 
 SPECIAL_BOXES = {
@@ -171,14 +169,12 @@ SPECIAL_BOXES = {
 
 
 @pytest.mark.parametrize("name", SPECIAL_BOXES)
-def test_smallest_object_of_special_boxes(name):
+def test_smallest_objects_of_special_boxes(name):
     boxes = torch.tensor(SPECIAL_BOXES[name], dtype=torch.float32)
     for counts in ([len(boxes)], [1, len(boxes) - 1]):
         objects = Objects(boxes, torch.zeros(len(boxes)), counts, [])
-        for level in LEVELS:
-            np.testing.assert_array_equal(
-                smallest_object(objects, level).numpy(), brute_force_smallest(objects, level)
-            )
+        for level, found in zip(LEVELS, smallest_objects(objects, LEVELS)):
+            np.testing.assert_array_equal(found.numpy(), brute_force_smallest(objects, level))
 
 
 # --- losses per level, image, object and location
@@ -425,8 +421,8 @@ def test_rescaled_weights_have_mean_one_on_objects_and_on_background(granularity
     plain = AID(alpha=2.0, granularity=granularity).weights(losses)
     scaled = AID(alpha=2.0, granularity=granularity, rescale=True).weights(losses)
     values, ratios = {True: [], False: []}, {True: [], False: []}
-    for level in LEVELS:
-        inside = smallest_object(losses.objects, level) >= 0
+    for level, shown in zip(LEVELS, smallest_objects(losses.objects, LEVELS)):
+        inside = shown >= 0
         one, other = (x.maps[level.stride][:, 0] for x in (plain, scaled))
         for kind in (True, False):
             values[kind] += other[inside == kind].tolist()

@@ -7,8 +7,8 @@ from torch import Tensor
 from detectron2.config import CfgNode as CN
 
 from ..layers.adapters import level_adapters
-from ..layers.cells import smallest_object
-from ..structures import DistillBatch, LevelShape
+from ..layers.cells import smallest_objects
+from ..structures import DistillBatch
 from .base import DISTILLER_REGISTRY, Distiller
 
 
@@ -58,10 +58,10 @@ class DeFeat(Distiller):
 
     def forward(self, batch: DistillBatch) -> dict[str, Tensor]:
         parts: dict[str, Any] = dict.fromkeys(self.weights, 0.0)
-        for stride, s in batch.student.features.items():
+        shown = smallest_objects(batch.objects, batch.levels)
+        for (stride, s), index in zip(batch.student.features.items(), shown):
             s, t = self.adapters[stride](s), batch.teacher.features[stride]
-            level = LevelShape(stride, t.shape[-2], t.shape[-1], anchors=1)
-            inside = smallest_object(batch.objects, level)[:, None] >= 0
+            inside = index[:, None] >= 0
             for part, mask in (("foreground", inside), ("background", ~inside)):
                 parts[part] += masked_mean(s, t, batch.weights.maps[stride], mask)
         return {part: self.weights[part] * x for part, x in parts.items()}

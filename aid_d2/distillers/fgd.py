@@ -9,19 +9,24 @@ from detectron2.config import CfgNode as CN
 
 from ..layers.adapters import PerLevel, channel_adapters
 from ..layers.attention import channel_attention, spatial_attention
-from ..layers.cells import smallest_object
-from ..structures import DistillBatch, LevelShape, Objects
+from ..layers.cells import smallest_objects
+from ..structures import DistillBatch, Objects
 from .base import DISTILLER_REGISTRY, Distiller
 
 
-def object_masks(objects: Objects, level: LevelShape) -> tuple[Tensor, Tensor]:
-    """M_fg and M_bg (Yang et al., eq. 3 to 5), each (N, 1, H, W).
+def object_masks(index: Tensor, objects: Objects, stride: int) -> tuple[Tensor, Tensor]:
+    """M_fg and M_bg (Yang et al., eq. 3 to 5) of a level, each (N, 1, H, W).
 
     M_fg is 1 / the cells of the smallest object that covers a cell, M_bg 1 / the cells of the image
     that show no object; elsewhere they are 0.
+
+    Args:
+        index: of :func:`~aid_d2.layers.cells.smallest_objects` (N, H, W).
+        objects: the ground truth.
+        stride: of the level.
     """
-    index = smallest_object(objects, level)[:, None]
-    low, high = (objects.boxes / level.stride).chunk(2, dim=1)
+    index = index[:, None]
+    low, high = (objects.boxes / stride).chunk(2, dim=1)
     low = low.floor()
     sides = torch.maximum(high.ceil(), low + 1) - low
     shares = torch.cat([1 / sides.prod(1), sides.new_zeros(1)])
@@ -114,11 +119,11 @@ class FGD(Distiller):
         parts: dict[str, Any] = dict.fromkeys(
             ("foreground", "background", "attention", "global"), 0.0
         )
-        for stride, s in batch.student.features.items():
+        shown = smallest_objects(batch.objects, batch.levels)
+        for (stride, s), index in zip(batch.student.features.items(), shown):
             s, t = self.adapters[stride](s), batch.teacher.features[stride]
             weight = batch.weights.maps[stride]
-            level = LevelShape(stride, t.shape[-2], t.shape[-1], anchors=1)
-            foreground, background = object_masks(batch.objects, level)
+            foreground, background = object_masks(index, batch.objects, stride)
             (space_s, channels_s), (space_t, channels_t) = map(self._attentions, (s, t))
             attention = space_t * channels_t
             pooled = batch.weights.pooled(stride, space_t)[:, :, None, None]

@@ -1,4 +1,6 @@
-"""Which object each cell of a level shows."""
+"""Which object each cell of a pyramid shows."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,20 +11,23 @@ from ..structures import LevelShape, Objects
 _WORD = 63
 
 
-def smallest_object(objects: Objects, level: LevelShape, among: Tensor | None = None) -> Tensor:
-    """The smallest object whose box reaches into each cell of a level.
+def smallest_objects(
+    objects: Objects, levels: Sequence[LevelShape], among: Tensor | None = None
+) -> list[Tensor]:
+    """The smallest object whose box reaches into each cell of each level.
 
     Sorted by area, objects become bits: a cell's objects are those of its row and its column, and
     the lowest bit is the smallest. The cost does not grow with the number of objects until an
-    image holds more than 63.
+    image holds more than 63. All levels share one pass: on a GPU many small operators would wait
+    for the host.
 
     Args:
         objects: M of them.
-        level: with the cells.
+        levels: with the cells.
         among: (M,) bool, the objects that count; by default all.
 
     Returns:
-        (N, H, W) int64, index into objects.boxes; -1 outside all boxes.
+        per level (N, H, W) int64, index into objects.boxes; -1 outside all boxes.
     """
     num_images, num_objects = len(objects.counts), len(objects.boxes)
     words = max(-(-max(objects.counts) // _WORD), 1)
@@ -35,23 +40,29 @@ def smallest_object(objects: Objects, level: LevelShape, among: Tensor | None = 
     counts = torch.ones_like(rank) if among is None else among[order].long()
     bit = counts << (rank % _WORD)
 
-    def bits(low: Tensor, high: Tensor, size: int) -> Tensor:
-        cells = torch.arange(size, device=boxes.device)
-        first = (low / level.stride).floor()
-        last = torch.maximum((high / level.stride).ceil(), first + 1)
-        inside = (cells >= first[:, None]) & (cells < last[:, None])
-        empty = torch.zeros(num_images * words, size, dtype=torch.int64, device=boxes.device)
-        return empty.index_add(0, row, inside * bit[:, None])
+    def bits(low: Tensor, high: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+        """Per level (N x words, size): the objects that reach into each of its rows or columns."""
+        edges = [
+            torch.arange(0, (size + 1) * level.stride, level.stride, device=boxes.device)
+            for size, level in zip(sizes, levels)
+        ]
+        first, last = (torch.cat([x[i : len(x) - 1 + i] for x in edges]) for i in (0, 1))
+        # The cell of the low side counts in any case, also for a box without area.
+        inside = (last > low) & ((first < high) | (first <= low))
+        empty = torch.zeros(num_images * words, len(first), dtype=torch.int64, device=boxes.device)
+        return empty.index_add(0, row, inside * bit[:, None]).split(sizes, dim=1)
 
-    rows = bits(boxes[:, 1], boxes[:, 3], level.height)
-    columns = bits(boxes[:, 0], boxes[:, 2], level.width)
-    covering = (rows[:, :, None] & columns[:, None, :]).unflatten(0, (num_images, words))
+    rows = bits(boxes[:, 1:2], boxes[:, 3:4], [x.height for x in levels])
+    columns = bits(boxes[:, 0:1], boxes[:, 2:3], [x.width for x in levels])
+    covering = [(x[:, :, None] & y[:, None, :]).flatten(1) for x, y in zip(rows, columns)]
+    covering = torch.cat(covering, dim=1).unflatten(0, (num_images, words))
     lowest = covering & -covering
     # A power of two is exact in float64, and frexp reads its exponent.
     exponent = torch.frexp(lowest.double()).exponent.long() - 1
-    word = torch.arange(words, device=boxes.device)[:, None, None]
+    word = torch.arange(words, device=boxes.device)[:, None]
     none = words * _WORD
     smallest = torch.where(lowest > 0, word * _WORD + exponent, none).amin(1)
     index = order.new_full((num_images, none + 1), -1)
     index[image, rank] = order
-    return index.gather(1, smallest.flatten(1)).view_as(smallest)
+    parts = index.gather(1, smallest).split([x.height * x.width for x in levels], dim=1)
+    return [x.unflatten(1, (y.height, y.width)) for x, y in zip(parts, levels)]

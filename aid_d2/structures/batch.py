@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from .levels import LevelShape
 from .objects import Objects
 from .outputs import DetectorOutputs
 from .weights import DistillWeights
@@ -22,3 +23,9 @@ class DistillBatch:
     teacher: DetectorOutputs
     objects: Objects
     weights: DistillWeights
+
+    @property
+    def levels(self) -> list[LevelShape]:
+        """The compared maps, finest first, as levels of one anchor at each location."""
+        maps = self.teacher.features
+        return [LevelShape(stride, x.shape[-2], x.shape[-1], 1) for stride, x in maps.items()]

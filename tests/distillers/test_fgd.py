@@ -16,6 +16,7 @@ from helpers.toy import (
 from torch.nn.functional import layer_norm
 
 from aid_d2.distillers.fgd import FGD, GlobalContext, object_masks
+from aid_d2.layers.cells import smallest_objects
 from aid_d2.structures import LevelShape, Objects
 
 SIZES = {8: (5, 6), 16: (3, 3), 32: (1, 2)}
@@ -74,11 +75,12 @@ def numpy_context(x, block):
 
 
 def test_masks_against_a_painter():
-    for stride, size in SIZES.items():
-        masks = object_masks(objects(), LevelShape(stride, *size, anchors=1))
+    levels = [LevelShape(stride, *size, anchors=1) for stride, size in SIZES.items()]
+    for stride, shown in zip(SIZES, smallest_objects(objects(), levels)):
+        masks = object_masks(shown, objects(), stride)
         for actual, expected in zip(masks, numpy_masks(stride)):
             np.testing.assert_allclose(actual[:, 0].numpy(), expected, rtol=1e-6)
-    foreground, background = object_masks(no_objects(), LevelShape(8, 2, 4, anchors=1))
+    foreground, background = object_masks(torch.full((2, 2, 4), -1), no_objects(), 8)
     assert (foreground == 0).all() and (background == 1 / 8).all()
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from aid_d2.aid import AID, GRANULARITIES, image_loss, level_loss
-from aid_d2.layers.cells import smallest_object
+from aid_d2.layers.cells import smallest_objects
 from aid_d2.layers.matching import inside_images, match_by_iou
 from aid_d2.modeling.teacher import Teacher
 from aid_d2.modeling.wrappers import WRAPPER_REGISTRY, wrap
@@ -297,13 +297,11 @@ def test_hardest_background_against_sorting():
 def weights_at_objects(losses, alpha=1.0):
     """Lowest and highest weight in the cells of each object, over all levels."""
     weights = AID(alpha=alpha, granularity="instance").weights(losses)
+    shown = smallest_objects(losses.objects, losses.levels)
     result = []
     for index in range(len(losses.objects.boxes)):
         values = torch.cat(
-            [
-                weights.maps[level.stride][:, 0][smallest_object(losses.objects, level) == index]
-                for level in losses.levels
-            ]
+            [weights.maps[level.stride][:, 0][x == index] for level, x in zip(losses.levels, shown)]
         )
         result.append((values.min().item(), values.max().item()))
     return result
@@ -384,7 +382,7 @@ def test_a_false_alarm_lowers_the_weight_in_the_background_of_its_image_and_leve
 
     higher = after.background > before.background + 1e-3
     assert higher.nonzero().tolist() == [[image, level]]
-    outside = smallest_object(before.objects, before.levels[level])[image] < 0
+    outside = smallest_objects(before.objects, before.levels)[level][image] < 0
     old, new = (AID(alpha=0.5, granularity="instance").weights(x).maps for x in (before, after))
     stride = before.levels[level].stride
     assert (new[stride][image, 0][outside] < old[stride][image, 0][outside]).all()
