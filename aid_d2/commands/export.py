@@ -73,6 +73,7 @@ def _export(args: argparse.Namespace) -> None:
     detector = TrainedDetector.load(args.config_file, args.weights, opts)
     data = TestSet(detector.cfg) if args.evaluate else None
     canvas = args.size or detector.canvas(images)
+    print(f"Writing {args.output} takes a minute; then {len(images)} images are compared.")
     print(export_file(detector, args.output, images, canvas, args.topk, not args.no_nms))
     if data:
         # Both see images as Detectron2 resizes them: this compares the networks.

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..modeling.precision import fold_norms
 from . import runtime
@@ -143,7 +144,7 @@ FORMATS = {".onnx": (write_onnx, runtime.Detector), ".pt2": (write_program, Prog
 def compare(graph, exported: runtime.Detector, images: Sequence[np.ndarray]) -> Parity:
     """Run a graph and its file on resized images."""
     result = Parity(images=len(images))
-    for image in images:
+    for image in tqdm(images, unit="image"):
         inputs = exported.inputs(image)
         with torch.no_grad():
             ours = graph(*(torch.from_numpy(x) for x in inputs.values()))

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from tqdm import tqdm
 
 from .runtime import Detector
 
@@ -16,7 +17,8 @@ class _Calibration(CalibrationDataReader):
     """Inputs by which ONNX Runtime finds the range of each map."""
 
     def __init__(self, detector: Detector, images: Sequence[np.ndarray]):
-        self.inputs: Iterator = (detector.inputs(detector.resize(x)) for x in images)
+        progress = tqdm(images, unit="image")
+        self.inputs: Iterator = (detector.inputs(detector.resize(x)) for x in progress)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self.inputs, None)
