@@ -47,6 +47,7 @@ def main() -> None:
     converted = convert(weights, expected, path)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     save_file(converted, args.output)
+    print(f"{args.output}: {len(converted)} tensors")
 
 
 def file_of_package(network: str) -> Path:

@@ -53,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--openvino", nargs="+", default=[], metavar=file_form, help="the same files in OpenVINO"
     )
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="to detect in")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the processor")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="of the processor (all)"
+    )
     parser.add_argument("--repeats", type=int, default=30, help="of each detector (default 30)")
     parser.add_argument(
         "--evaluate", metavar="CONFIG", help="measure AP on the DATASETS.TEST of this config"

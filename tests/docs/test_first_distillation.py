@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from aid_d2.cli import main
+from aid_d2.config import load_config
 from aid_d2.deploy.runtime import Detector
 
 pytest.importorskip("onnxruntime", reason="the extra [export] is not installed")
@@ -60,6 +61,10 @@ def test_the_page_runs(folder, monkeypatch):
     ]
     for name, text in files:
         (folder / name).write_text(text)
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (small_teacher,) = set(blocks) - {text for _, text in files}
+    (folder / "small.yaml").write_text(small_teacher)
+    assert load_config(str(folder / "small.yaml")).MODEL.TIMM.NAME == "tf_efficientnet_lite2"
     monkeypatch.chdir(folder)
     monkeypatch.setenv("DETECTRON2_DATASETS", "datasets")
     script = "".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL)).replace("\\\n", " ")
