@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -18,8 +19,9 @@ from detectron2.utils.events import EventStorage
 CONFIGS = Path(__file__).parents[1] / "configs"
 NUM_CLASSES = 3
 
-# The maps are tiny, and threads would only wait for each other.
+# The maps are tiny, and threads would only wait for each other; also of processes that tests start.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 SMALL = {
     "MODEL.DEVICE": "cpu",

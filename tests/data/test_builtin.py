@@ -83,11 +83,7 @@ def report(tmp_path_factory):
         image.update(width=20, height=10)
     (root / "coco/annotations/instances_val2017.json").write_text(json.dumps(coco))
 
-    environment = {
-        "DETECTRON2_DATASETS": str(root),
-        "TMPDIR": str(root / "tmp"),
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = {"DETECTRON2_DATASETS": str(root), "TMPDIR": str(root / "tmp")}
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(root)],
         env={**os.environ, **environment},

@@ -25,4 +25,4 @@ def small_training(coco_json):
 
 def environment():
     """Of a process in which this copy of aid_d2 is imported."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
