@@ -1,5 +1,6 @@
 """Any convolutional network of timm as a Detectron2 backbone."""
 
+import importlib
 from pathlib import Path
 from types import ModuleType
 
@@ -39,10 +40,9 @@ CONFIG_EXTENSIONS.append(add_timm_config)
 def _timm() -> ModuleType:
     """Imported when it is needed: it is an optional extra, and takes a second."""
     try:
-        import timm
+        return importlib.import_module("timm")
     except ImportError as error:
         raise ImportError("Backbones of timm need it: pip install aid_d2[timm]") from error
-    return timm
 
 
 class TimmNetwork(Backbone):
