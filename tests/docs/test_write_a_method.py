@@ -19,7 +19,7 @@ def test_the_page_trains(tmp_path, rectangles, distilled_cfg):
     (command,) = re.findall(r"```bash\naid-d2 (.*?)\n```", PAGE.read_text(), re.DOTALL)
     assert method.count("\n") <= 35
     keys = yaml.safe_load(config)
-    assert (ROOT / keys["_BASE_"]).is_file()
+    assert (ROOT / "configs" / keys["_BASE_"]).is_file()
     changes = small_training(["page_rectangles", *rectangles[1:]])
     (tmp_path / "small.yaml").write_text(distilled_cfg("RetinaNet", changes).dump())
     (tmp_path / "cosine.py").write_text(method)
