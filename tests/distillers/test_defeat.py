@@ -6,7 +6,6 @@ import torch
 from helpers.toy import (
     as_batch,
     build,
-    constant_weights,
     context,
     maps,
     no_objects,
@@ -64,19 +63,6 @@ def test_losses_cell_by_cell(channels):
     losses = method(as_batch(student, teacher, weights, objects()))
     for part, weight in WEIGHTS.items():
         assert losses[part].item() == pytest.approx(weight * expected[part], rel=1e-9), part
-
-
-@pytest.mark.parametrize("weight", [0.3, 1e-3])
-def test_constant_weight_scales_each_loss(weight):
-    student, teacher = maps(SIZES, 4, seed=1), maps(SIZES, 4, seed=2)
-    method = shake(make())
-    full, weighted = (
-        method(as_batch(student, teacher, constant_weights(teacher, w), objects()))
-        for w in (1.0, weight)
-    )
-    for part in WEIGHTS:
-        assert full[part] > 0
-        assert weighted[part].item() == pytest.approx(weight * full[part].item(), rel=1e-9)
 
 
 def test_images_without_objects_are_background():
