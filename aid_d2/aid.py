@@ -335,18 +335,17 @@ def location_loss(losses: UnreducedLosses) -> list[Tensor]:
         per level (N, H, W)
     """
     maps = []
-    for shown, cls, box, matched_idxs in zip(
-        smallest_objects(losses.objects, losses.levels),
-        *map(losses.split, (losses.cls, losses.box, losses.matched_idxs)),
+    for cls, box, matched_idxs in zip(
+        *map(losses.split, (losses.cls, losses.box, losses.matched_idxs))
     ):
         positive = matched_idxs >= 0
         count = positive.sum(-1)
         mean = ((cls + box) * positive).sum(-1) / count.clamp(min=1)
-        loss = torch.where(count > 0, mean, cls.sum(-1))
-        if losses.roi is not None:
-            loss = loss + _gather_or(losses.roi, shown, 0.0)
-        maps.append(loss)
-    return maps
+        maps.append(torch.where(count > 0, mean, cls.sum(-1)))
+    if losses.roi is None:
+        return maps
+    shown = smallest_objects(losses.objects, losses.levels)
+    return [x + _gather_or(losses.roi, index, 0.0) for x, index in zip(maps, shown)]
 
 
 def _level_sums(losses: UnreducedLosses) -> tuple[Tensor, Tensor]:

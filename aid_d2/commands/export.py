@@ -22,7 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", required=True, help="of the detector")
     parser.add_argument("--weights", required=True, help="its checkpoint")
     parser.add_argument(
-        "--output", required=True, type=Path, metavar="FILE", help="name.onnx or name.pt2"
+        "--output",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="its suffix is the format: .onnx, .pt2",
     )
     parser.add_argument(
         "--images", type=Path, metavar="DIR", help="of the kind to come: file and PyTorch see them"

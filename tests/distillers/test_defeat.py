@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.toy import (
+    BOXES,
     as_batch,
     build,
     context,
@@ -11,21 +12,14 @@ from helpers.toy import (
     no_objects,
     random_weights,
     shake,
+    some_objects,
 )
 
 from aid_d2.distillers.defeat import DeFeat
-from aid_d2.structures import Objects
 
 SIZES = {8: (5, 6), 16: (3, 3), 32: (1, 2)}
 WEIGHTS = {"foreground": 2.0, "background": 8.0}
-# x1 y1 x2 y2: two that overlap in the first image, one in the second.
-BOXES = [[2.0, 2, 30, 30], [10, 10, 17, 15], [20, 4, 46, 22]]
 IMAGES = [0, 0, 1]
-
-
-def objects():
-    boxes = torch.tensor(BOXES)
-    return Objects(boxes, torch.zeros(3, dtype=torch.int64), [2, 1], [torch.zeros(0, 4)] * 2)
 
 
 def make(channels=(4, 4)):
@@ -60,7 +54,7 @@ def test_losses_cell_by_cell(channels):
                 found[part].append(weights.maps[stride][n, 0, y, x].item() * squares.mean())
             for part, values in found.items():
                 expected[part] += np.mean(values) / 2 if values else 0.0
-    losses = method(as_batch(student, teacher, weights, objects()))
+    losses = method(as_batch(student, teacher, weights, some_objects()))
     for part, weight in WEIGHTS.items():
         assert losses[part].item() == pytest.approx(weight * expected[part], rel=1e-9), part
 
@@ -73,5 +67,5 @@ def test_images_without_objects_are_background():
 
 def test_a_student_equal_to_its_teacher_has_no_loss():
     teacher = maps(SIZES, 4, seed=2)
-    losses = make()(as_batch(teacher, teacher, random_weights(teacher), objects()))
+    losses = make()(as_batch(teacher, teacher, random_weights(teacher), some_objects()))
     assert all(x.item() == 0 for x in losses.values())

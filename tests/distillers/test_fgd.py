@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.toy import (
+    BOXES,
     as_batch,
     build,
     constant_weights,
@@ -12,12 +13,13 @@ from helpers.toy import (
     no_objects,
     random_weights,
     shake,
+    some_objects,
 )
 from torch.nn.functional import layer_norm
 
 from aid_d2.distillers.fgd import FGD, GlobalContext, object_masks
 from aid_d2.layers.cells import smallest_objects
-from aid_d2.structures import LevelShape, Objects
+from aid_d2.structures import LevelShape
 
 SIZES = {8: (5, 6), 16: (3, 3), 32: (1, 2)}
 PARTS = ("foreground", "background", "attention", "global")
@@ -28,13 +30,6 @@ PUBLISHED = {
     "FCOS": (1.6e-3, 8e-4, 8e-4, 8e-6, 0.8),
     "GeneralizedRCNN": (5e-5, 2.5e-5, 5e-5, 5e-7, 0.5),
 }
-# x1 y1 x2 y2: a small one over a large one in the first image, one in the second.
-BOXES = [[2.0, 2, 30, 30], [10, 10, 17, 15], [20, 4, 46, 22]]
-
-
-def objects():
-    boxes = torch.tensor(BOXES)
-    return Objects(boxes, torch.zeros(3, dtype=torch.int64), [2, 1], [torch.zeros(0, 4)] * 2)
 
 
 def make(channels=(4, 4), detector="RetinaNet"):
@@ -76,8 +71,8 @@ def numpy_context(x, block):
 
 def test_masks_against_a_painter():
     levels = [LevelShape(stride, *size, anchors=1) for stride, size in SIZES.items()]
-    for stride, shown in zip(SIZES, smallest_objects(objects(), levels)):
-        masks = object_masks(shown, objects(), stride)
+    for stride, shown in zip(SIZES, smallest_objects(some_objects(), levels)):
+        masks = object_masks(shown, some_objects(), stride)
         for actual, expected in zip(masks, numpy_masks(stride)):
             np.testing.assert_allclose(actual[:, 0].numpy(), expected, rtol=1e-6)
     foreground, background = object_masks(torch.full((2, 2, 4), -1), no_objects(), 8)
@@ -107,7 +102,7 @@ def test_losses_against_numpy(detector, channels):
             own = numpy_context(s, method.student_contexts[stride])
             theirs = numpy_context(t, method.teacher_contexts[stride])
             expected["global"] += (w * (theirs - own) ** 2).sum() / 2
-    losses = method(as_batch(student, teacher, weights, objects()))
+    losses = method(as_batch(student, teacher, weights, some_objects()))
     for part, weight in zip(PARTS, PUBLISHED[detector]):
         # The masks are float32.
         assert losses[part].item() == pytest.approx(weight * expected[part], rel=1e-6), part
@@ -118,7 +113,7 @@ def test_constant_weight_scales_each_loss(weight):
     student, teacher = maps(SIZES, 4, seed=1), maps(SIZES, 4, seed=2)
     method = shake(make())
     full, weighted = (
-        method(as_batch(student, teacher, constant_weights(teacher, w), objects()))
+        method(as_batch(student, teacher, constant_weights(teacher, w), some_objects()))
         for w in (1.0, weight)
     )
     for part in PARTS:
@@ -130,7 +125,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
     teacher = maps(SIZES, 4, seed=2)
     student = {s: x.clone().requires_grad_() for s, x in teacher.items()}
     method = make()
-    losses = method(as_batch(student, teacher, random_weights(teacher), objects()))
+    losses = method(as_batch(student, teacher, random_weights(teacher), some_objects()))
     sum(losses.values()).backward()
     assert all(x.item() == 0 for x in losses.values())
     assert all((x.grad == 0).all() for x in student.values())

@@ -11,13 +11,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers.pages import ROOT
+from helpers.pages import ROOT, first_distillation_files
 from suite import load_suite
 
 from aid_d2.cli import command_parser
 from aid_d2.config import find_config, load_config
 
-FIRST = ROOT / "docs" / "first_distillation.md"
 WHOLE = {"first_distillation.md", "write_a_method.md", "write_a_wrapper.md"}
 PAGES = [
     page
@@ -51,8 +50,7 @@ def commands(program):
 @pytest.mark.parametrize("text", blocks("yaml"))
 def test_yaml_has_known_keys(text, tmp_path):
     """Beside the files of the page "First distillation", which others build upon."""
-    files = re.findall(r"`(\w+\.yaml)`[^`]*?\n\n```yaml\n(.*?)```", FIRST.read_text(), re.DOTALL)
-    for name, content in files:
+    for name, content in first_distillation_files().items():
         (tmp_path / name).write_text(content)
     file = tmp_path / "own.yaml"
     file.write_text(text)

@@ -10,6 +10,7 @@ from glob import glob
 from pathlib import Path
 
 import pytest
+from helpers.pages import first_distillation_files
 from PIL import Image, ImageDraw
 
 from aid_d2.cli import main
@@ -55,14 +56,12 @@ def folder(tmp_path):
 
 def test_the_page_runs(folder, monkeypatch):
     page = PAGE.read_text()
-    files = re.findall(r"`(\w+\.yaml)`[^`]*?\n\n```yaml\n(.*?)```", page, re.DOTALL)
-    assert [name for name, _ in files] == [
-        *("data.yaml", "teacher.yaml", "student.yaml", "distilled.yaml")
-    ]
-    for name, text in files:
+    files = first_distillation_files()
+    assert list(files) == ["data.yaml", "teacher.yaml", "student.yaml", "distilled.yaml"]
+    for name, text in files.items():
         (folder / name).write_text(text)
     blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    (small_teacher,) = set(blocks) - {text for _, text in files}
+    (small_teacher,) = set(blocks) - set(files.values())
     (folder / "small.yaml").write_text(small_teacher)
     assert load_config(str(folder / "small.yaml")).MODEL.TIMM.NAME == "tf_efficientnet_lite2"
     monkeypatch.chdir(folder)

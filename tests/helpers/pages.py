@@ -1,12 +1,19 @@
 """What tests of documentation pages share."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 # The command `aid-d2`, of this copy of aid_d2.
 AID_D2 = [sys.executable, "-W", "ignore", "-m", "aid_d2"]
+
+
+def first_distillation_files():
+    """The yaml files of the page "First distillation", text by name."""
+    page = (ROOT / "docs" / "first_distillation.md").read_text()
+    return dict(re.findall(r"`(\w+\.yaml)`[^`]*?\n\n```yaml\n(.*?)```", page, re.DOTALL))
 
 
 def small_training(coco_json):

@@ -41,6 +41,16 @@ def context(strides, channels=(4, 4), detector="RetinaNet"):
     return DistillContext(wrapper, wrapper, pairs)
 
 
+# x1 y1 x2 y2: a small one over a large one in the first image, one in the second.
+BOXES = [[2.0, 2, 30, 30], [10, 10, 17, 15], [20, 4, 46, 22]]
+
+
+def some_objects():
+    """Those of BOXES, in two images."""
+    boxes = torch.tensor(BOXES)
+    return Objects(boxes, torch.zeros(3, dtype=torch.int64), [2, 1], [torch.zeros(0, 4)] * 2)
+
+
 def no_objects(images=2):
     """Ground truth of images without objects."""
     boxes, classes = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
