@@ -29,7 +29,7 @@ $(INSTALLED): requirements-dev.txt setup.cfg pyproject.toml
 	sys.exit(0 if ok else "aid_d2 needs Python 3.10 to 3.13: make PYTHON=/path/to/python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv==0.13.8
-	$(BIN)/uv pip install --python $(BIN)/python -r requirements-dev.txt -e .
+	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python -r requirements-dev.txt -e .
 	touch $@
 
 clean:
