@@ -13,6 +13,7 @@ from . import (  # noqa: F401
     fgd,
     fgfi,
     gid,
+    gkd,
     hint,
     ld,
     mgd,

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from detectron2.config import CfgNode as CN
 
 from ..layers.adapters import PerLevel, channel_adapters
-from ..layers.attention import channel_attention, spatial_attention
-from ..layers.cells import smallest_objects
+from ..layers.attention import attention_loss, attentions
+from ..layers.cells import boxes_in_cells, smallest_objects
 from ..structures import DistillBatch, Objects
 from .base import DISTILLER_REGISTRY, Distiller
 
@@ -26,10 +26,8 @@ def object_masks(index: Tensor, objects: Objects, stride: int) -> tuple[Tensor, 
         stride: of the level.
     """
     index = index[:, None]
-    low, high = (objects.boxes / stride).chunk(2, dim=1)
-    low = low.floor()
-    sides = torch.maximum(high.ceil(), low + 1) - low
-    shares = torch.cat([1 / sides.prod(1), sides.new_zeros(1)])
+    low, high = boxes_in_cells(objects.boxes, stride)
+    shares = torch.cat([1 / (high - low).prod(1), low.new_zeros(1)])
     background = (index < 0).to(shares)
     return shares[index], background / background.sum((1, 2, 3), keepdim=True).clamp(min=1)
 
@@ -124,18 +122,11 @@ class FGD(Distiller):
             s, t = self.adapters[stride](s), batch.teacher.features[stride]
             weight = batch.weights.maps[stride]
             foreground, background = object_masks(index, batch.objects, stride)
-            (space_s, channels_s), (space_t, channels_t) = map(self._attentions, (s, t))
-            attention = space_t * channels_t
-            pooled = batch.weights.pooled(stride, space_t)[:, :, None, None]
-            difference = (pooled * (channels_s - channels_t).abs()).sum()
-            difference = difference + (weight * (space_s - space_t).abs()).sum()
+            of_student, of_teacher = (attentions(x, self.constants.TEMPERATURE) for x in (s, t))
+            pooled = batch.weights.pooled(stride, of_teacher.space)
             contexts = self.student_contexts[stride](s), self.teacher_contexts[stride](t)
-            parts["foreground"] += imitation_loss(s, t, weight * foreground, attention)
-            parts["background"] += imitation_loss(s, t, weight * background, attention)
-            parts["attention"] += difference / len(t)
+            parts["foreground"] += imitation_loss(s, t, weight * foreground, of_teacher.both)
+            parts["background"] += imitation_loss(s, t, weight * background, of_teacher.both)
+            parts["attention"] += attention_loss(of_student, of_teacher, weight, pooled)
             parts["global"] += imitation_loss(*contexts, weight, torch.ones_like(weight))
         return {part: self.constants[f"{part.upper()}_WEIGHT"] * x for part, x in parts.items()}
-
-    def _attentions(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        temperature = self.constants.TEMPERATURE
-        return spatial_attention(x.abs(), temperature), channel_attention(x.abs(), temperature)

@@ -1,5 +1,7 @@
 """Where a map is active, and in which channels (Zhang & Ma, ICLR 2021)."""
 
+from typing import NamedTuple
+
 from torch import Tensor
 
 
@@ -30,3 +32,43 @@ def channel_attention(magnitude: Tensor, temperature: float) -> Tensor:
     """
     energy = magnitude.mean((2, 3)) / temperature
     return (energy.softmax(1) * energy.shape[1])[:, :, None, None]
+
+
+class Attention(NamedTuple):
+    """Both attentions of a map.
+
+    Attributes:
+        space: As (N, 1, H, W).
+        channels: Ac (N, C, 1, 1).
+    """
+
+    space: Tensor
+    channels: Tensor
+
+    @property
+    def both(self) -> Tensor:
+        """A = As Ac (N, C, H, W)."""
+        return self.space * self.channels
+
+
+def attentions(x: Tensor, temperature: float) -> Attention:
+    """As and Ac of a map (N, C, H, W) with signs."""
+    magnitude = x.abs()
+    return Attention(
+        spatial_attention(magnitude, temperature), channel_attention(magnitude, temperature)
+    )
+
+
+def attention_loss(
+    student: Attention, teacher: Attention, weight: Tensor, pooled: Tensor
+) -> Tensor:
+    """``1/N [sum w |Ac_s - Ac_t| + sum W |As_s - As_t|]`` (FGD, Yang et al., eq. 9, and GKD).
+
+    Args:
+        student, teacher: of maps of equal shape.
+        weight: W of AID (N, 1, H, W).
+        pooled: w, one weight per image (N, 1).
+    """
+    channels = pooled[:, :, None, None] * (student.channels - teacher.channels).abs()
+    space = weight * (student.space - teacher.space).abs()
+    return (channels.sum() + space.sum()) / len(weight)

@@ -11,6 +11,21 @@ from ..structures import LevelShape, Objects
 _WORD = 63
 
 
+def boxes_in_cells(boxes: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """The cells of a level that boxes reach into.
+
+    Args:
+        boxes: (M, 4), pixels of the network's input.
+        stride: of the level.
+
+    Returns:
+        first cell and the one after the last (M, 2), x and y; at least one cell each.
+    """
+    low, high = (boxes / stride).chunk(2, dim=1)
+    low = low.floor()
+    return low, torch.maximum(high.ceil(), low + 1)
+
+
 def smallest_objects(
     objects: Objects, levels: Sequence[LevelShape], among: Tensor | None = None
 ) -> list[Tensor]:

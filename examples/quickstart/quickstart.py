@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RUNS = {
     "teacher": "gfl_teacher",
     "student": "gfl_student",
-    "student + distillation": "gfl_student_zhang",
+    "student + distillation": "gfl_student_distilled",
     "student + distillation + AID": "gfl_student_aid",
 }
 OUTPUT = Path("output/quickstart")

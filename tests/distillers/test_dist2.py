@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.detectors import wrapper_without_backbone
+from helpers.detectors import features_of, wrapper_without_backbone
 from helpers.toy import as_batch, build, maps, rand, random_weights
 from torch import nn
 
@@ -49,12 +49,6 @@ def batch(counts=(2, 1)):
     boxes = torch.tensor([[8.0, 8, 40, 40], [30, 4, 90, 60]])
     classes = torch.tensor([0, 2])
     return [Instances((72, 96), gt_boxes=Boxes(boxes[:n]), gt_classes=classes[:n]) for n in counts]
-
-
-def features_of(wrapper, width, seed, images=2):
-    """A map per level for images of 64x96."""
-    shape = {x.stride: (max(64 // x.stride, 1), max(96 // x.stride, 1)) for x in wrapper.levels}
-    return {s: x.float() for s, x in maps(shape, width, images, seed).items()}
 
 
 def observe(detector, width, seed, counts=(2, 1)):

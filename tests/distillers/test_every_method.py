@@ -39,12 +39,10 @@ def train(model, batch, steps):
     return history
 
 
-@pytest.mark.parametrize("aid", [False, True], ids=["alone", "aid"])
 @pytest.mark.parametrize("method,detector", SERVED)
-def test_trains(distilled_cfg, build_seeded, make_batch, method, detector, aid):
+def test_trains(distilled_cfg, build_seeded, make_batch, method, detector):
     """Three steps, and one on images without objects."""
-    changes = {"DISTILL.AID.ENABLED": aid}
-    model = make(distilled_cfg, build_seeded, method, detector, changes)
+    model = make(distilled_cfg, build_seeded, method, detector, {})
     trained = {f"distiller.{name}" for name, _ in model.distiller.named_parameters()}
     steps, seen = train(model, make_batch(), steps=3), set()
     for losses, gradients in steps:

@@ -1,7 +1,7 @@
 """Detectors without a backbone, for tests of what comes after it."""
 
 from aid_d2.modeling.wrappers import wrap
-from helpers.toy import rand
+from helpers.toy import maps, rand
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 
 
@@ -27,3 +27,9 @@ def wrapper_without_backbone(cfg, build_seeded, seed=0):
     for i, p in enumerate(wrapper.model.parameters()):
         p.data.add_(0.1 * rand(*p.shape, seed=seed + i).float())
     return wrapper
+
+
+def features_of(wrapper, width, seed, images=2):
+    """A map per level for images of 64x96."""
+    shape = {x.stride: (max(64 // x.stride, 1), max(96 // x.stride, 1)) for x in wrapper.levels}
+    return {s: x.float() for s, x in maps(shape, width, images, seed).items()}

@@ -1,0 +1,164 @@
+"""GKD with BMFI (Lan & Tian, *Gradient-Guided Knowledge Distillation for Object Detectors*, WACV
+2024), by the authors of AID.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detectron2.config import CfgNode as CN
+from detectron2.evaluation.evaluator import inference_context
+
+from ..layers.adapters import channel_adapters
+from ..layers.attention import attention_loss, attentions
+from ..layers.cells import boxes_in_cells
+from ..modeling.wrappers import DetectorWrapper
+from ..structures import DistillBatch, DistillWeights, Objects
+from .base import DISTILLER_REGISTRY, Distiller
+from .dist2 import detection_loss
+from .fgd import imitation_loss
+
+
+def gradient_map(features: Tensor, gradient: Tensor) -> Tensor:
+    """``G = ReLU(sum_k w_k A_k)``, ``w_k = mean_hw dL/dA_k``, over its maximum in each image; 0
+    where no w_k A_k is positive.
+
+    Args:
+        features: A (N, C, H, W).
+        gradient: dL/dA of the same shape, which counts as constant.
+
+    Returns:
+        (N, 1, H, W) in [0, 1].
+    """
+    importance = gradient.mean((2, 3), keepdim=True)
+    found = (importance * features).sum(1, keepdim=True).relu()
+    return found / found.amax((2, 3), keepdim=True).clamp(min=torch.finfo(found.dtype).tiny)
+
+
+def box_masks(objects: Objects, stride: int, height: int, width: int) -> Tensor:
+    """M of a level (N, 1, H, W): the largest over the objects of ``1 / (w h)`` times 1 in the box,
+    ``exp(-2 ((x - cx) / w)^2 - 2 ((y - cy) / h)^2)`` around it, and 0 outside the box of twice its
+    sides, w and h, about the same centre; in cells.
+    """
+    low, high = boxes_in_cells(objects.boxes, stride)
+    sides = 2 * (high - low)
+    cells = [torch.arange(size, device=low.device) + 0.5 for size in (width, height)]
+    inside, around, falling = [], [], []
+    for axis, x in enumerate(cells):
+        start, end, side = (y[:, axis, None] for y in (low, high, sides))
+        distance = (x - (start + end) / 2).abs() / side
+        inside.append((x > start) & (x < end))
+        around.append(distance <= 0.5)
+        falling.append(torch.exp(-2 * distance.square()))
+
+    def plane(parts: list[Tensor]) -> Tensor:
+        """(M, H, W), of what holds for columns and rows."""
+        columns, rows = parts
+        return rows[:, :, None] * columns[:, None, :]
+
+    values = torch.where(plane(inside), 1.0, plane(falling) * plane(around))
+    values = values / sides.prod(1)[:, None, None]
+    masks = values.new_zeros(len(objects.counts), height, width)
+    return masks.index_reduce(0, objects.image_index, values, "amax")[:, None]
+
+
+def task_gradients(
+    wrapper: DetectorWrapper, features: dict[int, Tensor], objects: Objects
+) -> dict[int, Tensor]:
+    """Gradient of a detector's own loss with respect to its maps, by one pass through its heads.
+
+    Args:
+        wrapper: of the detector; neither its parameters nor their gradients change.
+        features: maps (N, C, H, W) per stride, finest first.
+        objects: the ground truth.
+    """
+    maps = {stride: x.detach().requires_grad_() for stride, x in features.items()}
+    with inference_context(wrapper.model):
+        with wrapper.autocast():
+            head_outputs = wrapper.head(list(maps.values()))
+        losses = wrapper.unreduced_losses(maps, head_outputs, objects)
+    loss = detection_loss(losses, DistillWeights.full(maps))
+    found = torch.autograd.grad(loss, list(maps.values()), materialize_grads=True)
+    return {stride: x.float() for stride, x in zip(maps, found)}
+
+
+@DISTILLER_REGISTRY.register()
+class GKD(Distiller):
+    """Where a detector's loss depends on its maps, and imitation around objects:
+
+        L = b mean W |G_T - G_S|
+            + 1/N [ a sum W M A (T - S)^2 + g (sum w |Ac_s - Ac_t| + sum W |As_s - As_t|) ]
+
+    summed over levels. G is the :func:`gradient_map` of a detector, M the :func:`box_masks`, and
+    A = As_t Ac_t with the attentions of FGD. S is adapted by a 1x1 convolution where the numbers of
+    channels differ. AID's map is W, and w its mean under As_t.
+
+    The released code makes G from the image file, without the batch's flip and scale, from the ten
+    highest detections of each model, and without a gradient. Here it is made from the batch and the
+    ground truth, by one more pass of each detector's heads, and L_GKD reaches the student's maps
+    through A_k, w_k being constant. With DISTILL.INHERIT the student starts from the teacher's neck
+    and head, as published.
+
+    The sums over locations make the loss grow with the area of the images, as published.
+    """
+
+    @staticmethod
+    def config():
+        node = CN()
+        node.FEATURE_WEIGHT = 1e-3  # a of the released configs
+        node.GRADIENT_WEIGHT = 0.5  # b; the released configs have 0.05 to 0.5
+        node.ATTENTION_WEIGHT = 1e-3  # g of the released configs
+        node.TEMPERATURE = 0.5  # of both attentions
+        return node
+
+    def __init__(self, node, context):
+        super().__init__(node, context)
+        self.node = node
+        self.student, self.teacher = context.student, context.teacher
+        for role, wrapper in (("student", self.student), ("teacher", self.teacher)):
+            _check_loss(role, wrapper, len(context.pairs))
+        if self.student.num_classes != self.teacher.num_classes:
+            raise ValueError(
+                f"DISTILL.METHODS: GKD asks both detectors for their loss on the ground truth, but "
+                f"the student has {self.student.num_classes} classes and the teacher "
+                f"{self.teacher.num_classes}. Use a teacher of the same classes, or a method that "
+                "compares features alone, such as PKD."
+            )
+        self.adapters = channel_adapters(context.pairs)
+
+    def forward(self, batch: DistillBatch) -> dict[str, Tensor]:
+        node, objects, weights = self.node, batch.objects, batch.weights
+        gradients = [
+            task_gradients(wrapper, outputs.features, objects)
+            for wrapper, outputs in ((self.student, batch.student), (self.teacher, batch.teacher))
+        ]
+        parts: dict[str, Any] = dict.fromkeys(("gradient", "feature", "attention"), 0.0)
+        for stride, own in batch.student.features.items():
+            t, weight = batch.teacher.features[stride], weights.maps[stride]
+            maps = [gradient_map(x, y[stride]) for x, y in zip((own, t), gradients)]
+            parts["gradient"] += (weight * (maps[1] - maps[0]).abs()).mean()
+            s = self.adapters[stride](own)
+            of_student, of_teacher = (attentions(x, node.TEMPERATURE) for x in (s, t))
+            pooled = weights.pooled(stride, of_teacher.space)
+            mask = box_masks(objects, stride, *t.shape[-2:])
+            parts["feature"] += imitation_loss(s, t, weight * mask, of_teacher.both)
+            parts["attention"] += attention_loss(of_student, of_teacher, weight, pooled)
+        return {part: node[f"{part.upper()}_WEIGHT"] * x for part, x in parts.items()}
+
+
+def _check_loss(role: str, wrapper: DetectorWrapper, shared_levels: int) -> None:
+    other = "Use a method that compares features alone, such as PKD."
+    try:
+        wrapper.check_losses()
+    except NotImplementedError as error:
+        raise ValueError(
+            f"DISTILL.METHODS: GKD follows the {role}'s own loss back to its maps, and the loss of "
+            f"a {wrapper.name} is not known. {other}"
+        ) from error
+    if shared_levels < len(wrapper.levels):
+        raise ValueError(
+            f"DISTILL.METHODS: GKD needs the whole pyramid of the {role}, strides "
+            f"{[x.stride for x in wrapper.levels]}, and student and teacher share {shared_levels} "
+            f"of its levels. Use pyramids of equal levels. {other}"
+        )
