@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -32,16 +33,32 @@ print(json.dumps({key: value.tolist() for key, value in found.items()}))
 """
 
 
+@pytest.fixture(scope="module")
+def files_of(small_cfg, build_seeded, save_teacher):
+    """`files_of(name)`: config and weights of a detector."""
+
+    @cache
+    def save(name):
+        changes = {
+            "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
+            "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+            "INPUT.MIN_SIZE_TEST": 64,
+        }
+        cfg = small_cfg(name, changes)
+        saved = save_teacher(cfg, build_seeded(cfg, 3))
+        return saved["DISTILL.TEACHER.CONFIG_FILE"], saved["DISTILL.TEACHER.WEIGHTS"]
+
+    return save
+
+
 @pytest.fixture(scope="module", params=["RetinaNet", "FasterRCNN"])
-def files(request, small_cfg, build_seeded, save_teacher):
-    changes = {
-        "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
-        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
-        "INPUT.MIN_SIZE_TEST": 64,
-    }
-    cfg = small_cfg(request.param, changes)
-    saved = save_teacher(cfg, build_seeded(cfg, 3))
-    return saved["DISTILL.TEACHER.CONFIG_FILE"], saved["DISTILL.TEACHER.WEIGHTS"]
+def files(request, files_of):
+    return files_of(request.param)
+
+
+@pytest.fixture
+def retinanet(files_of):
+    return files_of("RetinaNet")
 
 
 def arguments(files, output, *more):
@@ -140,29 +157,29 @@ def test_average_precision_of_both(files, rectangles, tmp_path, capsys):
     assert ours == pytest.approx(expected, abs=0.01) and ours == pytest.approx(theirs, abs=0.01)
 
 
-def test_nothing_detected_is_no_parity(files, rectangles, tmp_path, capsys):
+def test_nothing_detected_is_no_parity(retinanet, rectangles, tmp_path, capsys):
     high = ["MODEL.RETINANET.SCORE_THRESH_TEST", "1", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1"]
     options = ["--images", rectangles[2], "--opts", *high]
-    assert main(arguments(files, str(tmp_path / "x.onnx"), *options)) == 2
+    assert main(arguments(retinanet, str(tmp_path / "x.onnx"), *options)) == 2
     assert "finds nothing" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_differs_is_not_kept(files, rectangles, tmp_path, monkeypatch, capsys):
+def test_a_file_that_differs_is_not_kept(retinanet, rectangles, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export, "BOX_TOLERANCE", -1.0)
-    assert main(arguments(files, str(tmp_path / "bad.onnx"), "--images", rectangles[2])) == 2
+    assert main(arguments(retinanet, str(tmp_path / "bad.onnx"), "--images", rectangles[2])) == 2
     assert "differs from PyTorch" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_slim_checkpoint(files, tmp_path):
+def test_slim_checkpoint(retinanet, tmp_path):
     """The weights, without optimizer and distillers."""
-    full = torch.load(files[1])
+    full = torch.load(retinanet[1])
     fat = tmp_path / "fat.pth"
     more = {**full["model"], "distiller.PKD.weight": torch.ones(9)}
     torch.save({**full, "model": more, "optimizer": {"x": torch.ones(999)}}, fat)
     output = tmp_path / "slim.pth"
-    assert main(arguments((files[0], str(fat)), str(output), "--student-only")) == 0
+    assert main(arguments((retinanet[0], str(fat)), str(output), "--student-only")) == 0
     slim = torch.load(output)
     assert slim["model"].keys() == full["model"].keys()
     assert all(torch.equal(value, full["model"][key]) for key, value in slim["model"].items())
@@ -178,8 +195,8 @@ def test_slim_checkpoint(files, tmp_path):
         ([], "--images is missing"),
     ],
 )
-def test_bad_input(files, rectangles, tmp_path, capsys, more, message):
+def test_bad_input(retinanet, rectangles, tmp_path, capsys, more, message):
     more = [rectangles[2] if x == "IMAGES" else x for x in more]
-    assert main(arguments(files, str(tmp_path / "x.onnx"), *more)) == 2
+    assert main(arguments(retinanet, str(tmp_path / "x.onnx"), *more)) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
