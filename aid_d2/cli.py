@@ -22,7 +22,13 @@ EXTRAS = {
 }
 
 # What a user can mend, and a message explains.
-USER_ERRORS = (ValueError, OSError, NotImplementedError, ModuleNotFoundError)
+USER_ERRORS = (
+    ValueError,
+    OSError,
+    NotImplementedError,
+    ModuleNotFoundError,
+    FloatingPointError,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from aid_d2 import cli
 from aid_d2.engine import argument_parser, main
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultPredictor
@@ -251,6 +252,14 @@ def test_a_signal_leaves_a_checkpoint_to_resume_from(data, tmp_path, number, cod
     assert process.wait() == code
     saved = torch.load(tmp_path / (tmp_path / "last_checkpoint").read_text(), weights_only=False)
     assert saved["iteration"] >= 19 and "optimizer" in saved["trainer"]["_trainer"]
+
+
+def test_a_training_that_diverges_names_the_remedy(data, tmp_path, capsys):
+    arguments = command("retinanet_R_50.yaml", tmp_path, data, **{"SOLVER.BASE_LR": 1e30})
+    assert cli.main(["train", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert "infinite or NaN at iteration" in error and "loss_cls" in error
+    assert "SOLVER.CLIP_GRADIENTS.ENABLED True" in error and "Traceback" not in error
 
 
 def test_classes_are_compared_by_name(student, data, tmp_path):

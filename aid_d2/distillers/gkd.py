@@ -100,7 +100,9 @@ class GKD(Distiller):
     through A_k, w_k being constant. With DISTILL.INHERIT the student starts from the teacher's neck
     and head, as published.
 
-    The sums over locations make the loss grow with the area of the images, as published.
+    The sums over locations make the loss grow with the area of the images, as published. Gradients
+    are clipped to a norm of 35 as for FGD (SOLVER.CLIP_GRADIENTS), without which a training can
+    diverge.
     """
 
     @staticmethod

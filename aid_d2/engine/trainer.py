@@ -61,6 +61,16 @@ class Trainer(DefaultTrainer):
         report = [ReportShare()] if getattr(model, "teacher", None) is not None else []
         return [*report, *super().build_hooks(), SaveOnSignal()]
 
+    def run_step(self):
+        try:
+            super().run_step()
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"{error}\nLower SOLVER.BASE_LR or DISTILL.WEIGHT, raise DISTILL.WARMUP_ITERS, or "
+                "clip gradients by SOLVER.CLIP_GRADIENTS.ENABLED True, CLIP_TYPE full_model and "
+                "CLIP_VALUE 35.0."
+            ) from error
+
     # v0.6 leaves the optimizer out of its checkpoints; later versions do as follows.
     def state_dict(self):
         return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
