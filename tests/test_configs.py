@@ -15,6 +15,7 @@ from aid_d2.modeling.wrappers import wrap
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
+from detectron2.solver import build_optimizer
 
 ROOT = Path(__file__).parents[1]
 NAMES = [
@@ -110,6 +111,7 @@ def test_builds_at_full_size_with_the_classes_of_its_data(name, monkeypatch):
     monkeypatch.setattr(build, "_same_anchors", lambda *wrappers: True)
     cfg = load(name)
     model = build_without_memory(cfg)
+    build_optimizer(cfg, model)
     wrappers = [wrap(getattr(model, "student", model))]
     if is_distilled(name):
         wrappers.append(model.teacher.wrapper)

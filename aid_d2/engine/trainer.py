@@ -67,7 +67,7 @@ class Trainer(DefaultTrainer):
         except FloatingPointError as error:
             raise FloatingPointError(
                 f"{error}\nLower SOLVER.BASE_LR or DISTILL.WEIGHT, raise DISTILL.WARMUP_ITERS, or "
-                "clip gradients by SOLVER.CLIP_GRADIENTS.ENABLED True, CLIP_TYPE full_model and "
+                "clip gradients by SOLVER.CLIP_GRADIENTS.ENABLED True, CLIP_TYPE norm and "
                 "CLIP_VALUE 35.0."
             ) from error
 
