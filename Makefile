@@ -12,7 +12,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/python -W ignore::UserWarning examples/quickstart/quickstart.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
