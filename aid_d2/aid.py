@@ -211,7 +211,7 @@ class AID:
         # Other processes have no writer, which would empty their storage.
         if (storage.iter + 1) % _LOG_PERIOD or not comm.is_main_process():
             return
-        scalars = {"teacher/loss_dense": losses.anchor_losses.sum() / losses.batch_normalizer}
+        scalars = {"teacher/loss_dense": losses.dense}
         if losses.roi is not None:
             scalars["teacher/loss_roi"] = losses.mean_roi
         for stride, x in weights.maps.items():

@@ -14,9 +14,8 @@ from ..layers.adapters import channel_adapters
 from ..layers.attention import attention_loss, attentions
 from ..layers.cells import boxes_in_cells
 from ..modeling.wrappers import DetectorWrapper
-from ..structures import DistillBatch, DistillWeights, Objects
+from ..structures import DistillBatch, Objects
 from .base import DISTILLER_REGISTRY, Distiller
-from .dist2 import detection_loss
 from .fgd import imitation_loss
 
 
@@ -78,9 +77,9 @@ def task_gradients(
         with wrapper.autocast():
             head_outputs = wrapper.head(list(maps.values()))
         losses = wrapper.unreduced_losses(maps, head_outputs, objects)
-    loss = detection_loss(losses, DistillWeights.full(maps))
+    loss = losses.dense if losses.roi is None else losses.dense + losses.mean_roi
     found = torch.autograd.grad(loss, list(maps.values()), materialize_grads=True)
-    return {stride: x.float() for stride, x in zip(maps, found)}
+    return dict(zip(maps, found))
 
 
 @DISTILLER_REGISTRY.register()
@@ -100,9 +99,8 @@ class GKD(Distiller):
     through A_k, w_k being constant. With DISTILL.INHERIT the student starts from the teacher's neck
     and head, as published.
 
-    The sums over locations make the loss grow with the area of the images, as published. Gradients
-    are clipped to a norm of 35 as for FGD (SOLVER.CLIP_GRADIENTS), without which a training can
-    diverge.
+    The sums over locations make the loss grow with the area of the images, as published. Clip
+    gradients as for FGD (SOLVER.CLIP_GRADIENTS): without it a training can diverge.
     """
 
     @staticmethod

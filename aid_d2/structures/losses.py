@@ -60,6 +60,11 @@ class UnreducedLosses:
         return self.factor * (self.cls + self.box)
 
     @property
+    def dense(self) -> Tensor:
+        """() the detector's own dense loss."""
+        return self.anchor_losses.sum() / self.batch_normalizer
+
+    @property
     def mean_roi(self) -> Tensor:
         """() the loss of the second stage, the mean over the objects."""
         return self.roi.sum() / max(len(self.roi), 1)

@@ -78,15 +78,16 @@ def test_trains(make, make_batch, method, detector):
 
 @pytest.mark.parametrize("method,detector", SERVED)
 def test_alpha_zero_is_the_method_alone(make, make_batch, method, detector):
-    """Bit for bit: losses and gradients of the first step."""
+    """Bit for bit: losses and gradients of a step, and of one on images without objects."""
     histories = []
     for changes in ({"DISTILL.AID.ENABLED": False}, {"DISTILL.AID.ALPHA": 0.0}):
         model = make(method, detector, changes)
-        histories += train(model, make_batch(), steps=1)
-    (alone, alone_gradients), (gated, gated_gradients) = histories
-    assert alone.keys() == gated.keys() and alone_gradients.keys() == gated_gradients.keys()
-    assert all(torch.equal(alone[name], gated[name]) for name in alone)
-    assert all(torch.equal(alone_gradients[n], gated_gradients[n]) for n in alone_gradients)
+        batches = make_batch(), make_batch(counts=(0, 0))
+        histories.append([train(model, batch, steps=1)[0] for batch in batches])
+    for (alone, alone_gradients), (gated, gated_gradients) in zip(*histories):
+        assert alone.keys() == gated.keys() and alone_gradients.keys() == gated_gradients.keys()
+        assert all(torch.equal(alone[name], gated[name]) for name in alone)
+        assert all(torch.equal(alone_gradients[n], gated_gradients[n]) for n in alone_gradients)
 
 
 @pytest.mark.parametrize("method,detector", REFUSED)

@@ -11,6 +11,8 @@ from helpers.toy import (
     context,
     maps,
     no_objects,
+    numpy_attentions,
+    numpy_softmax,
     random_weights,
     shake,
     some_objects,
@@ -48,23 +50,12 @@ def numpy_masks(stride):
     return foreground, nothing / np.maximum(nothing.sum((1, 2), keepdims=True), 1)
 
 
-def softmax(x):
-    e = np.exp(x - x.max())
-    return e / e.sum()
-
-
-def numpy_attentions(x, temperature):
-    """(H, W) and (C,) of one image."""
-    space = softmax(np.abs(x).mean(0) / temperature) * x[0].size
-    return space, softmax(np.abs(x).mean((1, 2)) / temperature) * len(x)
-
-
 def numpy_context(x, block):
     """Of one image (C, H, W)."""
     first, norm, _, last = block.transform
     weight = block.attend.weight.detach().numpy()[0, :, 0, 0]
     energy = np.einsum("c,chw->hw", weight, x)
-    pooled = torch.from_numpy((x * softmax(energy)).sum((1, 2)))
+    pooled = torch.from_numpy((x * numpy_softmax(energy)).sum((1, 2)))
     inner = layer_norm(first(pooled), norm.normalized_shape, norm.weight, norm.bias).clamp(min=0)
     return x + last(inner).detach().numpy()[:, None, None]
 

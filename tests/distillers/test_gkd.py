@@ -10,6 +10,7 @@ from helpers.toy import (
     constant_weights,
     maps,
     no_objects,
+    numpy_attentions,
     random_weights,
     shake,
     some_objects,
@@ -73,16 +74,6 @@ def numpy_gradient_map(features, gradient):
     return found / found.max() if found.max() > 0 else found
 
 
-def softmax(x):
-    e = np.exp(x - x.max())
-    return e / e.sum()
-
-
-def numpy_attentions(x):
-    space = softmax(np.abs(x).mean(0) / 0.5) * x[0].size
-    return space, softmax(np.abs(x).mean((1, 2)) / 0.5) * len(x)
-
-
 @pytest.mark.parametrize("stride", SIZES)
 def test_masks_cell_by_cell(stride):
     mask = box_masks(some_objects(), stride, *SIZES[stride])
@@ -143,7 +134,9 @@ def test_losses_against_numpy(detector_of, monkeypatch, width):
                 for x, wrapper in ((teacher, wrappers[1]), (student, wrappers[0]))
             )
             expected["gradient"] += (w * np.abs(theirs - own)).sum() / (2 * size[0] * size[1])
-            (space_s, channels_s), (space_t, channels_t) = map(numpy_attentions, (s, t))
+            (space_s, channels_s), (space_t, channels_t) = (
+                numpy_attentions(x, 0.5) for x in (s, t)
+            )
             difference = channels_t[:, None, None] * space_t * (t - s) ** 2
             expected["feature"] += (w * mask * difference).sum() / 2
             pooled = (w * space_t).sum() / space_t.sum()

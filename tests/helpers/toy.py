@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 
 from aid_d2.modeling.context import DistillContext
@@ -79,3 +80,14 @@ def shake(module, seed=0):
         for i, p in enumerate(module.parameters()):
             p.copy_(rand(*p.shape, seed=seed + i) / 2)
     return module
+
+
+def numpy_softmax(x):
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def numpy_attentions(x, temperature):
+    """In space (H, W) and in channels (C,), of one image (C, H, W)."""
+    space = numpy_softmax(np.abs(x).mean(0) / temperature) * x[0].size
+    return space, numpy_softmax(np.abs(x).mean((1, 2)) / temperature) * len(x)

@@ -421,9 +421,9 @@ def average_precision(model, batch, threshold=0.5):
     return sum(precisions) / K
 
 
-def test_overfits_four_images():
+def test_overfits_ten_images():
     model = tiny_model().train()
-    batch = [rectangles(seed) for seed in range(4)]
+    batch = [rectangles(seed) for seed in range(10)]
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     for _ in range(80):
         loss = sum(model(batch).values())
