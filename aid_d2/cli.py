@@ -28,6 +28,7 @@ USER_ERRORS = (
     NotImplementedError,
     ModuleNotFoundError,
     FloatingPointError,
+    MemoryError,
 )
 
 

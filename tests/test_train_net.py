@@ -11,53 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.commands import command
 
 from aid_d2 import cli
 from aid_d2.engine import argument_parser, main
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultPredictor
+from detectron2.modeling import RetinaNet
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = ROOT / "configs" / "kitti"
 FAMILIES = ("retinanet", "faster_rcnn")
-SMALL = {
-    "MODEL.DEVICE": "cpu",
-    "MODEL.WEIGHTS": "",
-    "MODEL.BACKBONE.FREEZE_AT": 0,
-    "MODEL.RESNETS.DEPTH": 18,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
-    "MODEL.RESNETS.NORM": "BN",
-    "MODEL.FPN.OUT_CHANNELS": 16,
-    "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
-    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
-    "INPUT.MIN_SIZE_TRAIN": (64,),
-    "INPUT.MIN_SIZE_TEST": 64,
-    "SOLVER.IMS_PER_BATCH": 2,
-    "SOLVER.MAX_ITER": 2,
-    "SOLVER.STEPS": (),
-    "DATALOADER.NUM_WORKERS": 0,
-    "SEED": 7,
-}
 
 
 @pytest.fixture(scope="module")
 def data(rectangles):
     """What DATASETS.COCO_JSON takes."""
     return rectangles
-
-
-def command(config, output, data, *flags, **overrides):
-    options = {
-        **SMALL,
-        "DATASETS.COCO_JSON": [data],
-        "DATASETS.TRAIN": (data[0],),
-        "DATASETS.TEST": (data[0],),
-        "OUTPUT_DIR": str(output),
-        **overrides,
-    }
-    pairs = [str(x) for pair in options.items() for x in pair]
-    return ["--config-file", str(CONFIGS / config), *flags, *pairs]
 
 
 def run(*args, **overrides):
@@ -252,6 +221,25 @@ def test_a_signal_leaves_a_checkpoint_to_resume_from(data, tmp_path, number, cod
     assert process.wait() == code
     saved = torch.load(tmp_path / (tmp_path / "last_checkpoint").read_text(), weights_only=False)
     assert saved["iteration"] >= 19 and "optimizer" in saved["trainer"]["_trainer"]
+
+
+def test_too_little_memory_leaves_a_checkpoint(data, tmp_path, monkeypatch):
+    """From which a smaller batch, the remedy that the error names, goes on."""
+    keys = {"SOLVER.MAX_ITER": 5, "SOLVER.CHECKPOINT_PERIOD": 100, "TEST.EVAL_PERIOD": 100}
+    forward, enough = RetinaNet.forward, iter(range(3))
+
+    def on_a_small_device(self, batch):
+        if self.training and len(batch) == 2 and next(enough, None) is None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+        return forward(self, batch)
+
+    monkeypatch.setattr(RetinaNet, "forward", on_a_small_device)
+    with pytest.raises(cli.USER_ERRORS, match="(?s)1 GiB.*--resume.*SOLVER.IMS_PER_BATCH"):
+        run("retinanet_R_50.yaml", tmp_path, data, **keys)
+    saved = torch.load(tmp_path / "model_0000002.pth", weights_only=False)
+    assert saved["iteration"] == 2 and "optimizer" in saved["trainer"]["_trainer"]
+    run("retinanet_R_50.yaml", tmp_path, data, "--resume", **keys, **{"SOLVER.IMS_PER_BATCH": 1})
+    assert torch.load(tmp_path / "model_final.pth", weights_only=False)["iteration"] == 4
 
 
 def test_a_training_that_diverges_names_the_remedy(data, tmp_path):

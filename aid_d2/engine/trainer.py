@@ -30,6 +30,8 @@ from .checkpoint import WholeCheckpointer
 from .interrupt import SaveOnSignal
 from .report import ReportShare
 
+MORE_MEMORY = "Lower SOLVER.IMS_PER_BATCH, or set SOLVER.BF16 True, which halves what maps take."
+
 
 class Trainer(DefaultTrainer):
     """`DefaultTrainer` with the COCO evaluator, and KITTI's own metrics where they apply."""
@@ -62,14 +64,30 @@ class Trainer(DefaultTrainer):
         return [*report, *super().build_hooks(), SaveOnSignal()]
 
     def run_step(self):
+        """A step, whose failure names its remedy.
+
+        Raises:
+            FloatingPointError: a loss became infinite or NaN.
+            MemoryError: the device has too little memory; what was trained is saved before.
+        """
         try:
             super().run_step()
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(f"{error}\n{self._saved_progress()}{MORE_MEMORY}") from error
         except FloatingPointError as error:
             raise FloatingPointError(
                 f"{error}\nLower SOLVER.BASE_LR or DISTILL.WEIGHT, raise DISTILL.WARMUP_ITERS, or "
                 "clip gradients by SOLVER.CLIP_GRADIENTS.ENABLED True, CLIP_TYPE norm and "
                 "CLIP_VALUE 35.0."
             ) from error
+
+    def _saved_progress(self) -> str:
+        """Save what the steps so far have trained, and say where."""
+        done = self.iter - 1
+        if done < self.start_iter:
+            return ""
+        self.checkpointer.save(f"model_{done:07d}", iteration=done)
+        return f"{self.cfg.OUTPUT_DIR} has a checkpoint of all steps so far, for --resume.\n"
 
     # v0.6 leaves the optimizer out of its checkpoints; later versions do as follows.
     def state_dict(self):

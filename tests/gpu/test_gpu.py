@@ -4,11 +4,14 @@ import os
 
 import pytest
 import torch
+from helpers.commands import command
 from helpers.methods import SERVED, SHALLOW
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from aid_d2.aid import GRANULARITIES
+from aid_d2.engine import argument_parser, run
+from detectron2.modeling import RetinaNet
 from detectron2.utils.events import EventStorage
 
 pytestmark = pytest.mark.gpu
@@ -166,3 +169,27 @@ def test_compiled(make, make_batch, device):
     keys = {"SOLVER.COMPILE": True, "DISTILL.TEACHER.COMPILE": True}
     compiled, _ = step(make("RetinaNet", ("PKD",), device, keys), make_batch())
     assert compiled == pytest.approx(plain, rel=1e-3)
+
+
+def test_the_command_trains(device, rectangles, tmp_path, monkeypatch):
+    """By `--num-gpus 1`. Where memory runs out, the command goes on from there with --resume."""
+    keys = {"MODEL.DEVICE": device.type, "SOLVER.MAX_ITER": 4, "SOLVER.CHECKPOINT_PERIOD": 100}
+
+    def train(*flags):
+        flags = ("--num-gpus", "1", *flags)
+        arguments = command("retinanet_R_50.yaml", tmp_path, rectangles, *flags, **keys)
+        run(argument_parser().parse_args(arguments))
+
+    def on_a_small_device(self, batch):
+        if self.training and next(enough, None) is None:
+            torch.empty(2**50, device=device)
+        return forward(self, batch)
+
+    if device.type == "cuda":
+        forward, enough = RetinaNet.forward, iter(range(3))
+        monkeypatch.setattr(RetinaNet, "forward", on_a_small_device)
+        with pytest.raises(MemoryError, match="--resume"):
+            train()
+        monkeypatch.undo()
+    train("--resume")
+    assert torch.load(tmp_path / "model_final.pth", weights_only=False)["iteration"] == 3
