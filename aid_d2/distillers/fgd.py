@@ -73,7 +73,7 @@ def _published(scale: float, temperature: float) -> CN:
     node.FOREGROUND_WEIGHT = 1e-3 * scale
     node.BACKGROUND_WEIGHT = 5e-4 * scale
     node.ATTENTION_WEIGHT = 5e-4 * scale
-    node.GLOBAL_WEIGHT = 5e-6 * scale
+    node.GLOBAL_WEIGHT = 5e-4 * scale / 100
     node.TEMPERATURE = temperature  # T of both attentions
     return node
 

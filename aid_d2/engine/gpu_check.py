@@ -76,8 +76,8 @@ def all_parts() -> dict[str, Part]:
         "machine": machine,
         "tests": gpu_tests,
         **costs,
-        "cost of retinanet in bfloat16, compiled": compiled,
         "training": training,
+        "cost of retinanet in bfloat16, compiled": compiled,
     }
 
 
