@@ -36,6 +36,8 @@ class DeFeat(Distiller):
     lie in a box, or in none, and over channels; then over images. The background, which the task
     teaches little about, weighs more than the objects. AID's map W weights each squared difference.
 
+    Padding and regions to be ignored are background too.
+
     The paper also imitates the class scores of proposals, of objects and background apart; here
     :class:`~aid_d2.distillers.dkd.DKD` does that for the box head.
     """
@@ -45,10 +47,10 @@ class DeFeat(Distiller):
     @staticmethod
     def config():
         node = CN()
-        # a and b as public code has them with 2 images on a GPU (HEAD, ECCV 2022), which sums over
-        # images: 1 and 4 of each.
-        node.FOREGROUND_WEIGHT = 2.0
-        node.BACKGROUND_WEIGHT = 8.0
+        # a and b: 3 and 12 in the authors' code (Faster R-CNN on VOC), which divides them by 2 and
+        # by the number of levels, 5.
+        node.FOREGROUND_WEIGHT = 0.3
+        node.BACKGROUND_WEIGHT = 1.2
         return node
 
     def __init__(self, node, context):

@@ -89,9 +89,9 @@ class FGD(Distiller):
     global context block of each detector. S is adapted by a 1x1 convolution where the numbers of
     channels differ. AID's map is W, and w its mean under As_t.
 
-    The sums over locations make the loss grow with the area of the images, as published. It was
-    published with gradients clipped to a norm of 35 (SOLVER.CLIP_GRADIENTS) and DISTILL.INHERIT;
-    without clipping a training can diverge.
+    The terms of As and GC grow with the area of the images, as published. It was published with the
+    gradient of all parameters clipped to a norm of 35 and DISTILL.INHERIT. SOLVER.CLIP_GRADIENTS
+    clips each parameter; without it a training can diverge.
     """
 
     @staticmethod

@@ -18,21 +18,24 @@ from ..structures import DistillBatch, Objects
 from .base import DISTILLER_REGISTRY, Distiller
 from .fgd import imitation_loss
 
+# Of the released code: a map stays near 0 where the loss hardly depends on the features.
+_EPSILON = 1e-7
+
 
 def gradient_map(features: Tensor, gradient: Tensor) -> Tensor:
-    """``G = ReLU(sum_k w_k A_k)``, ``w_k = mean_hw dL/dA_k``, over its maximum in each image; 0
-    where no w_k A_k is positive.
+    """``G = ReLU(sum_k w_k A_k)``, ``w_k = mean_hw dL/dA_k``, over its maximum in each image (plus
+    1e-7).
 
     Args:
         features: A (N, C, H, W).
         gradient: dL/dA of the same shape, which counts as constant.
 
     Returns:
-        (N, 1, H, W) in [0, 1].
+        (N, 1, H, W) in [0, 1).
     """
     importance = gradient.mean((2, 3), keepdim=True)
     found = (importance * features).sum(1, keepdim=True).relu()
-    return found / found.amax((2, 3), keepdim=True).clamp(min=torch.finfo(found.dtype).tiny)
+    return found / (found.amax((2, 3), keepdim=True) + _EPSILON)
 
 
 def box_masks(objects: Objects, stride: int, height: int, width: int) -> Tensor:
@@ -68,16 +71,18 @@ def task_gradients(
     """Gradient of a detector's own loss with respect to its maps, by one pass through its heads.
 
     Args:
-        wrapper: of the detector; neither its parameters nor their gradients change.
+        wrapper: of the detector, whose norms compute as in evaluation. Neither its parameters nor
+            their gradients change.
         features: maps (N, C, H, W) per stride, finest first.
         objects: the ground truth.
     """
     maps = {stride: x.detach().requires_grad_() for stride, x in features.items()}
-    with inference_context(wrapper.model):
+    # Also while PreciseBN averages statistics, without gradient.
+    with inference_context(wrapper.model), torch.enable_grad():
         with wrapper.autocast():
             head_outputs = wrapper.head(list(maps.values()))
         losses = wrapper.unreduced_losses(maps, head_outputs, objects)
-    loss = losses.dense if losses.roi is None else losses.dense + losses.mean_roi
+        loss = losses.dense if losses.roi is None else losses.dense + losses.mean_roi
     found = torch.autograd.grad(loss, list(maps.values()), materialize_grads=True)
     return dict(zip(maps, found))
 
@@ -99,16 +104,18 @@ class GKD(Distiller):
     through A_k, w_k being constant. With DISTILL.INHERIT the student starts from the teacher's neck
     and head, as published.
 
-    The sums over locations make the loss grow with the area of the images, as published. Clip
-    gradients as for FGD (SOLVER.CLIP_GRADIENTS): without it a training can diverge.
+    a and g, the box-aware imitation (BMFI), are 0 in all released configs, and by default. With
+    them clip gradients as for FGD (SOLVER.CLIP_GRADIENTS): on levels without a norm the attention
+    is so sharp that a training can diverge.
     """
 
     @staticmethod
     def config():
         node = CN()
-        node.FEATURE_WEIGHT = 1e-3  # a of the released configs
-        node.GRADIENT_WEIGHT = 0.5  # b; the released configs have 0.05 to 0.5
-        node.ATTENTION_WEIGHT = 1e-3  # g of the released configs
+        node.GRADIENT_WEIGHT = 0.5  # b; the released configs have 0.01, 0.1 and 0.5
+        # a and g; 1e-3 are the default arguments of the released code.
+        node.FEATURE_WEIGHT = 0.0
+        node.ATTENTION_WEIGHT = 0.0
         node.TEMPERATURE = 0.5  # of both attentions
         return node
 
@@ -125,26 +132,43 @@ class GKD(Distiller):
                 f"{self.teacher.num_classes}. Use a teacher of the same classes, or a method that "
                 "compares features alone, such as PKD."
             )
-        self.adapters = channel_adapters(context.pairs)
+        self.imitates = node.FEATURE_WEIGHT > 0 or node.ATTENTION_WEIGHT > 0
+        self.adapters = channel_adapters(context.pairs if self.imitates else ())
 
     def forward(self, batch: DistillBatch) -> dict[str, Tensor]:
-        node, objects, weights = self.node, batch.objects, batch.weights
-        gradients = [
-            task_gradients(wrapper, outputs.features, objects)
-            for wrapper, outputs in ((self.student, batch.student), (self.teacher, batch.teacher))
-        ]
-        parts: dict[str, Any] = dict.fromkeys(("gradient", "feature", "attention"), 0.0)
+        losses = {"gradient": self.node.GRADIENT_WEIGHT * self._guidance(batch)}
+        return {**losses, **self._imitation(batch)} if self.imitates else losses
+
+    def _guidance(self, batch: DistillBatch) -> Tensor:
+        own, theirs = (
+            (features, task_gradients(wrapper, features, batch.objects))
+            for wrapper, features in (
+                (self.student, batch.student.features),
+                (self.teacher, batch.teacher.features),
+            )
+        )
+        total: Any = 0.0
+        for stride, weight in batch.weights.maps.items():
+            s, t = (gradient_map(x[stride], y[stride]) for x, y in (own, theirs))
+            total += (weight * (t - s).abs()).mean()
+        return total
+
+    def _imitation(self, batch: DistillBatch) -> dict[str, Tensor]:
+        node = self.node
+        feature: Any = 0.0
+        attention: Any = 0.0
         for stride, own in batch.student.features.items():
-            t, weight = batch.teacher.features[stride], weights.maps[stride]
-            maps = [gradient_map(x, y[stride]) for x, y in zip((own, t), gradients)]
-            parts["gradient"] += (weight * (maps[1] - maps[0]).abs()).mean()
+            t, weight = batch.teacher.features[stride], batch.weights.maps[stride]
             s = self.adapters[stride](own)
             of_student, of_teacher = (attentions(x, node.TEMPERATURE) for x in (s, t))
-            pooled = weights.pooled(stride, of_teacher.space)
-            mask = box_masks(objects, stride, *t.shape[-2:])
-            parts["feature"] += imitation_loss(s, t, weight * mask, of_teacher.both)
-            parts["attention"] += attention_loss(of_student, of_teacher, weight, pooled)
-        return {part: node[f"{part.upper()}_WEIGHT"] * x for part, x in parts.items()}
+            pooled = batch.weights.pooled(stride, of_teacher.space)
+            mask = box_masks(batch.objects, stride, *t.shape[-2:])
+            feature += imitation_loss(s, t, weight * mask, of_teacher.both)
+            attention += attention_loss(of_student, of_teacher, weight, pooled)
+        return {
+            "feature": node.FEATURE_WEIGHT * feature,
+            "attention": node.ATTENTION_WEIGHT * attention,
+        }
 
 
 def _check_loss(role: str, wrapper: DetectorWrapper, shared_levels: int) -> None:

@@ -18,7 +18,7 @@ from helpers.toy import (
 from aid_d2.distillers.defeat import DeFeat
 
 SIZES = {8: (5, 6), 16: (3, 3), 32: (1, 2)}
-WEIGHTS = {"foreground": 2.0, "background": 8.0}
+WEIGHTS = {"foreground": 0.3, "background": 1.2}
 IMAGES = [0, 0, 1]
 
 

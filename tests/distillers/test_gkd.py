@@ -41,7 +41,9 @@ def detector_of(small_cfg, build_seeded):
 
 def method_of(student, teacher):
     torch.manual_seed(0)
-    return GKD(GKD.config(), pair_levels(student, teacher))
+    config = GKD.config()
+    config.FEATURE_WEIGHT = config.ATTENTION_WEIGHT = 1e-3
+    return GKD(config, pair_levels(student, teacher))
 
 
 def as_float(weights):
@@ -71,7 +73,7 @@ def numpy_mask(stride):
 def numpy_gradient_map(features, gradient):
     """(H, W) of one image."""
     found = np.maximum((gradient.mean((1, 2))[:, None, None] * features).sum(0), 0)
-    return found / found.max() if found.max() > 0 else found
+    return found / (found.max() + 1e-7)
 
 
 @pytest.mark.parametrize("stride", SIZES)
@@ -89,7 +91,40 @@ def test_gradient_maps_cell_by_cell():
     for n in range(2):
         expected = numpy_gradient_map(features[n].numpy(), gradient[n].numpy())
         np.testing.assert_allclose(found[n].numpy(), expected, rtol=1e-9)
-    assert found[0].max() == 1 and not found[1].any()
+    assert found[0].max() == pytest.approx(1, abs=1e-5) and not found[1].any()
+
+
+def test_gradient_maps_are_0_where_the_loss_depends_on_nothing():
+    """And so is the gradient of what compares them, however sharp the map is."""
+    features, gradient = (maps({8: (5, 6)}, 4, seed=i)[8] for i in (1, 2))
+    assert gradient_map(features, 1e-12 * gradient).max() < 1e-4
+    features = (1e-20 * features).requires_grad_()
+    gradient_map(features, gradient).sum().backward()
+    assert features.grad.abs().max() < 1e8
+
+
+@pytest.mark.parametrize("name", ["RetinaNet", "GFL"])
+def test_gradient_of_the_guidance_against_finite_differences(detector_of, name, monkeypatch):
+    """Of the student's map; how much the task depends on it counts as constant."""
+    wrappers = detector_of(name), detector_of(name, seed=50)
+    student, teacher = (features_of(w, 4, seed=i) for i, w in enumerate(wrappers))
+    objects = some_objects()
+    fixed = {w: task_gradients(w, x, objects) for w, x in zip(wrappers, (student, teacher))}
+    monkeypatch.setattr(gkd, "task_gradients", lambda wrapper, *args: fixed[wrapper])
+    method, weights = GKD(GKD.config(), pair_levels(*wrappers)), constant_weights(teacher)
+
+    def loss(features):
+        return method(as_batch(features, teacher, weights, objects))["gradient"]
+
+    leaves = {s: x.double().requires_grad_() for s, x in student.items()}
+    found = torch.autograd.grad(loss(leaves), list(leaves.values()), materialize_grads=True)
+    norm = torch.cat([x.flatten() for x in found]).norm()
+    moved = [
+        {s: x.double() + sign * 1e-6 * g / norm for (s, x), g in zip(student.items(), found)}
+        for sign in (1, -1)
+    ]
+    slope = (loss(moved[0]) - loss(moved[1])) / 2e-6
+    assert slope.item() == pytest.approx(norm.item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["RetinaNet", "FCOS", "FasterRCNN"])
@@ -112,7 +147,9 @@ def test_task_gradients_change_no_statistics(detector_of):
     wrapper = detector_of("RetinaNet", **{"MODEL.RETINANET.NORM": "BN"})
     wrapper.model.train()
     before = {k: x.clone() for k, x in wrapper.model.state_dict().items()}
-    task_gradients(wrapper, features_of(wrapper, 4, seed=1), some_objects())
+    with torch.no_grad():  # as PreciseBN does
+        found = task_gradients(wrapper, features_of(wrapper, 4, seed=1), some_objects())
+    assert any(x.any() for x in found.values())
     assert any("running_mean" in key for key in before) and wrapper.model.training
     assert all(torch.equal(x, before[k]) for k, x in wrapper.model.state_dict().items())
 
@@ -123,7 +160,12 @@ def test_losses_against_numpy(detector_of, monkeypatch, width):
     method = shake(method_of(*wrappers).double())
     student, teacher = maps(SIZES, width, seed=1), maps(SIZES, 4, seed=2)
     gradients = {w: maps(SIZES, n, seed=i) for w, n, i in zip(wrappers, (width, 4), (30, 60))}
-    monkeypatch.setattr(gkd, "task_gradients", lambda wrapper, *args: gradients[wrapper])
+
+    def given(wrapper, features, objects):
+        assert features is (student if wrapper is wrappers[0] else teacher)
+        return gradients[wrapper]
+
+    monkeypatch.setattr(gkd, "task_gradients", given)
     weights, expected = random_weights(teacher), dict.fromkeys(WEIGHTS, 0.0)
     for stride, size in SIZES.items():
         adapted = method.adapters[stride](student[stride]).detach().numpy()
@@ -164,6 +206,16 @@ def test_gradient_reaches_the_student_and_no_parameter_of_the_detectors(detector
         assert loss > 0 and all(x.isfinite().all() for x in reached)
         assert any(x.any() for x in reached), part
     assert all(p.grad is None for w in wrappers for p in w.model.parameters())
+
+
+def test_without_imitation_there_are_no_adapters(detector_of):
+    """As in the released configs, and by default."""
+    wrappers = detector_of(width=6), detector_of(seed=50)
+    method = GKD(GKD.config(), pair_levels(*wrappers))
+    student, teacher = features_of(wrappers[0], 6, seed=1), features_of(wrappers[1], 4, seed=2)
+    losses = method(as_batch(student, teacher, constant_weights(teacher), some_objects()))
+    assert losses.keys() == {"gradient"} and losses["gradient"] > 0
+    assert not list(method.parameters())
 
 
 def test_constant_weight_scales_each_loss(detector_of):
