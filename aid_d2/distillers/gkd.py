@@ -62,7 +62,8 @@ def box_masks(objects: Objects, stride: int, height: int, width: int) -> Tensor:
     values = torch.where(plane(inside), 1.0, plane(falling) * plane(around))
     values = values / sides.prod(1)[:, None, None]
     masks = values.new_zeros(len(objects.counts), height, width)
-    return masks.index_reduce(0, objects.image_index, values, "amax")[:, None]
+    images = objects.image_index[:, None, None].expand_as(values)
+    return masks.scatter_reduce(0, images, values, "amax")[:, None]
 
 
 def task_gradients(
