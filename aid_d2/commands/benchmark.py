@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from ..config import find_config, load_config
+from ..config import load_config
 from ..deploy.average_precision import TestSet
 from ..deploy.benchmark import (
     as_markdown,
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("There is nothing to time: name detectors by --torch or --onnx.")
     if args.repeats < 1 or args.threads < 1:
         raise ValueError("--repeats and --threads have to be 1 at least.")
-    data = TestSet(load_config(find_config(args.evaluate))) if args.evaluate else None
+    data = TestSet(load_config(args.evaluate)) if args.evaluate else None
     images = read_images(args.images, args.repeats)
     torch.set_num_threads(args.threads)
     builders = []

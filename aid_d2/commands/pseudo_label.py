@@ -4,8 +4,8 @@ r"""Label images with a trained detector, for semi-supervised distillation (SAD,
         --weights output/coco/retinanet_R_101_2x/model_final.pth \
         --dataset coco_2017_unlabeled --output pseudo/unlabeled2017.json
 
-`--images DIR` labels the jpg and png files under a folder instead of a registered data set. Labels
-that a data set may have are not looked at.
+`--images DIR` labels the images under a folder instead of a registered data set. Labels that a data
+set may have are not looked at.
 
 The result is a COCO-json file of the boxes that score at least `--threshold`; images without one
 are left out, and so are those that cannot be read, which are counted. Stopped halfway, the same
@@ -37,6 +37,7 @@ from detectron2.structures import BoxMode, Instances
 from ..data.image_check import image_size
 from ..data.readable import read_or_skip
 from ..data.registered import class_names, require_registered
+from ..deploy.images import files_under
 from ..modeling.teacher import Teacher, teacher_config_of_tool
 
 
@@ -62,10 +63,11 @@ def run(args: argparse.Namespace) -> None:
             f"{args.output} exists already: remove it, or choose another --output."
         )
     images = registered_images(args.dataset) if args.dataset else images_under(args.images)
-    classes = teacher_classes(cfg)
+    teacher = Teacher.load(cfg, args.weights)
+    classes = teacher_classes(cfg, teacher)
     begun = args.output.with_name(args.output.name + ".partial")
     settings = {
-        "config": hashlib.sha256(cfg.dump().encode()).hexdigest(),
+        "config": _digest(cfg),
         "weights": hashlib.sha256(Path(args.weights).read_bytes()).hexdigest(),
         "threshold": args.threshold,
         "classes": classes,
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     done = read_partial(begun, settings)
     left = [x for x in images if x["file_name"] not in done]
     if left:
-        label(cfg, Teacher.load(cfg, args.weights).model, left, begun, args.threshold)
+        label(cfg, teacher.model, left, begun, args.threshold)
     found = read_partial(begun, settings)
     coco, root = to_coco(images, found, classes)
     scratch = args.output.with_name(args.output.name + ".writing")
@@ -100,14 +102,29 @@ def teacher_config(args) -> CfgNode:
     return cfg
 
 
-def teacher_classes(cfg: CfgNode) -> list[str]:
-    """Of the data set that the teacher was trained on."""
-    if not cfg.DATASETS.TRAIN:
-        raise ValueError("The teacher's config names no DATASETS.TRAIN, which has its classes.")
-    names = class_names(cfg.DATASETS.TRAIN[0])
+def teacher_classes(cfg: CfgNode, teacher: Teacher) -> list[str]:
+    """Of the checkpoint, or of the data set that the teacher was trained on."""
+    names = teacher.class_names
+    if names is None and cfg.DATASETS.TRAIN:
+        names = class_names(cfg.DATASETS.TRAIN[0])
     if names is None:
-        raise ValueError(f"The data set {cfg.DATASETS.TRAIN[0]!r} does not name its classes.")
-    return names
+        raise ValueError(
+            "Neither the checkpoint nor DATASETS.TRAIN of its config names the teacher's classes."
+        )
+    if len(names) != teacher.wrapper.num_classes:
+        raise ValueError(
+            f"The teacher has {teacher.wrapper.num_classes} classes, and DATASETS.TRAIN "
+            f"{len(names)}: set it to what the teacher was trained on."
+        )
+    return list(names)
+
+
+def _digest(cfg: CfgNode) -> str:
+    """Of what the detections depend on."""
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE = ""
+    text = "".join(cfg[node].dump() for node in ("MODEL", "INPUT", "TEST"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def registered_images(name: str) -> list[dict]:
@@ -118,18 +135,16 @@ def registered_images(name: str) -> list[dict]:
 
 
 def images_under(folder: Path) -> list[dict]:
-    """The jpg and png files in a folder and below."""
+    """The images in a folder and below."""
     if not folder.is_dir():
         raise FileNotFoundError(f"--images: there is no folder {folder}.")
     images = []
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
-            continue
+    for path in files_under(folder):
         record = {"file_name": str(path.resolve())}
         width, height = read_or_skip(_size, record) or (0, 0)
         images.append({**record, "width": width, "height": height})
     if not images:
-        raise ValueError(f"--images: {folder} holds no jpg or png file.")
+        raise ValueError(f"--images: {folder} holds no image.")
     return images
 
 

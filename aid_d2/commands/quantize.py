@@ -11,7 +11,7 @@ it as they run the other one.
 import argparse
 from pathlib import Path
 
-from ..config import find_config, load_config
+from ..config import load_config
 from ..deploy.average_precision import TestSet
 from ..deploy.files import kept_if_whole
 from ..deploy.images import read_images
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"--onnx: there is no file {args.onnx}.")
     if args.output.exists():
         raise FileExistsError(f"{args.output} exists already: remove it, or choose another name.")
-    data = TestSet(load_config(find_config(args.evaluate)))
+    data = TestSet(load_config(args.evaluate))
     images = read_images(args.images, args.count)
     with kept_if_whole(args.output) as scratch:
         quantize(args.onnx, images, scratch)

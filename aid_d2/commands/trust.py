@@ -16,7 +16,8 @@ false alarms may be objects that nobody labeled. `--output` then has
 
 An object's trust is AID's weight of it with granularity `instance`. Of a false alarm, a detection
 of at least `--score` that overlaps no object by an IoU of `--iou`, it is exp(-alpha * D) with D the
-cross-entropy -ln(1 - score) of calling it background.
+cross-entropy -ln(1 - score) of calling it background. A detection of which that share lies in a
+crowd or a region to be ignored is none.
 """
 
 import argparse
@@ -33,12 +34,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import Boxes, pairwise_iou
+from detectron2.structures import Boxes, BoxMode, Instances, pairwise_ioa, pairwise_iou
 
 from ..aid import AID, loss_to_weight
 from ..data.coco_file import read_coco_json
 from ..data.readable import read_or_skip
-from ..data.registered import require_registered
+from ..data.registered import require_registered, require_same_classes
 from ..modeling.teacher import Teacher, teacher_config_of_tool
 from ..trust_page import (
     FALSE_ALARM,
@@ -81,6 +82,8 @@ def run(args: argparse.Namespace) -> None:
     truth = read_truth(args.truth, records) if args.truth else None
     teacher = Teacher.load(cfg, args.weights)
     classes = MetadataCatalog.get(args.dataset).thing_classes
+    if teacher.class_names:
+        require_same_classes("the teacher", teacher.class_names, args.dataset, classes)
     if len(classes) != teacher.wrapper.num_classes:
         raise ValueError(
             f"The data set {args.dataset!r} has {len(classes)} classes and the teacher "
@@ -134,7 +137,13 @@ def look(
     ]
     with torch.no_grad():
         detections = teacher.model([example])[0]["instances"].to("cpu")
-    alarms = detections[false_alarms(detections, boxes, args.score, args.iou)]
+    ignored = [
+        BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS)
+        for x in record["annotations"]
+        if x.get("iscrowd")
+    ]
+    regions = torch.tensor(ignored).reshape(-1, 4)
+    alarms = detections[false_alarms(detections, boxes, regions, args.score, args.iou)]
     doubts = loss_to_weight(-torch.log1p(-alarms.scores), args.alpha)
     found += [
         Instance(FALSE_ALARM, weight, classes[category], record["file_name"], *box)
@@ -151,10 +160,16 @@ def look(
     return found, image
 
 
-def false_alarms(detections, objects: Tensor, score: float, iou: float) -> Tensor:
-    """Which detections are confident and overlap no object (m, 4), whatever its class."""
+def false_alarms(
+    detections: Instances, objects: Tensor, ignored: Tensor, score: float, iou: float
+) -> Tensor:
+    """Which detections are confident, overlap no object (M, 4), whatever its class, and lie in no
+    region (R, 4) to be ignored.
+    """
     overlap = pairwise_iou(detections.pred_boxes, Boxes(objects))
-    return (detections.scores >= score) & ~(overlap >= iou).any(1)
+    inside = pairwise_ioa(Boxes(ignored), detections.pred_boxes)
+    accounted = (overlap >= iou).any(1) | (inside >= iou).any(0)
+    return (detections.scores >= score) & ~accounted
 
 
 def found_errors(objects: list[Instance], truth: dict) -> str:

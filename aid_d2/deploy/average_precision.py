@@ -4,17 +4,18 @@ import contextlib
 import io
 from collections.abc import Callable, Sequence
 
-import cv2
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
+from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
 from ..data import register_own_data
+from ..data.readable import NamingMapper
 from ..data.registered import class_names, require_registered, require_same_classes
 
 # Boxes (N, 4) as x1 y1 x2 y2 in pixels, scores (N,) and classes (N,).
@@ -69,16 +70,15 @@ class TestSet:
 
         Raises:
             ValueError: the data set has other classes.
-            OSError: an image cannot be read.
+            ValueError: an image cannot be read.
         """
         require_same_classes("the detector", names, self.name, class_names(self.name))
         with contextlib.redirect_stdout(io.StringIO()):
             evaluator = COCOEvaluator(self.name, tasks=["bbox"])
         evaluator.reset()
+        read = NamingMapper(lambda x: np.ascontiguousarray(read_image(x["file_name"], "BGR")))
         for record in tqdm(self.records, unit="image"):
-            image = cv2.imread(record["file_name"])
-            if image is None:
-                raise OSError(f"--evaluate: {record['file_name']} cannot be read.")
+            image = read(record)
             boxes, scores, classes = (
                 torch.as_tensor(x) for x in _detect_in_original(image, resize, detect)
             )

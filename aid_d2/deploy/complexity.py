@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import StandardROIHeads
 
-from ..config import DISTILLED, find_config, load_config, plain_student
+from ..config import DISTILLED, load_config, plain_student
 from ..modeling.teacher import load_teacher_config
 from ..modeling.wrappers import wrap
 
@@ -31,14 +31,13 @@ def detectors(config: str, opts: list[str]) -> dict[str, CfgNode]:
     Returns:
         configs by role; the role of a plain detector is "".
     """
-    cfg = load_config(find_config(config))
+    cfg = load_config(config)
     result = {"": cfg}
     if cfg.MODEL.META_ARCHITECTURE == DISTILLED:
         teacher = load_teacher_config(cfg)
         result = {"student": plain_student(cfg), "teacher": teacher}
     for plain in result.values():
         plain.merge_from_list(opts)
-        plain.MODEL.DEVICE = "cpu"
     return result
 
 
@@ -46,7 +45,7 @@ def detectors(config: str, opts: list[str]) -> dict[str, CfgNode]:
 def complexity(
     cfg: CfgNode, size: tuple[int, int], proposals: int = 1000, detections: int = 100
 ) -> dict[str, tuple[int, int]]:
-    """Trainable parameters and MACs of a plain detector.
+    """Trainable parameters and MACs of a plain detector, counted on the CPU.
 
     Args:
         cfg: its config.
@@ -58,6 +57,9 @@ def complexity(
         (parameters, MACs) of each part, and of all of them under `total`. What is outside the
         backbone of a detector whose wrapper aid_d2 does not know counts with its parameters only.
     """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg).eval()
     wrapper = wrap(model)
     backbone = model.backbone

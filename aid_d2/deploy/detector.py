@@ -13,7 +13,7 @@ from detectron2.data import transforms as T
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 
-from ..config import find_config, load_config, plain_student, use_cpu_without_gpu
+from ..config import load_config, plain_student, use_cpu_without_gpu
 from ..modeling.precision import choose_precision, fold_norms
 from ..modeling.teacher import Teacher
 from .complexity import complexity
@@ -57,7 +57,7 @@ class TrainedDetector:
             FileNotFoundError: a file does not exist.
             ValueError: the weights do not fit.
         """
-        cfg = plain_student(load_config(find_config(config_file), opts))
+        cfg = plain_student(load_config(config_file, opts))
         use_cpu_without_gpu(cfg)
         weights = weights or cfg.MODEL.WEIGHTS
         if not os.path.isfile(weights):
@@ -106,18 +106,29 @@ class TrainedDetector:
         found = detector_postprocess(self.detect(self.resize(image)), *image.shape[:2])
         return found[found.scores >= score]
 
-    def detect(self, resized: np.ndarray) -> Instances:
-        """As above, with boxes in pixels of what :meth:`resize` gives."""
+    def detect(self, resized: np.ndarray, canvas: Sequence[int] | None = None) -> Instances:
+        """As above, with boxes in pixels of what :meth:`resize` gives.
+
+        Args:
+            resized: (H, W, 3).
+            canvas: (H, W) that the image is padded to; by default as little as Detectron2 pads.
+        """
         pixels = torch.as_tensor(resized.transpose(2, 0, 1).copy())
         height, width = resized.shape[:2]
         fast = self.dtype is not torch.float32
+        batch = [{"image": pixels, "height": height, "width": width}]
+        if canvas is not None:
+            # Detectron2 pads the images of a batch to the largest one.
+            batch.append({"image": pixels.new_zeros(3, *canvas)})
         with torch.no_grad(), torch.autocast(self.model.device.type, self.dtype, enabled=fast):
-            (output,) = self.model([{"image": pixels, "height": height, "width": width}])
+            output = self.model(batch)[0]
         return output["instances"].to("cpu")
 
-    def arrays(self, resized: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def arrays(
+        self, resized: np.ndarray, canvas: Sequence[int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The same as boxes (N, 4), scores (N,) and classes (N,), which exported files return."""
-        found = self.detect(resized)
+        found = self.detect(resized, canvas)
         boxes, scores = found.pred_boxes.tensor.float(), found.scores.float()
         return boxes.numpy(), scores.numpy(), found.pred_classes.numpy()
 

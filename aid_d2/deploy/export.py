@@ -33,7 +33,7 @@ LEAST_FOUND = 0.99
 
 @dataclass
 class Parity:
-    """How an exported file compares with PyTorch.
+    """How an exported file compares with Detectron2 in PyTorch.
 
     Attributes:
         images: on how many.
@@ -50,10 +50,6 @@ class Parity:
     found: int = 0
     box: float = 0.0
     score: float = 0.0
-
-    @property
-    def holds(self) -> bool:
-        return self.found >= LEAST_FOUND * max(self.detections, self.exported)
 
     def __str__(self) -> str:
         return (
@@ -76,9 +72,10 @@ def export_file(
     Args:
         detector: whose batch norms are folded here.
         output: the file, whose name ends in .onnx or .pt2.
-        images: (H, W, 3) uint8 BGR, on which file and PyTorch are compared.
+        images: (H, W, 3) uint8 BGR, on which the file is compared with Detectron2.
         canvas: (H, W) that images are padded to once they are resized.
-        topk, suppressed: see :class:`aid_d2.deploy.graph.Graph`.
+        topk: see :class:`aid_d2.deploy.graph.Graph`; if given, the file may detect less.
+        suppressed: see there.
 
     Raises:
         NotImplementedError: the detector is of a kind that cannot be exported.
@@ -107,14 +104,18 @@ def export_file(
     write, run = FORMATS[output.suffix]
     with kept_if_whole(output) as scratch:
         write(graph, blank, _metadata(detector, canvas, graph), scratch)
-        parity = compare(graph, run(str(scratch)), resized)
+        parity = compare(detector, run(str(scratch)), resized)
         if not parity.detections:
             raise ValueError(
                 f"The detector finds nothing in the {len(resized)} images, so that file and "
                 "PyTorch cannot be compared: name others by --images, or more by --count."
             )
-        if not parity.holds:
-            raise ValueError(f"The exported file differs from PyTorch, and is not kept: {parity}.")
+        expected = parity.exported if topk else max(parity.detections, parity.exported)
+        if parity.found < LEAST_FOUND * expected:
+            raise ValueError(
+                f"The exported file differs from PyTorch, and is not kept: {parity}. Of a detector "
+                f"with more than {graph.topk} candidates --topk lets the file see more."
+            )
         if run is runtime.Detector:
             shutil.copyfile(runtime.__file__, output.with_name("run_onnx.py"))
     return parity
@@ -141,16 +142,17 @@ def write_onnx(
 FORMATS = {".onnx": (write_onnx, runtime.Detector), ".pt2": (write_program, ProgramDetector)}
 
 
-def compare(graph, exported: runtime.Detector, images: Sequence[np.ndarray]) -> Parity:
-    """Run a graph and its file on resized images."""
+def compare(
+    detector: TrainedDetector, exported: runtime.Detector, images: Sequence[np.ndarray]
+) -> Parity:
+    """Run Detectron2 and a file on resized images, padded alike."""
     result = Parity(images=len(images))
     for image in tqdm(images, unit="image"):
-        inputs = exported.inputs(image)
-        with torch.no_grad():
-            ours = graph(*(torch.from_numpy(x) for x in inputs.values()))
-        theirs = exported.infer(inputs)
-        theirs = [torch.from_numpy(x) for x in theirs]
-        _match([x[ours[1] > 0] for x in ours], [x[theirs[1] > 0] for x in theirs], result)
+        ours, theirs = detector.arrays(image, exported.metadata["canvas"]), exported.run(image)
+        _match(
+            *([torch.from_numpy(x[found[1] > 0]) for x in found] for found in (ours, theirs)),
+            result,
+        )
     return result
 
 

@@ -184,7 +184,8 @@ class TwoStageGraph(Graph):
             values, at = logit.topk(min(logit.numel(), rpn.pre_nms_topk[False]))
             boxes = clip(rpn.box2box_transform.apply_deltas(delta[at], anchors[at]), valid)
             # The order of the logits, above 0.
-            candidates.append((boxes, values.sigmoid() * has_area(boxes), at * 0 + level))
+            large = has_area(boxes, rpn.min_box_size)
+            candidates.append((boxes, values.sigmoid() * large, at * 0 + level))
         boxes, scores, levels = (torch.cat(x) for x in zip(*candidates))
         boxes, scores, _ = suppress(boxes, scores, levels, rpn.nms_thresh, rpn.post_nms_topk[False])
         return boxes, scores
@@ -196,9 +197,9 @@ def clip(boxes: Tensor, valid: Tensor) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
-def has_area(boxes: Tensor) -> Tensor:
-    """Which boxes (N, 4) are wider and higher than 0."""
-    return (boxes[:, 2:] > boxes[:, :2]).all(-1)
+def has_area(boxes: Tensor, least: float = 0.0) -> Tensor:
+    """Which boxes (N, 4) are wider and higher than `least` pixels."""
+    return (boxes[:, 2:] - boxes[:, :2] > least).all(-1)
 
 
 def suppress(

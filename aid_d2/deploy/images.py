@@ -9,9 +9,13 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from detectron2.data.detection_utils import read_image
+
+from ..data.image_check import IMAGE_SUFFIXES
+from ..data.readable import read_or_skip
+
 logger = logging.getLogger(__name__)
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 
 
@@ -25,7 +29,7 @@ def image_files(source: Sequence[str]) -> list[Path]:
     for text in source:
         path = Path(text)
         if path.is_dir():
-            found = [x for x in sorted(path.rglob("*")) if x.suffix.lower() in IMAGES]
+            found = files_under(path)
         else:
             found = [path] if path.is_file() else [Path(x) for x in sorted(glob(text))]
         if not found:
@@ -34,45 +38,58 @@ def image_files(source: Sequence[str]) -> list[Path]:
     return files
 
 
+def files_under(folder: Path) -> list[Path]:
+    """The images in a folder and below, sorted."""
+    return [x for x in sorted(folder.rglob("*")) if x.suffix.lower() in IMAGE_SUFFIXES]
+
+
 def images(files: Sequence[Path]) -> Iterator[tuple[str, np.ndarray | None]]:
-    """Name and BGR image of each file, None for what cannot be read."""
+    """Name and BGR image of each file, as training reads it; None, with a warning, for what cannot
+    be read.
+    """
     for path in tqdm(files, unit="image"):
-        yield str(path), cv2.imread(str(path))
+        yield str(path), read_or_skip(_read, {"file_name": str(path)})
+
+
+def _read(record: dict) -> np.ndarray:
+    return np.ascontiguousarray(read_image(record["file_name"], "BGR"))
 
 
 def video_frames(source: str) -> Iterator[tuple[str, np.ndarray]]:
-    """The frames of a video file, or of a camera until Ctrl-C."""
+    """The frames of a video file, or of a camera."""
     video = cv2.VideoCapture(int(source) if source.isdecimal() else source)
     if not video.isOpened():
         raise ValueError(f"--input: the video {source} cannot be opened.")
     total = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+    number = 0
     try:
         with tqdm(total=total if total > 0 else None, unit="frame") as progress:
-            number = 0
             while (frame := video.read()[1]) is not None:
                 yield f"{source}#{number}", frame
                 number += 1
                 progress.update()
-    except KeyboardInterrupt:
-        logger.info("Stopped: what was seen so far is kept.")
     finally:
         video.release()
+    if number < total:
+        logger.warning(f"{source} is damaged: {total - number} of its {total} frames are missing.")
 
 
 def read_images(folder: Path, count: int) -> list[np.ndarray]:
-    """The first images of a folder that can be read, BGR.
+    """Images of a folder, spread evenly over its files in their order, BGR.
+
+    Args:
+        folder: and its subfolders.
+        count: how many at most; what cannot be read is left out with a warning.
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: count is below 1.
     """
-    files = sorted(folder.rglob("*")) if folder.is_dir() else []
-    images: list[np.ndarray] = []
-    for path in files:
-        image = cv2.imread(str(path)) if path.is_file() else None
-        if image is not None:
-            images.append(image)
-        if len(images) == count:
-            break
-    if not images:
+    if count < 1:
+        raise ValueError(f"--count is {count}; it has to be 1 at least.")
+    files = files_under(folder) if folder.is_dir() else []
+    files = files[:: max(1, len(files) // count)][:count]
+    found = [image for _, image in images(files) if image is not None]
+    if not found:
         raise FileNotFoundError(f"--images: {folder} holds no image.")
-    return images
+    return found

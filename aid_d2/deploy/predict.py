@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,13 +26,22 @@ class Sink:
         self.images: list[dict] = []
         self.annotations: list[dict] = []
         self.categories = [{"id": i, "name": name} for i, name in enumerate(class_names, start=1)]
+        self.same: Counter[str] = Counter()
         folder.mkdir(parents=True, exist_ok=True)
 
-    def add(self, name: str, image: np.ndarray, found: Instances) -> None:
-        """The detections on one image."""
+    def free_name(self, stem: str) -> str:
+        """Of a picture, which no other picture has."""
+        self.same[stem] += 1
+        if self.same[stem] == 1:
+            return f"{stem}.jpg"
+        return self.free_name(f"{stem}_{self.same[stem] - 1}")
+
+    def add(self, name: str, image: np.ndarray, found: Instances, picture: str) -> None:
+        """The detections on one image, which are drawn into the picture of that name."""
         image_id = len(self.images) + 1
         height, width = image.shape[:2]
-        self.images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+        size = {"height": height, "width": width}
+        self.images.append({"id": image_id, "file_name": name, **size, "picture": picture})
         boxes = BoxMode.convert(found.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
         for box, score, label in zip(
             boxes.tolist(), found.scores.tolist(), found.pred_classes.tolist()
@@ -73,28 +83,29 @@ def predict(
     """
     is_video = len(source) == 1 and (source[0].isdecimal() or source[0].lower().endswith(VIDEOS))
     frames = video_frames(source[0]) if is_video else images(image_files(source))
-    sink, writer, skipped = Sink(output, detectors[0].class_names), None, []
+    sink, writer, skipped = Sink(output, detectors[0].class_names), None, 0
     try:
         for name, image in frames:
             if image is None:
-                skipped.append(name)
+                skipped += 1
                 continue
             found = [detector(image, score) for detector in detectors]
-            sink.add(name, image, found[0])
+            drawn = "video.mp4" if is_video else sink.free_name(Path(name).stem)
+            sink.add(name, image, found[0], drawn)
             picture = side_by_side(image, detectors, found)
             if is_video:
-                writer = writer or _writer(output / "video.mp4", picture, source[0])
+                writer = writer or _writer(output / drawn, picture, source[0])
                 writer.write(picture)
             else:
-                cv2.imwrite(str(_free(output, Path(name))), picture)
+                cv2.imwrite(str(output / drawn), picture)
+    except KeyboardInterrupt:
+        logger.warning("Stopped: what was seen so far is kept.")
     finally:
         if writer is not None:
             writer.release()
         sink.write()
-    for name in skipped:
-        logger.warning(f"{name} cannot be read and was skipped.")
     print(
-        f"{len(sink.annotations)} detections on {len(sink.images)} images, {len(skipped)} skipped: "
+        f"{len(sink.annotations)} detections on {len(sink.images)} images, {skipped} skipped: "
         f"see {output}"
     )
 
@@ -122,11 +133,3 @@ def _writer(path: Path, picture: np.ndarray, source: str) -> cv2.VideoWriter:
     video.release()
     height, width = picture.shape[:2]
     return cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, (width, height))
-
-
-def _free(folder: Path, name: Path) -> Path:
-    """A file for the picture, which no other picture has."""
-    path, number = folder / f"{name.stem}.jpg", 1
-    while path.exists():
-        path, number = folder / f"{name.stem}_{number}.jpg", number + 1
-    return path

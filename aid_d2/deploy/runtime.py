@@ -66,8 +66,9 @@ class Detector:
     def resize(self, image: np.ndarray) -> np.ndarray:
         """The image at the size and in the channel order of the detector."""
         height, width = image.shape[:2]
-        factor = self.metadata["min_size"] / min(height, width)
-        factor = min(factor, self.metadata["max_size"] / max(height, width))
+        least, most = self.metadata["min_size"], self.metadata["max_size"]
+        # Detectron2's 0: as it is.
+        factor = min(least / min(height, width), most / max(height, width)) if least else 1
         size = int(width * factor + 0.5), int(height * factor + 0.5)
         method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
         resized = cv2.resize(image, size, interpolation=method)
@@ -122,16 +123,20 @@ def main() -> None:
     parser.add_argument("--score", type=float, default=0.5, help="least score (default 0.5)")
     args = parser.parse_args()
     detector = Detector(args.file)
+    broken = 0
     for name in args.images:
         image = cv2.imread(name)
         if image is None:
             print(f"{name} cannot be read", file=sys.stderr)
+            broken += 1
             continue
         found = detector(image, args.score)
         if not len(found["scores"]):
             print(name, f"nothing of a score of {args.score}")
         for box, score, label in zip(found["boxes"], found["scores"], found["classes"]):
-            print(name, detector.metadata["classes"][label], f"{score:.2f}", box.round(1).tolist())
+            corners = [round(float(x), 1) for x in box]
+            print(name, detector.metadata["classes"][label], f"{score:.2f}", corners)
+    sys.exit(int(broken > 0))
 
 
 if __name__ == "__main__":

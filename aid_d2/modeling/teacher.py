@@ -141,9 +141,8 @@ def teacher_config_of_tool(config_file: str, weights: str, opts: Sequence[str]) 
     Raises:
         FileNotFoundError: there is no such file.
     """
-    for what, path in (("--config-file", config_file), ("--weights", weights)):
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"{what}: there is no file {path}.")
+    if not os.path.isfile(weights):
+        raise FileNotFoundError(f"--weights: there is no file {weights}.")
     cfg = plain_student(load_config(config_file, opts))
     use_cpu_without_gpu(cfg)
     register_own_data(cfg)

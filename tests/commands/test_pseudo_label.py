@@ -13,6 +13,8 @@ from aid_d2.data import register_coco_json
 from detectron2.data import DatasetCatalog, DatasetMapper
 from detectron2.modeling import META_ARCH_REGISTRY
 
+OF_DATA_SET = ("--dataset", "pseudo_rectangles")
+
 
 @pytest.fixture(scope="module")
 def teacher(small_cfg, build_seeded, save_teacher, rectangles):
@@ -80,7 +82,7 @@ def check(coco, detected, threshold):
 
 @pytest.mark.parametrize("source", ["folder", "data set"])
 def test_labels_are_the_detections_above_the_threshold(run, teacher, threshold, tmp_path, source):
-    arguments = () if source == "folder" else ("--dataset", "pseudo_rectangles")
+    arguments = () if source == "folder" else OF_DATA_SET
     coco = run(tmp_path / "new" / "labels.json", threshold, *arguments)
     assert 0 < len(coco["images"]) < 8
     check(coco, teacher[2], threshold)
@@ -126,13 +128,24 @@ def test_goes_on_where_it_was(run, teacher, threshold, tmp_path, monkeypatch):
     config.write_text(text.replace("NMS_THRESH_TEST: 0.5", "NMS_THRESH_TEST: 0.4"))
     with pytest.raises(ValueError, match="begun with other settings"):
         run(output, threshold)
-    config.write_text(text)
+    # Neither the place of the training nor the workers change a detection.
+    config.write_text(text.replace("OUTPUT_DIR: ", "OUTPUT_DIR: elsewhere"))
     assert not output.exists()
     coco = run(output, threshold)
     # Two of the three finished lines were whole: six images are left.
     assert len(calls) == 4 + 6
+    config.write_text(text)
     check(coco, teacher[2], threshold)
     assert not partial.exists()
+
+
+def test_classes_are_those_of_the_checkpoint(run, teacher, tmp_path):
+    """Whatever the data set of its training lists by now."""
+    weights = Path(teacher[1]["DISTILL.TEACHER.WEIGHTS"])
+    named = tmp_path / "named.pth"
+    torch.save({**torch.load(weights), "class_names": ["car", "person", "truck"]}, named)
+    coco = run(tmp_path / "labels.json", 0.0, "--weights", str(named), *OF_DATA_SET)
+    assert [x["name"] for x in coco["categories"]] == ["car", "person", "truck"]
 
 
 def test_a_photograph_turned_by_its_exif_tag(run, rectangles, tmp_path):
@@ -164,7 +177,7 @@ def test_bad_arguments(run, tmp_path):
     with pytest.raises(FileNotFoundError, match="--images: there is no folder"):
         run(output, 0.5, "--images", str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no jpg or png"):
+    with pytest.raises(ValueError, match="holds no image"):
         run(output, 0.5, "--images", str(tmp_path / "empty"))
     output.write_text("precious")
     with pytest.raises(FileExistsError, match="exists already"):

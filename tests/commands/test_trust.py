@@ -127,11 +127,18 @@ def test_false_alarms_by_hand():
     detections = Instances((50, 50), pred_boxes=Boxes(boxes))
     detections.scores = torch.tensor([0.9, 0.9, 0.9, 0.1])
     objects = torch.tensor([[0.0, 0, 10, 19], [40, 40, 50, 50]])
+    none = torch.zeros(0, 4)
     expected = [False, False, True, False]
-    assert tool.false_alarms(detections, objects, 0.3, 0.5).tolist() == expected
+    assert tool.false_alarms(detections, objects, none, 0.3, 0.5).tolist() == expected
     expected = [True, True, True, False]
-    assert tool.false_alarms(detections, objects, 0.3, 0.6).tolist() == expected
-    assert tool.false_alarms(detections, torch.zeros(0, 4), 0.3, 0.5).tolist() == expected
+    assert tool.false_alarms(detections, objects, none, 0.3, 0.6).tolist() == expected
+    assert tool.false_alarms(detections, none, none, 0.3, 0.5).tolist() == expected
+    # Half of the third one lies in a region to be ignored, most of which is elsewhere.
+    region = torch.tensor([[25.0, 0, 50, 50]])
+    expected = [True, True, False, False]
+    assert tool.false_alarms(detections, none, region, 0.3, 0.5).tolist() == expected
+    expected = [True, True, True, False]
+    assert tool.false_alarms(detections, none, region, 0.3, 0.6).tolist() == expected
 
 
 def test_wrong_labels_are_counted(teacher, rectangles, monkeypatch, tmp_path, capsys):
@@ -171,10 +178,21 @@ def test_images_of_one_name_are_told_apart_by_their_folders():
         tool.name_among(known, "/data/c/1.png")
 
 
-@pytest.mark.parametrize("option", ["--config-file", "--weights"])
-def test_a_missing_file_is_named(teacher, monkeypatch, tmp_path, option):
-    with pytest.raises(FileNotFoundError, match=f"{option}: there is no file nowhere.pth"):
-        run(teacher[2], tmp_path, option, "nowhere.pth")
+@pytest.mark.parametrize(
+    "option, message",
+    [("--config-file", "no config file nowhere"), ("--weights", "--weights: .* no file nowhere")],
+)
+def test_a_missing_file_is_named(teacher, tmp_path, option, message):
+    with pytest.raises(FileNotFoundError, match=message):
+        run(teacher[2], tmp_path, option, "nowhere")
+
+
+def test_classes_in_another_order_are_refused(teacher, tmp_path):
+    named = tmp_path / "named.pth"
+    weights = torch.load(teacher[2]["DISTILL.TEACHER.WEIGHTS"])
+    torch.save({**weights, "class_names": ["b", "g", "r"]}, named)
+    with pytest.raises(ValueError, match="the teacher are b, g, r; .* in another order"):
+        run(teacher[2], tmp_path, "--weights", str(named))
 
 
 def test_a_data_set_of_other_classes_is_refused(teacher, rectangles, monkeypatch, tmp_path):
@@ -182,5 +200,5 @@ def test_a_data_set_of_other_classes_is_refused(teacher, rectangles, monkeypatch
     coco["categories"].append({"id": 4, "name": "x"})
     (tmp_path / "four.json").write_text(json.dumps(coco))
     register_coco_json([["trust_four_classes", str(tmp_path / "four.json"), rectangles[2]]])
-    with pytest.raises(ValueError, match="'trust_four_classes' has 4 classes and the teacher 3"):
+    with pytest.raises(ValueError, match="'trust_four_classes' are r, g, b, x. Unknown to it: x"):
         run(teacher[2], tmp_path, "--dataset", "trust_four_classes")

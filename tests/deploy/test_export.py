@@ -19,6 +19,7 @@ from aid_d2.deploy.detector import TrainedDetector
 from aid_d2.deploy.runtime import Detector
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+from detectron2.modeling import RetinaNet
 
 pytest.importorskip("onnxruntime", reason="the extra [export] is not installed")
 
@@ -89,7 +90,9 @@ def test_what_run_onnx_prints(exported, rectangles, tmp_path, monkeypatch, capsy
     for score, expected in (("0.0", f"{image} class 0 0."), ("1.0", f"{image} nothing of a score")):
         more = [str(exported), image, str(tmp_path / "broken.png"), "--score", score]
         monkeypatch.setattr("sys.argv", ["run_onnx.py", *more])
-        runtime.main()
+        with pytest.raises(SystemExit) as ended:
+            runtime.main()
+        assert ended.value.code == 1  # since one is broken
         output = capsys.readouterr()
         assert expected in output.out and "broken.png cannot be read" in output.err
 
@@ -172,6 +175,46 @@ def test_a_file_that_differs_is_not_kept(retinanet, rectangles, tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
+def test_another_inference_than_detectron2s_is_not_kept(
+    retinanet, rectangles, tmp_path, monkeypatch, capsys
+):
+    """Of a subclass, say: the file has that of the base class."""
+    inference = RetinaNet.forward_inference
+
+    def more_modest(self, *args):
+        return [x[x.scores > 0.3] for x in inference(self, *args)]
+
+    monkeypatch.setattr(RetinaNet, "forward_inference", more_modest)
+    assert main(arguments(retinanet, str(tmp_path / "x.onnx"), "--images", rectangles[2])) == 2
+    error = capsys.readouterr().err
+    assert "differs from PyTorch" in error or "finds nothing" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_larger_canvas(retinanet, rectangles, tmp_path):
+    """The file sees an image as Detectron2 does in a batch with one of the canvas's size."""
+    output, canvas = tmp_path / "x.onnx", (96, 160)
+    sizes = ["--size", *map(str, canvas)]
+    assert main(arguments(retinanet, str(output), "--images", rectangles[2], *sizes)) == 0
+    image = cv2.imread(str(sorted(Path(rectangles[2]).glob("*.png"))[0]))
+    batch = [
+        {"image": torch.from_numpy(image.transpose(2, 0, 1).copy())},
+        {"image": torch.zeros(3, *canvas)},
+    ]
+    with torch.no_grad():
+        expected = TrainedDetector.load(*retinanet).model(batch)[0]["instances"]
+    found = Detector(str(output))(image)
+    assert np.allclose(found["scores"], expected.scores, atol=1e-4)
+    assert np.allclose(found["boxes"], expected.pred_boxes.tensor, atol=1e-2)
+
+
+def test_images_as_they_are(exported):
+    """INPUT.MIN_SIZE_TEST 0, Detectron2's word for no resizing."""
+    detector = Detector(str(exported))
+    detector.metadata["min_size"] = 0
+    assert detector.resize(np.zeros((40, 50, 3), np.uint8)).shape == (40, 50, 3)
+
+
 def test_slim_checkpoint(retinanet, tmp_path):
     """The weights, without optimizer and distillers."""
     full = torch.load(retinanet[1])
@@ -192,6 +235,7 @@ def test_slim_checkpoint(retinanet, tmp_path):
         (["--images", "IMAGES", "--size", "50", "96"], "multiple of 32"),
         (["--images", "IMAGES", "--size", "32", "96"], "choose (64, 96)"),
         (["--images", "nowhere"], "nowhere"),
+        (["--images", "IMAGES", "--count", "0"], "--count is 0"),
         ([], "--images is missing"),
     ],
 )

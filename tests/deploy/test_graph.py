@@ -40,6 +40,17 @@ def test_detections_are_those_of_detectron2(detector, name, size):
     assert torch.equal(classes[found], expected.pred_classes)
 
 
+def test_small_proposals_are_left_out_as_in_detectron2(detector):
+    model = detector("FasterRCNN", **{"MODEL.PROPOSAL_GENERATOR.MIN_SIZE": 30})
+    image = torch.randint(0, 255, (96, 128, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        (expected,) = model([{"image": image.permute(2, 0, 1), "height": 96, "width": 128}])
+        boxes, scores, _ = build_graph(model, (96, 128))(image, torch.tensor((96, 128)))
+    found = scores > 0
+    assert len(expected["instances"]) == found.sum() > 20
+    assert torch.allclose(boxes[found], expected["instances"].pred_boxes.tensor, atol=1e-3)
+
+
 def test_fewer_candidates_are_the_best_ones(detector):
     """Of 10 candidates before the NMS come at most 10 detections, the best of all among them."""
     model = detector("GFL")

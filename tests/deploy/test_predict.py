@@ -37,10 +37,17 @@ def test_a_folder(files, rectangles, tmp_path, caplog):
     for source in sources:
         (folder / source.name).write_bytes(source.read_bytes())
     (folder / "broken.jpg").write_bytes(b"no image")
+    (folder / "again").mkdir()
+    (folder / "again" / sources[0].name).write_bytes(sources[0].read_bytes())
     found = predict(files, tmp_path / "seen", "--input", str(folder), "--score", "0.1")
-    assert "broken.jpg cannot be read" in caplog.text
-    assert [Path(x["file_name"]).name for x in found["images"]] == [x.name for x in sources]
-    assert {x.name for x in (tmp_path / "seen").glob("*.jpg")} == {f"{x.stem}.jpg" for x in sources}
+    assert "broken.jpg is skipped" in caplog.text
+    first, second = (x.stem for x in sources)
+    assert [(Path(x["file_name"]).stem, x["picture"]) for x in found["images"]] == [
+        *((first, f"{first}.jpg"), (second, f"{second}.jpg"), (first, f"{first}_1.jpg"))
+    ]
+    assert {x.name for x in (tmp_path / "seen").glob("*.jpg")} == {
+        x["picture"] for x in found["images"]
+    }
     model = TrainedDetector.load(*files).model
     for image in found["images"]:
         pixels = torch.from_numpy(cv2.imread(image["file_name"]).transpose(2, 0, 1).copy())
