@@ -36,6 +36,7 @@ import torchvision
 from report import write_report
 from suite import Run, load_suite
 
+from aid_d2.engine.metrics import read_metrics
 import detectron2
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,15 +163,6 @@ class Job:
         if not lines:
             return usual * self.max_iter
         return lines[-1]["time"] * (self.max_iter - lines[-1]["iteration"])
-
-
-def read_metrics(file: Path) -> list[dict]:
-    """The lines of Detectron2's `metrics.json`, oldest first; none if there is no file yet.
-
-    A last line that is only just being written, or was when the run was killed, is left out.
-    """
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    return [json.loads(x) for x in lines if x.endswith("\n")]
 
 
 def median(lines: list[dict], name: str) -> float | None:

@@ -14,7 +14,7 @@ import torch
 from helpers.commands import command
 
 from aid_d2 import cli
-from aid_d2.engine import argument_parser, main
+from aid_d2.engine import Trainer, argument_parser, main, setup
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import RetinaNet
@@ -237,9 +237,25 @@ def test_too_little_memory_leaves_a_checkpoint(data, tmp_path, monkeypatch):
     with pytest.raises(cli.USER_ERRORS, match="(?s)1 GiB.*--resume.*SOLVER.IMS_PER_BATCH"):
         run("retinanet_R_50.yaml", tmp_path, data, **keys)
     saved = torch.load(tmp_path / "model_0000002.pth", weights_only=False)
-    assert saved["iteration"] == 2 and "optimizer" in saved["trainer"]["_trainer"]
+    assert saved["iteration"] == saved["trainer"]["iteration"] == 2
+    assert "optimizer" in saved["trainer"]["_trainer"]
     run("retinanet_R_50.yaml", tmp_path, data, "--resume", **keys, **{"SOLVER.IMS_PER_BATCH": 1})
+    assert "Starting training from iteration 3" in (tmp_path / "log.txt").read_text()
     assert torch.load(tmp_path / "model_final.pth", weights_only=False)["iteration"] == 4
+
+
+def test_float16_may_begin_at_a_resumption(data, tmp_path):
+    run("retinanet_R_50.yaml", tmp_path, data)
+    keys = {"SOLVER.AMP.ENABLED": True, "SOLVER.MAX_ITER": 3}
+    arguments = command("retinanet_R_50.yaml", tmp_path, data, "--resume", **keys)
+    trainer = Trainer(setup(argument_parser().parse_args(arguments)))
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 2 and hasattr(trainer._trainer, "grad_scaler")
+
+
+def test_without_a_teacher_none_is_evaluated(data, tmp_path):
+    with pytest.raises(ValueError, match="--eval-teacher: nothing is distilled"):
+        run("retinanet_R_50.yaml", tmp_path, data, "--eval-teacher")
 
 
 def test_a_training_that_diverges_names_the_remedy(data, tmp_path):

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from detectron2.config import CfgNode as CN
-from detectron2.evaluation.evaluator import inference_context
 
 from ..layers.adapters import channel_adapters
 from ..layers.attention import attention_loss, attentions
 from ..layers.cells import boxes_in_cells
+from ..modeling.modes import evaluating
 from ..modeling.wrappers import DetectorWrapper
 from ..structures import DistillBatch, Objects
 from .base import DISTILLER_REGISTRY, Distiller
@@ -79,7 +79,7 @@ def task_gradients(
     """
     maps = {stride: x.detach().requires_grad_() for stride, x in features.items()}
     # Also while PreciseBN averages statistics, without gradient.
-    with inference_context(wrapper.model), torch.enable_grad():
+    with evaluating(wrapper.model), torch.enable_grad():
         with wrapper.autocast():
             head_outputs = wrapper.head(list(maps.values()))
         losses = wrapper.unreduced_losses(maps, head_outputs, objects)

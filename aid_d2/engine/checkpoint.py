@@ -22,10 +22,6 @@ class WholeCheckpointer(SafeCheckpointer):
         super().__init__(*args, **kwargs)
         self.class_names = class_names
 
-    def load(self, path, *args, **kwargs):
-        self._path = path
-        return super().load(path, *args, **kwargs)
-
     def save(self, name: str, **kwargs) -> None:
         if self.class_names:
             kwargs["class_names"] = list(self.class_names)

@@ -18,6 +18,7 @@ from ..data import register_own_data
 from ..data.registered import class_names, require_registered, require_same_classes
 from ..modeling.checks import check_classes
 from ..modeling.safe_pickle import TRUST
+from ..modeling.teacher import teacher_of
 from .checkpoint import WholeCheckpointer, check_unused
 from .report import EvaluateTeacher
 from .resume import check_unchanged
@@ -66,6 +67,8 @@ def main(args: argparse.Namespace):
         return evaluate(cfg, resume=args.resume)
     trainer = Trainer(cfg)
     if args.eval_teacher:
+        if teacher_of(trainer.model) is None:
+            raise ValueError("--eval-teacher: nothing is distilled, so that there is no teacher.")
         trainer.register_hooks([EvaluateTeacher()])
     trainer.resume_or_load(resume=args.resume)
     logging.getLogger("aid_d2").info(summary(trainer))

@@ -1,27 +1,38 @@
 """Ctrl-C and SIGTERM end a training with a checkpoint."""
 
 import signal
+import threading
 
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class SaveOnSignal(HookBase):
-    """Save a checkpoint after the step in which a signal came, and exit with 128 + its number.
+    """Save a checkpoint after the step in which a signal came to any of the processes, and exit
+    with 128 + its number.
 
-    A second signal acts as it would without the hook.
+    A second signal acts as it would without the hook. Outside the main thread, where Python gives
+    no signals, the hook does nothing.
     """
+
+    def __init__(self):
+        self._received: int | None = None
+        self._previous: dict = {}
 
     def before_train(self):
         self._received = None
-        self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {x: signal.signal(x, self._receive) for x in SIGNALS}
 
     def after_step(self):
-        if self._received is not None:
+        # All processes stop after the same step, or the others would wait for one that has gone.
+        received = [x for x in comm.all_gather(self._received) if x is not None]
+        if received:
             iteration = self.trainer.iter
             self.trainer.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-            raise SystemExit(128 + self._received)
+            raise SystemExit(128 + received[0])
 
     def after_train(self):
         self._restore()
@@ -32,4 +43,5 @@ class SaveOnSignal(HookBase):
 
     def _restore(self):
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # None: it was set by something else than Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -6,7 +6,7 @@ import math
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from ..modeling.teacher import load_teacher_config
+from ..modeling.teacher import load_teacher_config, teacher_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,10 @@ class ReportShare(HookBase):
         storage = self.trainer.storage
         latest = {name: value for name, (value, _) in storage.latest().items()}
         distilled = sum(v for name, v in latest.items() if name.startswith(self._prefixes))
-        share = distilled / latest["total_loss"] if latest["total_loss"] else math.nan
+        total = latest.get("total_loss")
+        if total is None:  # a trainer need not write each step's
+            return
+        share = distilled / total if total else math.nan
         storage.put_scalar("distill/share", share)
         if self.trainer.iter == self._told_at:
             self._tell(share)
@@ -47,15 +50,20 @@ class ReportShare(HookBase):
 
 
 class EvaluateTeacher(HookBase):
-    """Evaluates the teacher before the first step, on DATASETS.TEST; writes `teacher/AP`."""
+    """Evaluates the teacher before the first step, on DATASETS.TEST; writes `teacher/AP`, or
+    `teacher/NAME/AP` for each of several data sets.
+    """
 
     def before_train(self):
         trainer = self.trainer
         cfg = load_teacher_config(trainer.cfg)
         cfg.DATASETS.TEST = trainer.cfg.DATASETS.TEST
         cfg.OUTPUT_DIR = trainer.cfg.OUTPUT_DIR
-        teacher = getattr(trainer.model, "module", trainer.model).teacher
-        results = trainer.test(cfg, teacher.model)
-        if "bbox" in results:
-            logger.info(f"The teacher has AP {results['bbox']['AP']:.2f}.")
-            trainer.storage.put_scalar("teacher/AP", results["bbox"]["AP"], smoothing_hint=False)
+        found = trainer.test(cfg, teacher_of(trainer.model).model)
+        results = {"teacher": found}
+        if len(cfg.DATASETS.TEST) > 1:
+            results = {f"teacher/{name}": x for name, x in found.items()}
+        for name, result in results.items():
+            if "bbox" in result:
+                logger.info(f"{name}: AP {result['bbox']['AP']:.2f}")
+                trainer.storage.put_scalar(f"{name}/AP", result["bbox"]["AP"], smoothing_hint=False)

@@ -1,18 +1,20 @@
 """What is about to be trained, in a few lines."""
 
-import json
 from pathlib import Path
 
 from torch import nn
 
 from detectron2.engine import DefaultTrainer
 
+from ..modeling.teacher import teacher_of
+from .metrics import read_metrics
+
 
 def summary(trainer: DefaultTrainer) -> str:
     """A table of what a training does, to be logged before its first step."""
     cfg = trainer.cfg
     model = getattr(trainer._trainer.model, "module", trainer._trainer.model)
-    distilled = getattr(model, "teacher", None) is not None
+    distilled = teacher_of(model) is not None
     student = model.student if distilled else model
     rows = {"student" if distilled else "detector": f"{_size(student)}, from {_origin(cfg)}"}
     if distilled:
@@ -45,8 +47,6 @@ def _origin(cfg) -> str:
 
 def _known_ap(weights: str) -> str:
     """The last AP that the teacher's own training wrote beside its weights."""
-    path = Path(weights).with_name("metrics.json")
-    if not path.is_file():
-        return ""
-    found = [x["bbox/AP"] for x in map(json.loads, path.open()) if "bbox/AP" in x]
+    metrics = read_metrics(Path(weights).with_name("metrics.json"))
+    found = [x["bbox/AP"] for x in metrics if "bbox/AP" in x]
     return f", AP {found[-1]:.1f}" if found else ""

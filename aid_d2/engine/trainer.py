@@ -17,6 +17,7 @@ from detectron2.data import (
 )
 from detectron2.engine import DefaultTrainer, SimpleTrainer
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
+from detectron2.utils import comm
 
 from ..data import IgnoreRegionMapper, build_mixed_train_loader
 from ..data.readable import NamingMapper
@@ -26,6 +27,7 @@ from ..modeling.backbones import warn_frozen_random
 from ..modeling.checks import check_classes
 from ..modeling.ignore_regions import ignoring_regions
 from ..modeling.precision import compile_backbone
+from ..modeling.teacher import teacher_of
 from .checkpoint import WholeCheckpointer
 from .interrupt import SaveOnSignal
 from .report import ReportShare
@@ -59,8 +61,7 @@ class Trainer(DefaultTrainer):
             class_names=class_names(self.cfg.DATASETS.TRAIN[0]),
             trainer=weakref.proxy(self),
         )
-        model = getattr(self._trainer.model, "module", self._trainer.model)
-        report = [ReportShare()] if getattr(model, "teacher", None) is not None else []
+        report = [ReportShare()] if teacher_of(self._trainer.model) else []
         return [*report, *super().build_hooks(), SaveOnSignal()]
 
     def run_step(self):
@@ -84,8 +85,9 @@ class Trainer(DefaultTrainer):
     def _saved_progress(self) -> str:
         """Save what the steps so far have trained, and say where."""
         done = self.iter - 1
-        if done < self.start_iter:
+        if done < self.start_iter or not comm.is_main_process():
             return ""
+        self.iter = done  # which the trainer's own state tells
         self.checkpointer.save(f"model_{done:07d}", iteration=done)
         return f"{self.cfg.OUTPUT_DIR} has a checkpoint of all steps so far, for --resume.\n"
 
@@ -96,7 +98,10 @@ class Trainer(DefaultTrainer):
     def load_state_dict(self, state_dict):
         super().load_state_dict(state_dict)
         if "_trainer" in state_dict:
-            self._trainer.load_state_dict(state_dict["_trainer"])
+            state = state_dict["_trainer"]
+            if scaler := getattr(self._trainer, "grad_scaler", None):  # new since, with AMP
+                state = {"grad_scaler": scaler.state_dict(), **state}
+            self._trainer.load_state_dict(state)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

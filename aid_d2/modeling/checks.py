@@ -11,7 +11,7 @@ from detectron2.data import MetadataCatalog
 from ..data.registered import UnknownClassesError, require_same_classes
 from ..distillers import Distiller
 from .context import DistillContext
-from .teacher import Teacher
+from .teacher import Teacher, teacher_of
 from .wrappers import wrap
 
 logger = logging.getLogger(__name__)
@@ -73,8 +73,10 @@ def check_classes(model: nn.Module, datasets: Sequence[str]) -> None:
             whose loss on its labels AID needs; or the teacher has its classes in another order.
     """
     model = getattr(model, "module", model)
-    teacher = getattr(model, "teacher", None)
-    wanted = wrap(getattr(model, "student", model)).num_classes
+    teacher = teacher_of(model)
+    plain = getattr(model, "student", model)
+    known = hasattr(getattr(plain, "backbone", None), "output_shape")
+    wanted = wrap(plain).num_classes if known else None
     judging = teacher.wrapper.num_classes if teacher is not None and model.aid.enabled else None
     theirs = teacher.class_names if teacher is not None and model.needs_teacher_head else None
     for name in datasets:

@@ -2,11 +2,10 @@
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.layers import Conv2d
 
-from .backbones import TimmNetwork, fold_norms_after_convolutions
+from .backbones import NORMS, TimmNetwork, fold, fold_norms_after_convolutions
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -32,19 +31,8 @@ def fold_norms(model: nn.Module) -> None:
     """
     for layer in list(model.modules()):
         # Group norms, and what a head calls level by level, stay as they are.
-        if isinstance(layer, Conv2d) and isinstance(
-            layer.norm, (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)
-        ):
-            norm = layer.norm
-            layer.weight, layer.bias = fuse_conv_bn_weights(
-                layer.weight,
-                layer.bias,
-                norm.running_mean,
-                norm.running_var,
-                norm.eps,
-                norm.weight,
-                norm.bias,
-            )
+        if isinstance(layer, Conv2d) and isinstance(layer.norm, NORMS):
+            fold(layer, layer.norm)
             layer.norm = None
         elif isinstance(layer, TimmNetwork):
             fold_norms_after_convolutions(layer.network)

@@ -54,6 +54,7 @@ class SafeCheckpointer(DetectionCheckpointer):
     """
 
     def load(self, path, *args, **kwargs):
+        self._path = path
         try:
             return super().load(path, *args, **kwargs)
         except URLError as error:

@@ -9,6 +9,7 @@ from torch import nn
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.layers import DeformConv, ModulatedDeformConv
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
@@ -101,10 +102,17 @@ class Teacher:
             compiled: whether to compile the backbone.
 
         Raises:
-            ValueError: unknown precision.
+            ValueError: unknown precision, or one that the teacher cannot compute in.
         """
         if precision not in PRECISIONS:
             raise ValueError(f"DISTILL.PRECISION is {precision!r}; choose one of {PRECISIONS}.")
+        if any(isinstance(x, (DeformConv, ModulatedDeformConv)) for x in self.model.modules()):
+            if precision == "bfloat16":
+                raise ValueError(
+                    "DISTILL.PRECISION is bfloat16, and Detectron2's deformable convolutions, "
+                    "which the teacher has, do not compute in it: set it auto or float32."
+                )
+            precision = "float32"
         device = next(self.model.parameters()).device
         self.wrapper.dtype = choose_precision(precision, device)
         if self.wrapper.dtype is torch.bfloat16:
@@ -112,6 +120,12 @@ class Teacher:
         if compiled:
             compile_backbone(self.model)
         logger.info(f"The teacher runs in {self.wrapper.dtype}.")
+
+
+def teacher_of(model: nn.Module) -> Teacher | None:
+    """That of a distilled detector, also under DistributedDataParallel; None of a plain one."""
+    teacher = getattr(getattr(model, "module", model), "teacher", None)
+    return teacher if isinstance(teacher, Teacher) else None
 
 
 def load_teacher_config(cfg: CfgNode) -> CfgNode:
@@ -151,10 +165,6 @@ def teacher_config_of_tool(config_file: str, weights: str, opts: Sequence[str]) 
 
 class _StrictCheckpointer(SafeCheckpointer):
     """Refuses a file that does not fit the model, instead of logging it."""
-
-    def load(self, path, *args, **kwargs):
-        self._path = path
-        return super().load(path, *args, **kwargs)
 
     def _log_incompatible_keys(self, incompatible):
         # Older files hold buffers, such as pixel_mean, that now come from the config.

@@ -35,7 +35,8 @@ class DistillWeights:
             return self
         maps = {stride: x.clone() for stride, x in self.maps.items()}
         for x in maps.values():
-            x[images] = 1.0
+            for i in images:  # a list would be copied to the device, which waits
+                x[i] = 1.0
         return DistillWeights(maps)
 
     def pooled(self, stride: int, attention: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 `make quickstart` runs this. Finished steps are kept: an interrupted run goes on where it stopped.
 """
 
-import json
 import logging
 import math
 import os
@@ -22,6 +21,7 @@ from aid_d2 import load_config
 from aid_d2.aid import AID
 from aid_d2.config import use_cpu_without_gpu
 from aid_d2.data.paths import datasets_root
+from aid_d2.engine.metrics import read_metrics
 from aid_d2.modeling.teacher import Teacher
 from aid_d2.visualization import (
     draw_boxes,
@@ -115,10 +115,7 @@ def aid_d2(*arguments: str) -> None:
 
 def metrics(cfg: CfgNode) -> list[dict]:
     """What a run wrote every 20 iterations, and its evaluation at the end."""
-    file = Path(cfg.OUTPUT_DIR, "metrics.json")
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    # The last one may be cut off where a run was killed.
-    return [json.loads(x) for x in lines if x.endswith("\n")]
+    return read_metrics(Path(cfg.OUTPUT_DIR, "metrics.json"))
 
 
 def last_metrics(cfg: CfgNode) -> dict:

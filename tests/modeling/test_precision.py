@@ -132,6 +132,21 @@ def test_a_step_with_a_fast_teacher(distilled_cfg, build_seeded, make_batch, det
         assert losses["bfloat16"][name].item() == pytest.approx(exact.item(), rel=0.1, abs=1e-3)
 
 
+def test_deformable_convolutions_stay_float32(small_cfg, build_seeded, monkeypatch):
+    """Detectron2's compute in nothing less."""
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
+    changes = {
+        "MODEL.RESNETS.DEPTH": 50,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 256,
+        "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, False, False, True],
+    }
+    teacher = Teacher(build_seeded(small_cfg("RetinaNet", changes), 0), "BGR")
+    teacher.speed_up("auto")
+    assert teacher.wrapper.dtype is torch.float32
+    with pytest.raises(ValueError, match="PRECISION is bfloat16.*deformable"):
+        teacher.speed_up("bfloat16")
+
+
 def test_an_unknown_precision_is_named(distilled_cfg, build_seeded):
     with pytest.raises(ValueError, match="DISTILL.PRECISION is 'float16'; choose one of"):
         build_seeded(distilled_cfg("RetinaNet", {"DISTILL.PRECISION": "float16"}), seed=0)

@@ -13,7 +13,10 @@ from helpers.training import (
     step,
     train,
 )
+from torch import nn
 
+from aid_d2.modeling.checks import check_classes
+from aid_d2.modeling.teacher import teacher_of
 from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
 
@@ -41,6 +44,26 @@ def test_teacher_stays_frozen(
     assert not any(p.requires_grad for p in model.teacher.model.parameters())
     assert all(p.grad is None for p in model.teacher.model.parameters())
     assert_equal(before, model.teacher.model.state_dict())
+
+
+def test_a_part_of_the_student_that_is_kept_in_eval_mode_stays_so(
+    build_seeded, distilled_cfg, make_batch
+):
+    """Also where AID computes the student's losses once more."""
+    model = build_seeded(distilled_cfg("RetinaNet", {"DISTILL.AID.RELATIVE": True}), 0).train()
+    model.student.backbone.eval()
+    before = [module.training for module in model.modules()]
+    with EventStorage(0):
+        model(make_batch())
+    assert [module.training for module in model.modules()] == before
+
+
+def test_a_plain_detector_may_have_a_teacher_of_its_own():
+    """A mean teacher, say, that is none of aid_d2's; nor need it have a Detectron2 backbone."""
+    model = nn.Linear(1, 1)
+    model.teacher = nn.Linear(1, 1)
+    assert teacher_of(model) is None
+    check_classes(model, ())
 
 
 def test_teacher_belongs_to_no_module(build_seeded, distilled_cfg):

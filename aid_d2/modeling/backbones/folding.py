@@ -6,7 +6,21 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from detectron2.layers import FrozenBatchNorm2d
 
-_NORMS = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)
+# Batch norms, also frozen ones.
+NORMS = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+def fold(convolution: nn.Module, norm: nn.Module) -> None:
+    """Fold one of NORMS, in eval mode, into the convolution before it."""
+    convolution.weight, convolution.bias = fuse_conv_bn_weights(
+        convolution.weight,
+        convolution.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        norm.weight,
+        norm.bias,
+    )
 
 
 def fold_norms_after_convolutions(network: nn.Module) -> None:
@@ -19,15 +33,7 @@ def fold_norms_after_convolutions(network: nn.Module) -> None:
     """
     names = {module: name for name, module in network.named_modules()}
     for norm, convolution in _convolutions_before_norms(network).items():
-        convolution.weight, convolution.bias = fuse_conv_bn_weights(
-            convolution.weight,
-            convolution.bias,
-            norm.running_mean,
-            norm.running_var,
-            norm.eps,
-            norm.weight,
-            norm.bias,
-        )
+        fold(convolution, norm)
         # A norm of timm may carry an activation.
         network.set_submodule(names[norm], getattr(norm, "act", nn.Identity()))
 
@@ -47,10 +53,10 @@ def _convolutions_before_norms(network: nn.Module) -> dict[nn.Module, nn.Conv2d]
 
     hooks = [
         module.register_forward_pre_hook(look_up)
-        if isinstance(module, _NORMS)
+        if isinstance(module, NORMS)
         else module.register_forward_hook(remember)
         for module in network.modules()
-        if isinstance(module, (nn.Conv2d, *_NORMS))
+        if isinstance(module, (nn.Conv2d, *NORMS))
     ]
     network(next(network.parameters()).new_zeros(1, 3, 64, 64))
     for hook in hooks:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detectron2.evaluation.evaluator import inference_context
 from detectron2.structures import ImageList
 from detectron2.utils.registry import Registry
 
@@ -21,6 +20,7 @@ from ...structures import (
     Objects,
     UnreducedLosses,
 )
+from ..modes import evaluating
 
 WRAPPER_REGISTRY = Registry("DETECTOR_WRAPPER")
 WRAPPER_REGISTRY.__doc__ = "Subclasses of DetectorWrapper; `wrap` finds the one for a detector."
@@ -305,7 +305,7 @@ class DetectorWrapper:
     def judge(self, outputs: DetectorOutputs, objects: Objects) -> UnreducedLosses:
         """The detector's unreduced losses on what it computed, without gradient."""
         # In eval mode, lest what is computed again moves the statistics of a batch norm.
-        with inference_context(self.model):
+        with evaluating(self.model):
             return self.unreduced_losses(outputs.features, outputs.head_outputs, objects)
 
 
