@@ -84,8 +84,13 @@ def _xml_files(folder: Path, annotation_dir: Path, split: str | None) -> list[Pa
             "entry to read all xml files."
         )
     lines = listed.read_text("utf-8-sig", errors="replace").splitlines()
-    stems = dict.fromkeys(line.split()[0] for line in lines if line.strip())
-    return [annotation_dir / f"{stem}.xml" for stem in stems]
+    return list(dict.fromkeys(_listed(annotation_dir, x.strip()) for x in lines if x.strip()))
+
+
+def _listed(annotation_dir: Path, line: str) -> Path:
+    """The file that a line of a split names: all of the line, or what stands before a 1 or -1."""
+    whole = annotation_dir / f"{line}.xml"
+    return whole if whole.is_file() else annotation_dir / f"{line.split()[0]}.xml"
 
 
 def _parse(xml: Path) -> ElementTree.Element:

@@ -34,7 +34,8 @@ def read_yolo(source: Path, split: str | None = None) -> tuple[dict, Path, list[
 
     Raises:
         FileNotFoundError: there is no class list, or there are no images or no labels.
-        ValueError: the class list cannot be read, or a folder is asked for a split.
+        ValueError: the class list cannot be read, a folder is asked for a split, or the labels are
+            of keypoints.
     """
     if source.is_dir() and split is not None:
         raise ValueError(
@@ -78,6 +79,11 @@ def _read_yaml(file: Path, split: str | None) -> tuple[list[str], list[Path]]:
         names = [names[i] for i in range(len(names))]
     if not isinstance(names, list) or not names:
         raise ValueError(f"{file} has no `names`: a list of classes, or {{0: name, 1: name, ...}}.")
+    if "kpt_shape" in data:
+        raise ValueError(
+            f"{file} is of keypoints (`kpt_shape`), whose labels are no boxes alone: write "
+            "`class x y width height` in each line, and take the key out."
+        )
     places = data.get(split)
     places = [places] if isinstance(places, str) else places
     if not isinstance(places, list) or not all(isinstance(place, str) for place in places):
@@ -116,7 +122,7 @@ def _label_file(image: Path) -> Path:
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
     elsewhere = Path(*parts)
-    return beside if beside.is_file() else elsewhere
+    return elsewhere if elsewhere.is_file() else beside
 
 
 def _convert(

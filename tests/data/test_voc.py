@@ -56,13 +56,17 @@ def test_parts_of_an_object_are_no_objects(write):
 
 
 def test_a_split_lists_its_images(write):
-    for stem in "abc":
+    for stem in ("a", "b", "c", "my photo"):
         root = write(stem, _object())
     (root / "ImageSets" / "Main").mkdir(parents=True)
     # As VOC's lists for one class, and with a line twice.
-    (root / "ImageSets" / "Main" / "train.txt").write_text("c  1\na -1\n\nc  1\n")
+    (root / "ImageSets" / "Main" / "train.txt").write_text("c  1\na -1\n\nc  1\nmy photo\n")
     coco, _, problems = read_voc(root, "train")
-    assert [i["file_name"] for i in coco["images"]] == ["c.jpg", "a.jpg"] and problems == []
+    assert [i["file_name"] for i in coco["images"]] == [
+        "c.jpg",
+        "a.jpg",
+        "my photo.jpg",
+    ] and problems == []
     with pytest.raises(FileNotFoundError, match="val.txt .*split 'val'.*Leave the split out"):
         read_voc(root, "val")
 

@@ -39,6 +39,22 @@ def test_a_yaml_with_images_and_labels(write):
     assert second["bbox"] == pytest.approx([0, 0, 20, 20])
 
 
+def test_labels_come_before_a_file_beside_the_image(write):
+    root = write("images/a.jpg", "1 0.5 0.5 0.2 0.4\n")
+    (root / "images" / "a.txt").write_text("0 0.5 0.5 1 1\n0 0.5 0.5 1 1\n")
+    (root / "data.yaml").write_text("train: images\nnames: [car, bus]\n")
+    (annotation,) = read_yolo(root / "data.yaml", "train")[0]["annotations"]
+    assert annotation["category_id"] == 2
+
+
+def test_keypoints_are_refused(write):
+    """Their lines could be taken for polygons."""
+    root = write("images/a.jpg", "0 .5 .5 .2 .2 .45 .45 .55 .5\n")
+    (root / "data.yaml").write_text("train: images\nnames: [person]\nkpt_shape: [2, 2]\n")
+    with pytest.raises(ValueError, match="data.yaml is of keypoints"):
+        read_yolo(root / "data.yaml", "train")
+
+
 @pytest.mark.parametrize("names", ["{0: car, 1: bus}", "[car, bus]"])
 @pytest.mark.parametrize("train", ["train/images", "../train/images", "[train/images]", "list.txt"])
 def test_layouts_of_other_tools(write, names, train):
