@@ -16,7 +16,7 @@ have the mean 1 instead). :class:`AID` is what a detector is trained with; the f
 are pure, on the :class:`UnreducedLosses` that a detector's wrapper gives.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -180,18 +180,22 @@ class AID:
             return DistillWeights.full(teacher.features)
         losses = context.teacher.judge(teacher, objects)
         own = context.student.judge(student, objects) if self.relative else None
-        weights = self.weights(losses, own).with_full(objects.pseudo_labeled)
+        weights = self.weights(losses, own, objects.pseudo_labeled)
         self.log(losses, weights)
         return weights
 
     def weights(
-        self, losses: UnreducedLosses, student: UnreducedLosses | None = None
+        self,
+        losses: UnreducedLosses,
+        student: UnreducedLosses | None = None,
+        pseudo_labeled: Sequence[int] = (),
     ) -> DistillWeights:
         """Weight maps for all levels of the teacher.
 
         Args:
             losses: the teacher's.
             student: the student's on the same batch and levels, if `relative`.
+            pseudo_labeled: the images that have weight 1.
         """
 
         def weigh(loss: Callable[[UnreducedLosses], Tensor]) -> Tensor:
@@ -202,8 +206,10 @@ class AID:
 
         maps = _MAPS[self.granularity](losses, weigh, self.normalizer)
         if self.rescale:
-            maps = rescaled(maps, [x >= 0 for x in _smallest_known(losses)])
-        return DistillWeights({x.stride: y[:, None] for x, y in zip(losses.levels, maps)})
+            others = [i for i in range(len(losses.cls)) if i not in pseudo_labeled]
+            maps = rescaled(maps, [x >= 0 for x in _smallest_known(losses)], others)
+        by_stride = {x.stride: y[:, None] for x, y in zip(losses.levels, maps)}
+        return DistillWeights(by_stride).with_full(pseudo_labeled)
 
     def log(self, losses: UnreducedLosses, weights: DistillWeights) -> None:
         """Put `teacher/*` and `aid/*` into the event storage, as often as Detectron2 writes it."""
@@ -263,7 +269,9 @@ def loss_to_weight(loss: Tensor, alpha: float) -> Tensor:
     return torch.exp(-(alpha * loss).clamp(max=_MAX_EXPONENT))
 
 
-def rescaled(maps: list[Tensor], inside: list[Tensor]) -> list[Tensor]:
+def rescaled(
+    maps: list[Tensor], inside: list[Tensor], images: Sequence[int] | None = None
+) -> list[Tensor]:
     """Weights of mean 1 on objects, and apart from them on background.
 
     AID then moves distillation among objects, from where the teacher is wrong to where it is right,
@@ -272,11 +280,15 @@ def rescaled(maps: list[Tensor], inside: list[Tensor]) -> list[Tensor]:
     Args:
         maps: weights of each level (N, H, W).
         inside: whether a cell is in the box of an object with a loss, (N, H, W) bool.
+        images: that the means are taken over, by default all.
 
     Returns:
         per level (N, H, W), positive; the means are over all cells of all levels.
     """
-    weights, mask = (torch.cat([x.flatten() for x in y]) for y in (maps, inside))
+    weights, mask = (
+        torch.cat([x[i].flatten() for x in y for i in (images or range(len(x)))])
+        for y in (maps, inside)
+    )
     count = mask.sum()
     objects = (weights * mask).sum() / count.clamp(min=1)
     background = (weights * ~mask).sum() / (len(mask) - count).clamp(min=1)

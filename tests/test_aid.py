@@ -434,6 +434,22 @@ def test_rescaled_weights_have_mean_one_on_objects_and_on_background(granularity
             assert np.ptp(ratios[kind]) < 1e-5 * ratios[kind][0]
 
 
+@pytest.mark.parametrize("granularity", ["image", "instance", "location"])
+def test_images_that_the_teacher_labeled_do_not_move_the_mean_of_the_others(granularity):
+    losses = random_losses((3, 2, 2))
+    aid = AID(alpha=2.0, granularity=granularity, rescale=True)
+    weights = aid.weights(losses, pseudo_labeled=[1])
+    values = {True: [], False: []}
+    for level, shown in zip(LEVELS, smallest_objects(losses.objects, LEVELS)):
+        found = weights.maps[level.stride][:, 0]
+        assert (found[1] == 1).all()
+        for kind in (True, False):
+            values[kind] += found[[0, 2]][(shown[[0, 2]] >= 0) == kind].tolist()
+    for found in values.values():
+        assert math.fsum(found) / len(found) == pytest.approx(1, rel=1e-5)
+    assert all((x == 1).all() for x in aid.weights(losses, None, [0, 1, 2]).maps.values())
+
+
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_rescaling_full_weight_changes_nothing(granularity):
     weights = AID(alpha=0.0, granularity=granularity, rescale=True).weights(random_losses())

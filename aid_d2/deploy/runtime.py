@@ -13,6 +13,9 @@ import cv2
 import numpy as np
 import onnxruntime
 
+# The first of these that is there runs a detector; TensorRT has not been tried.
+PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+
 
 class Detector:
     """An exported detector.
@@ -36,9 +39,9 @@ class Detector:
         options.intra_op_num_threads = threads
         # Waiting threads leave the processor to others.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.session = onnxruntime.InferenceSession(
-            path, options, providers=onnxruntime.get_available_providers()
-        )
+        available = onnxruntime.get_available_providers()
+        providers = [x for x in PROVIDERS if x in available]
+        self.session = onnxruntime.InferenceSession(path, options, providers=providers)
         stored = self.session.get_modelmeta().custom_metadata_map
         self.metadata = {key: json.loads(value) for key, value in stored.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,7 @@ class DistillWeights:
             {s: x.new_ones(()).expand(len(x), 1, *x.shape[-2:]) for s, x in features.items()}
         )
 
-    def with_full(self, images: list[int]) -> DistillWeights:
+    def with_full(self, images: Sequence[int]) -> DistillWeights:
         """The same, with weight 1 in some of the images."""
         if not images:
             return self
