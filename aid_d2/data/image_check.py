@@ -35,7 +35,7 @@ def check_images(records: Sequence[dict], sample: int | None = None) -> list[Pro
     """
     decode = sample is None
     if sample is not None:
-        records = records[:: max(1, len(records) // max(1, sample))][:sample]
+        records = spread(records, sample)
     places: dict[str, list[str]] = defaultdict(list)
     with ThreadPoolExecutor() as pool:
         faults = pool.map(lambda record: image_fault(record, decode), records)
@@ -44,6 +44,11 @@ def check_images(records: Sequence[dict], sample: int | None = None) -> list[Pro
             if fault is not None:
                 places[fault].append(record["file_name"])
     return [p for kind in places for p in problems_at(kind, places[kind], fatal=kind != DEEP)]
+
+
+def spread(items: Sequence, count: int) -> Sequence:
+    """At most `count` of the items, spread evenly."""
+    return items[:: max(1, len(items) // max(1, count))][:count]
 
 
 def image_size(image: Image.Image) -> tuple[int, int]:

@@ -10,13 +10,13 @@ from tqdm import tqdm
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
 from ..data import register_own_data
 from ..data.readable import NamingMapper
 from ..data.registered import class_names, require_registered, require_same_classes
+from .images import read_bgr
 
 # Boxes (N, 4) as x1 y1 x2 y2 in pixels, scores (N,) and classes (N,).
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -69,14 +69,13 @@ class TestSet:
             names: of the detector's classes.
 
         Raises:
-            ValueError: the data set has other classes.
-            ValueError: an image cannot be read.
+            ValueError: the data set has other classes, or an image cannot be read.
         """
         require_same_classes("the detector", names, self.name, class_names(self.name))
         with contextlib.redirect_stdout(io.StringIO()):
             evaluator = COCOEvaluator(self.name, tasks=["bbox"])
         evaluator.reset()
-        read = NamingMapper(lambda x: np.ascontiguousarray(read_image(x["file_name"], "BGR")))
+        read = NamingMapper(read_bgr)
         for record in tqdm(self.records, unit="image"):
             image = read(record)
             boxes, scores, classes = (

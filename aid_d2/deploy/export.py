@@ -148,11 +148,9 @@ def compare(
     """Run Detectron2 and a file on resized images, padded alike."""
     result = Parity(images=len(images))
     for image in tqdm(images, unit="image"):
-        ours, theirs = detector.arrays(image, exported.metadata["canvas"]), exported.run(image)
-        _match(
-            *([torch.from_numpy(x[found[1] > 0]) for x in found] for found in (ours, theirs)),
-            result,
-        )
+        both = detector.arrays(image, exported.metadata["canvas"]), exported.run(image)
+        ours, theirs = ([torch.from_numpy(x[found[1] > 0]) for x in found] for found in both)
+        _match(ours, theirs, result)
     return result
 
 

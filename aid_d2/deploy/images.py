@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from detectron2.data.detection_utils import read_image
 
-from ..data.image_check import IMAGE_SUFFIXES
+from ..data.image_check import IMAGE_SUFFIXES, spread
 from ..data.readable import read_or_skip
 
 logger = logging.getLogger(__name__)
@@ -48,10 +48,11 @@ def images(files: Sequence[Path]) -> Iterator[tuple[str, np.ndarray | None]]:
     be read.
     """
     for path in tqdm(files, unit="image"):
-        yield str(path), read_or_skip(_read, {"file_name": str(path)})
+        yield str(path), read_or_skip(read_bgr, {"file_name": str(path)})
 
 
-def _read(record: dict) -> np.ndarray:
+def read_bgr(record: dict) -> np.ndarray:
+    """The image (H, W, 3) uint8 BGR of a data set dict, as training reads it."""
     return np.ascontiguousarray(read_image(record["file_name"], "BGR"))
 
 
@@ -88,8 +89,7 @@ def read_images(folder: Path, count: int) -> list[np.ndarray]:
     if count < 1:
         raise ValueError(f"--count is {count}; it has to be 1 at least.")
     files = files_under(folder) if folder.is_dir() else []
-    files = files[:: max(1, len(files) // count)][:count]
-    found = [image for _, image in images(files) if image is not None]
+    found = [image for _, image in images(spread(files, count)) if image is not None]
     if not found:
         raise FileNotFoundError(f"--images: {folder} holds no image.")
     return found
