@@ -11,9 +11,9 @@ teacher is wrong, its knowledge counts less. What an instance is, the *granulari
 ``location``  one weight per location of the pyramid
 ============  ====================================================================================
 
-Each fills the same :class:`DistillWeights`, one map per level with values in (0, 1] (rescaled ones
-have the mean 1 instead). :class:`AID` is what a detector is trained with; the functions below it
-are pure, on the :class:`UnreducedLosses` that a detector's wrapper gives.
+Each fills the same :class:`DistillWeights`, one map per level with values in (0, 1].
+:class:`AID` is what a detector is trained with; the functions below it are pure, on the
+:class:`UnreducedLosses` that a detector's wrapper gives.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +41,6 @@ PRESETS = {
         "GRANULARITY": "level",
         "NORMALIZER": "native",
         "RELATIVE": False,
-        "RESCALE": False,
     }
 }
 
@@ -70,9 +69,6 @@ def add_config(cfg: CfgNode) -> None:
     # Use D = max(teacher's loss - student's loss, 0), so that objects that are hard for both are
     # still distilled fully. Not in the paper; for detectors of one kind.
     cfg.DISTILL.AID.RELATIVE = AID.relative
-    # Divide the weights by their mean in the batch, for objects and for background apart: AID then
-    # moves distillation among objects and takes none away. The paper does not.
-    cfg.DISTILL.AID.RESCALE = AID.rescale
     # Add the teacher's mask loss on the box of each object to D; for Mask R-CNN, with masks to
     # compare with (MODEL.MASK_ON True). False: masks play no part.
     cfg.DISTILL.AID.MASKS = AID.masks
@@ -91,7 +87,6 @@ class AID:
         granularity: one of GRANULARITIES.
         normalizer: of `level` and `image`, one of NORMALIZERS; see :func:`level_loss`.
         relative: D is ``max(D_teacher - D_student, 0)``.
-        rescale: divide the weights by their mean; see :func:`rescaled`.
         masks: the loss of a second stage includes that of its masks.
 
     Raises:
@@ -103,7 +98,6 @@ class AID:
     granularity: str = "instance"
     normalizer: str = "native"
     relative: bool = False
-    rescale: bool = False
     masks: bool = False
 
     @classmethod
@@ -132,7 +126,7 @@ class AID:
     def __str__(self) -> str:
         if not self.enabled:
             return "off"
-        flags = [name for name in ("relative", "rescale", "masks") if getattr(self, name)]
+        flags = [name for name in ("relative", "masks") if getattr(self, name)]
         return ", ".join([self.granularity, f"alpha {self.alpha:g}", *flags])
 
     def check(self, student: DetectorWrapper, teacher: DetectorWrapper) -> None:
@@ -205,9 +199,6 @@ class AID:
             return loss_to_weight(excess, self.alpha)
 
         maps = _MAPS[self.granularity](losses, weigh, self.normalizer)
-        if self.rescale:
-            others = [i for i in range(len(losses.cls)) if i not in pseudo_labeled]
-            maps = rescaled(maps, [x >= 0 for x in _smallest_known(losses)], others)
         by_stride = {x.stride: y[:, None] for x, y in zip(losses.levels, maps)}
         return DistillWeights(by_stride).with_full(pseudo_labeled)
 
@@ -267,32 +258,6 @@ def loss_to_weight(loss: Tensor, alpha: float) -> Tensor:
     huge = torch.finfo(torch.float32).max
     loss = loss.detach().float().nan_to_num(nan=huge, posinf=huge).clamp(min=0)
     return torch.exp(-(alpha * loss).clamp(max=_MAX_EXPONENT))
-
-
-def rescaled(
-    maps: list[Tensor], inside: list[Tensor], images: Sequence[int] | None = None
-) -> list[Tensor]:
-    """Weights of mean 1 on objects, and apart from them on background.
-
-    AID then moves distillation among objects, from where the teacher is wrong to where it is right,
-    instead of taking some of it away, and none from objects to background.
-
-    Args:
-        maps: weights of each level (N, H, W).
-        inside: whether a cell is in the box of an object with a loss, (N, H, W) bool.
-        images: that the means are taken over, by default all.
-
-    Returns:
-        per level (N, H, W), positive; the means are over all cells of all levels.
-    """
-    weights, mask = (
-        torch.cat([x[i].flatten() for x in y for i in (images or range(len(x)))])
-        for y in (maps, inside)
-    )
-    count = mask.sum()
-    objects = (weights * mask).sum() / count.clamp(min=1)
-    background = (weights * ~mask).sum() / (len(mask) - count).clamp(min=1)
-    return [x / torch.where(y, objects, background) for x, y in zip(maps, inside)]
 
 
 def level_loss(losses: UnreducedLosses, normalizer: str = "native") -> Tensor:

@@ -72,7 +72,7 @@ def _add_keys(cfg: CN) -> None:
     # then run under autocast too, whatever SOLVER.BF16 says. auto: where the device has it.
     cfg.DISTILL.PRECISION = "auto"
     # What the config.yaml of a detector may still have.
-    for key in ("DISTILL.TEACHER.PRECISION", "DISTILL.RECOMPUTE"):
+    for key in ("DISTILL.TEACHER.PRECISION", "DISTILL.RECOMPUTE", "DISTILL.AID.RESCALE"):
         cfg.register_deprecated_key(key)
 
 

@@ -74,6 +74,7 @@ class Job:
         self.log = self.folder / "console.txt"
         self.max_iter = 0 if run.weights else run.cfg.SOLVER.MAX_ITER
         self.process = None
+        self.code = ""
 
     @property
     def weights(self) -> str:
@@ -94,6 +95,7 @@ class Job:
     def start(self, slot: int, threads: int) -> None:
         """Train it, in a process that ends with this one."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.code = code_version()
         opts = {**self.run.opts, "SEED": self.run.seed, "OUTPUT_DIR": str(self.folder)}
         if self.teacher:
             opts["DISTILL.TEACHER.CONFIG_FILE"] = str(self.teacher.folder / "config.yaml")
@@ -144,6 +146,7 @@ class Job:
             "resumed_at": [x for x in starts if x > 0],
             "config_hash": self.run.config_hash,
             "versions": {
+                "aid_d2": self.code,
                 "python": platform.python_version(),
                 "torch": torch.__version__,
                 "torchvision": torchvision.__version__,
@@ -163,6 +166,12 @@ class Job:
         if not lines:
             return usual * self.max_iter
         return lines[-1]["time"] * (self.max_iter - lines[-1]["iteration"])
+
+
+def code_version() -> str:
+    """The commit of this checkout, with `-dirty` after it where files have changed since."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def median(lines: list[dict], name: str) -> float | None:

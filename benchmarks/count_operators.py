@@ -32,7 +32,8 @@ class Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         aliases = any(x.alias_info and not x.alias_info.is_write for x in function._schema.returns)
-        if not aliases and "empty" not in function.overloadpacket.__name__:
+        name = function.overloadpacket.__name__
+        if not aliases and "empty" not in name and name != "_unsafe_view":
             self.counts[function.overloadpacket._qualified_op_name] += 1
         return function(*args, **(kwargs or {}))
 

@@ -61,8 +61,12 @@ def write_report(suite: Suite, results: Sequence[dict], folder: Path) -> None:
         sections.append(f"## {group.name}\n\n{_table(group, _of(group, results))}\n")
     sections.append(
         "AP, AP50: mean ± standard deviation over seeds. Differences are paired by seed, with the "
-        "95% interval of Student's t."
+        "95% interval of Student's t. All rows of a table have one teacher: another training of it "
+        "may move all of them."
     )
+    versions = sorted({x["versions"].get("aid_d2", "unknown") for x in results})
+    if len(versions) > 1:
+        sections.append(f"\nRuns are of different versions of the code: {', '.join(versions)}.")
     (folder / "results.md").write_text("\n".join(sections) + "\n")
     if not suite.groups:
         return
@@ -94,7 +98,7 @@ def _table(group: Group, results: Sequence[dict]) -> str:
                 line[f"{metric} - {baseline}"] = (
                     ""
                     if row in (baseline, TEACHER)
-                    else _interval(paired(results, row, baseline, metric))
+                    else _interval(paired(results, row, baseline, metric), len(runs))
                 )
         line["s/step"] = _value([x["seconds_per_step"] for x in runs], "{:.2f}")
         line["memory (MB)"] = _value([x["peak_memory_mb"] for x in runs], "{:.0f}")
@@ -113,11 +117,16 @@ def _spread(values: Sequence[float]) -> str:
     return f"{mean(values):.1f}" + (f" ± {std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
-def _interval(differences: Sequence[float]) -> str:
+def _interval(differences: Sequence[float], seeds: int) -> str:
     if not differences:
         return ""
     centre, half = confidence_interval(differences)
-    return f"{centre:+.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
+    pairs = len(differences)
+    return (
+        f"{centre:+.1f}"
+        + ("" if math.isnan(half) else f" ± {half:.1f}")
+        + ("" if pairs == seeds else f" ({pairs} seed{'s' if pairs > 1 else ''})")
+    )
 
 
 def _draw(suite: Suite, results: Sequence[dict], path: Path) -> None:

@@ -227,8 +227,16 @@ def _check_keys(path, where: str, node, known: set, required: set) -> None:
 
 
 def _check_seeds(path, where: str, seeds) -> None:
-    if not isinstance(seeds, list) or not seeds or not all(isinstance(x, int) for x in seeds):
-        raise ValueError(f"{path}: {where} has seeds {seeds!r}; it needs a list such as [2, 3, 4].")
+    if (
+        not isinstance(seeds, list)
+        or not seeds
+        or not all(type(x) is int for x in seeds)
+        or len(set(seeds)) < len(seeds)
+    ):
+        raise ValueError(
+            f"{path}: {where} has seeds {seeds!r}; it needs a list of different ones, such as "
+            "[2, 3, 4]."
+        )
 
 
 def _check_rows_are_comparable(path: str, group: Group) -> None:

@@ -414,48 +414,6 @@ def test_an_image_has_the_weights_it_has_alone():
             torch.testing.assert_close(values[0], together.maps[stride][2])
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("counts", [(3, 0, 2), (0, 0)], ids=str)
-def test_rescaled_weights_have_mean_one_on_objects_and_on_background(granularity, counts):
-    losses = random_losses(counts)
-    plain = AID(alpha=2.0, granularity=granularity).weights(losses)
-    scaled = AID(alpha=2.0, granularity=granularity, rescale=True).weights(losses)
-    values, ratios = {True: [], False: []}, {True: [], False: []}
-    for level, shown in zip(LEVELS, smallest_objects(losses.objects, LEVELS)):
-        inside = shown >= 0
-        one, other = (x.maps[level.stride][:, 0] for x in (plain, scaled))
-        for kind in (True, False):
-            values[kind] += other[inside == kind].tolist()
-            ratios[kind] += (other / one)[inside == kind].tolist()
-    for kind in (True, False):
-        if values[kind]:
-            assert math.fsum(values[kind]) / len(values[kind]) == pytest.approx(1, rel=1e-5)
-            # Among themselves they keep their proportions.
-            assert np.ptp(ratios[kind]) < 1e-5 * ratios[kind][0]
-
-
-@pytest.mark.parametrize("granularity", ["image", "instance", "location"])
-def test_images_that_the_teacher_labeled_do_not_move_the_mean_of_the_others(granularity):
-    losses = random_losses((3, 2, 2))
-    aid = AID(alpha=2.0, granularity=granularity, rescale=True)
-    weights = aid.weights(losses, pseudo_labeled=[1])
-    values = {True: [], False: []}
-    for level, shown in zip(LEVELS, smallest_objects(losses.objects, LEVELS)):
-        found = weights.maps[level.stride][:, 0]
-        assert (found[1] == 1).all()
-        for kind in (True, False):
-            values[kind] += found[[0, 2]][(shown[[0, 2]] >= 0) == kind].tolist()
-    for found in values.values():
-        assert math.fsum(found) / len(found) == pytest.approx(1, rel=1e-5)
-    assert all((x == 1).all() for x in aid.weights(losses, None, [0, 1, 2]).maps.values())
-
-
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_rescaling_full_weight_changes_nothing(granularity):
-    weights = AID(alpha=0.0, granularity=granularity, rescale=True).weights(random_losses())
-    assert all((x == 1).all() for x in weights.maps.values())
-
-
 def test_unknown_granularity_names_the_choices():
     with pytest.raises(ValueError, match="'pixel'.*instance"):
         AID(alpha=0.1, granularity="pixel").weights(random_losses())

@@ -108,16 +108,15 @@ EFFECTS = {
         "AID.ALPHA": 0.3,
         "AID.GRANULARITY": "image",
         "AID.RELATIVE": True,
-        "AID.RESCALE": True,
         "ATTENTIONGUIDED.ONE_STAGE.FEATURE_WEIGHT": 1.0,
         "ATTENTIONGUIDED.ONE_STAGE.CHANNEL_WEIGHT": 1.0,
         "ATTENTIONGUIDED.ONE_STAGE.SPATIAL_WEIGHT": 1.0,
         "ATTENTIONGUIDED.ONE_STAGE.TEMPERATURE": 300.0,
-        "ATTENTIONGUIDED.NORMALIZE": True,
+        "ATTENTIONGUIDED.NORMALIZE": False,
         "NONLOCAL.ONE_STAGE.WEIGHT": 1.0,
         "NONLOCAL.INNER_CHANNELS": [3, 4, 5, 6, 7],
         "NONLOCAL.POOL": [1, 1, 1, 1, 1],
-        "NONLOCAL.NORMALIZE": True,
+        "NONLOCAL.NORMALIZE": False,
     },
     "FasterRCNN": {
         "ATTENTIONGUIDED.TWO_STAGE.FEATURE_WEIGHT": 1.0,
@@ -200,9 +199,7 @@ def test_every_key_has_an_effect_and_on_distillation_alone(
 def test_the_papers_preset_decides_all_of_its_keys(cfg):
     """AID's released code: one weight a level, exp(-0.1 D), D as the detector's own loss."""
     node = cfg.DISTILL.AID.clone()
-    node.merge_from_list(
-        ["ALPHA", 3.0, "GRANULARITY", "instance", "RELATIVE", True, "RESCALE", True]
-    )
+    node.merge_from_list(["ALPHA", 3.0, "GRANULARITY", "instance", "RELATIVE", True])
     node.PRESET = "PAPER"
     expected = AID(alpha=0.1, granularity="level", normalizer="native")
     assert AID.from_config(node) == expected

@@ -244,13 +244,22 @@ def test_too_little_memory_leaves_a_checkpoint(data, tmp_path, monkeypatch):
     assert torch.load(tmp_path / "model_final.pth", weights_only=False)["iteration"] == 4
 
 
-def test_float16_may_begin_at_a_resumption(data, tmp_path):
+def test_a_resumption_has_weights_and_momentum_of_the_checkpoint(data, tmp_path):
+    """Also where float16 begins with it."""
     run("retinanet_R_50.yaml", tmp_path, data)
     keys = {"SOLVER.AMP.ENABLED": True, "SOLVER.MAX_ITER": 3}
     arguments = command("retinanet_R_50.yaml", tmp_path, data, "--resume", **keys)
     trainer = Trainer(setup(argument_parser().parse_args(arguments)))
     trainer.resume_or_load(resume=True)
     assert trainer.start_iter == 2 and hasattr(trainer._trainer, "grad_scaler")
+    saved = torch.load(tmp_path / "model_final.pth", weights_only=False)
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, saved["model"][name])
+    before = saved["trainer"]["_trainer"]["optimizer"]["state"]
+    after = trainer.optimizer.state_dict()["state"]
+    assert before.keys() == after.keys() and len(before) > 0
+    for index, state in before.items():
+        assert torch.equal(state["momentum_buffer"], after[index]["momentum_buffer"])
 
 
 def test_without_a_teacher_none_is_evaluated(data, tmp_path):

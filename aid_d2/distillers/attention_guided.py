@@ -37,8 +37,8 @@ class AttentionGuided(Distiller):
         L_ATs = || W (mean_c T - f3(mean_c S)) ||_2
 
     Ms and Mc are the mean attention of both detectors, detached. AID's map is W, and w its mean
-    under Ms. The norms are over the whole batch and not squared, as published: their strength
-    grows with the square root of images x area of a GPU, unless NORMALIZE is set.
+    under Ms. The norms are over the whole batch and not squared, as published. There their strength
+    grows with the square root of images x area of a GPU; NORMALIZE takes that out.
 
     Two choices of this project: the adapters start as the identity where shapes allow, so that a
     student equal to its teacher has no loss; and where the numbers of channels differ, Mc is the
@@ -54,9 +54,9 @@ class AttentionGuided(Distiller):
         # one-stage and 7e-5, 4e-3, 4e-3, T 0.5 in two-stage detectors.
         node.ONE_STAGE = _published(5.6e-4, 2.4e-2, 2.4e-2, 0.1)
         node.TWO_STAGE = _published(4e-5, 8e-3, 8e-3, 0.5)
-        # Divide each norm by what makes it grow with batch and image size; equal to the published
-        # strength at 2 images of 800x1333.
-        node.NORMALIZE = False
+        # Divide each norm by what makes it grow with batch and image size, so that it always has
+        # the published strength at 2 images of 800x1333. False: as published.
+        node.NORMALIZE = True
         return node
 
     def __init__(self, node, context):

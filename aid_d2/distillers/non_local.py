@@ -119,7 +119,7 @@ class NonLocal(Distiller):
         # Keep the teacher's block as it starts, the identity, instead of training it too.
         node.DETACH_TEACHER = False
         # As in DISTILL.ATTENTIONGUIDED.
-        node.NORMALIZE = False
+        node.NORMALIZE = True
         return node
 
     def __init__(self, node, context):

@@ -51,7 +51,16 @@ def check_unchanged(cfg: CfgNode) -> None:
 def _changed(before: CfgNode, cfg: CfgNode, keys: tuple[str, ...]) -> list[str]:
     """`KEY from OLD to NEW` of the keys whose value is another one."""
     values = ((key, _value(before, key), _value(cfg, key)) for key in keys)
-    return [f"{key} from {a!r} to {b!r}" for key, a, b in values if a not in (None, b)]
+    return [
+        f"{key} from {a!r} to {b!r}" for key, a, b in values if a is not None and not _same(a, b)
+    ]
+
+
+def _same(before, now) -> bool:
+    """Whether two values are equal, or paths of one file."""
+    if isinstance(before, str) and isinstance(now, str):
+        return os.path.realpath(before) == os.path.realpath(now)
+    return before == now
 
 
 def _value(cfg: CfgNode, key: str):

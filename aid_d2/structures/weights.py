@@ -16,10 +16,7 @@ from .levels import LevelShape
 
 @dataclass
 class DistillWeights:
-    """AID's weights: per stride a detached map (N, 1, H, W), positive; 1 is full strength.
-
-    Weights are at most 1, unless they are rescaled to a mean of 1.
-    """
+    """AID's weights: per stride a detached map (N, 1, H, W) in (0, 1]; 1 is full strength."""
 
     maps: dict[int, Tensor]
 

@@ -73,11 +73,13 @@ def test_a_suite_that_is_killed_goes_on(suite, tmp_path, monkeypatch, capsys):
     compare.main()
     assert first.stat().st_mtime_ns == written
     runs = json.loads((output / "results.json").read_text())["runs"]
+    commit = compare.code_version()
     assert [x["row"] for x in runs] == ["teacher", "student", "aid"]
     for run in runs:
         assert run["group"] == "boxes" and run["seed"] == (1 if run["row"] == "teacher" else 4)
         assert 0 < run["data_seconds_per_step"] < run["seconds_per_step"]
         assert run["peak_memory_mb"] > 100
+        assert run["versions"]["aid_d2"] == commit
         assert {
             "AP",
             "AP50",

@@ -22,6 +22,7 @@ def results():
             "AP75": value / 3,
             "seconds_per_step": 0.5,
             "peak_memory_mb": 1000,
+            "versions": {"aid_d2": "abc"},
         }
         for row, values in AP50.items()
         for seed, value in enumerate(values, 1)
@@ -66,6 +67,17 @@ def test_report(tmp_path):
     assert teacher[header.index("AP50 - student")] == ""
     assert table["student"][header.index("AP50 - student")] == ""
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_fewer_pairs_than_seeds_and_mixed_versions_are_told(tmp_path):
+    """Two of three seeds of the baseline: the difference is of two, 2 and 3."""
+    some = [x for x in results() if (x["row"], x["seed"]) != ("student", 3)]
+    write_report(suite(), some, tmp_path)
+    text = (tmp_path / "results.md").read_text()
+    assert "+2.5 ± 6.4 (2 seeds)" in text and "different versions" not in text
+    some[0]["versions"] = {}
+    write_report(suite(), some, tmp_path)
+    assert "different versions of the code: abc, unknown" in (tmp_path / "results.md").read_text()
 
 
 def test_gains_over_teachers_are_drawn(tmp_path, monkeypatch):

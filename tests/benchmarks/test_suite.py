@@ -163,6 +163,7 @@ def test_hash_is_not_of_methods_that_a_run_does_not_use(load, monkeypatch):
         (["groups", "good", "teacher", "weights"], "no.pth", "good.teacher has no file no.pth"),
         (["groups", "good", "rows", "teacher"], {"config": PLAIN}, "good has a row 'teacher'"),
         (["seeds"], 2, "the suite has seeds 2; it needs a list"),
+        (["seeds"], [2, 2], r"the suite has seeds \[2, 2\]; it needs a list of different"),
         (
             ["groups", "good", "rows", "pkd", "seeds"],
             [],

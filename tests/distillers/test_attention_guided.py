@@ -18,9 +18,12 @@ PUBLISHED = {False: (5.6e-4, 2.4e-2, 2.4e-2, 0.1), True: (4e-5, 8e-3, 8e-3, 0.5)
 PARTS = ("feature", "channel", "spatial")
 
 
-def make(strides, channels=(4, 4), two_stage=False, **changes):
+def make(strides, channels=(4, 4), two_stage=False, NORMALIZE=False, **changes):
+    """With the published norms, unless NORMALIZE."""
     detector = "GeneralizedRCNN" if two_stage else "RetinaNet"
-    return build(AttentionGuided, context(strides, channels, detector), **changes)
+    return build(
+        AttentionGuided, context(strides, channels, detector), NORMALIZE=NORMALIZE, **changes
+    )
 
 
 def softmax(x, axis):

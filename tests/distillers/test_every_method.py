@@ -60,14 +60,17 @@ def train(model, batch, steps):
 
 @pytest.mark.parametrize("method,detector", SERVED)
 def test_trains(make, make_batch, method, detector):
-    """Three steps, and one on images without objects."""
+    """Three steps, one on images without objects, and one on images of different sizes."""
     model = make(method, detector)
     trained = {f"distiller.{name}" for name, _ in model.distiller.named_parameters()}
     steps, seen = train(model, make_batch(), steps=3), set()
     for losses, gradients in steps:
         assert sum(x for n, x in losses.items() if n.startswith(f"loss_{method}_")) > 0
         seen |= {name for name in trained if gradients[name].any()}
-    for losses, gradients in steps + train(model, make_batch(counts=(0, 0)), steps=1):
+    sizes = (64, 96), (96, 60), (40, 130)
+    mixed = [make_batch((count,), size)[0] for count, size in zip((3, 2, 0), sizes)]
+    others = [train(model, batch, steps=1)[0] for batch in (make_batch((0, 0)), mixed)]
+    for losses, gradients in steps + others:
         assert all(x.isfinite() for x in losses.values())
         assert all(x.isfinite().all() for x in gradients.values())
         assert trained <= gradients.keys()

@@ -24,9 +24,10 @@ REFERENCE_SIZES = {4: (200, 336), 8: (100, 168), 16: (50, 84), 32: (25, 42), 64:
 PUBLISHED = {False: 4.9e-4, True: 4e-5}
 
 
-def make(sizes, channels=(4, 4), two_stage=False, **changes):
+def make(sizes, channels=(4, 4), two_stage=False, NORMALIZE=False, **changes):
+    """With the published norms, unless NORMALIZE."""
     detector = "GeneralizedRCNN" if two_stage else "RetinaNet"
-    return build(NonLocal, context(sizes, channels, detector), **changes)
+    return build(NonLocal, context(sizes, channels, detector), NORMALIZE=NORMALIZE, **changes)
 
 
 def all_pairs(theta, phi, g):

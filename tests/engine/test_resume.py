@@ -37,6 +37,14 @@ def test_a_longer_schedule_is_no_change(cfg):
     check_unchanged(cfg)
 
 
+def test_another_spelling_of_the_teachers_path_is_no_change(cfg, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg.merge_from_list(["DISTILL.TEACHER.WEIGHTS", "teacher/model_final.pth"])
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    cfg.merge_from_list(["DISTILL.TEACHER.WEIGHTS", str(tmp_path / "teacher/model_final.pth")])
+    check_unchanged(cfg)
+
+
 def test_a_change_without_effect_is_told(cfg, caplog):
     """The optimizer's rate comes with the checkpoint."""
     cfg.merge_from_list(["SOLVER.BASE_LR", "0.5"])

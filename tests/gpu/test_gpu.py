@@ -106,7 +106,7 @@ def test_aid_and_methods_do_not_wait(make, make_batch, device, method, granulari
     """
     if device.type != "cuda":
         pytest.skip("a CPU does not wait")
-    keys = {"DISTILL.AID.GRANULARITY": granularity, "DISTILL.AID.RESCALE": True}
+    keys = {"DISTILL.AID.GRANULARITY": granularity}
     model = make("RetinaNet", (method,), device, keys)
     distiller, seen = model.distiller[method], []
     handle = distiller.register_forward_pre_hook(lambda module, args: seen.append(args))

@@ -68,7 +68,7 @@ MORE = {
 def test_nothing_is_read_between_logs(
     distilled_cfg, build_seeded, make_batch, storage, monkeypatch, detector, granularity
 ):
-    changes = {"DISTILL.AID.GRANULARITY": granularity, "DISTILL.AID.RESCALE": True}
+    changes = {"DISTILL.AID.GRANULARITY": granularity}
     cfg = distilled_cfg(detector, changes)
     model = build_seeded(cfg, seed=0).train()
     batch = make_batch((3, 2))
