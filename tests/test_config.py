@@ -211,7 +211,7 @@ def test_the_papers_preset_decides_all_of_its_keys(cfg):
 
 
 def test_the_config_of_an_older_run_still_loads(cfg, tmp_path):
-    text = "DISTILL: {RECOMPUTE: True, TEACHER: {PRECISION: float32}}"
+    text = "DISTILL: {RECOMPUTE: True, AID: {RESCALE: True}, TEACHER: {PRECISION: float32}}"
     (tmp_path / "config.yaml").write_text(text)
     assert load_config(str(tmp_path / "config.yaml")) == cfg
 
