@@ -229,20 +229,24 @@ def _check_comparable_losses(student: DetectorWrapper, teacher: DetectorWrapper)
         {
             "detector": x.detector.__name__,
             "strides": [level.stride for level in x.levels],
-            "anchors of a location": x.anchor_generator.num_cell_anchors,
             "padded to a multiple of": x.model.backbone.size_divisibility,
             "box transform": vars(x.box_transform),
             **x.loss_constants,
         }
         for x in (student, teacher)
     )
-    for what in own:
-        if own[what] != theirs.get(what):
-            raise ValueError(
-                "DISTILL.AID.RELATIVE subtracts the student's losses from the teacher's, and needs "
-                f"detectors of one kind: {what} is {own[what]} for the student and "
-                f"{theirs.get(what)} for the teacher. Set it False."
-            )
+    unlike = [
+        f"{what} is {own[what]} for the student and {theirs.get(what)} for the teacher"
+        for what in own
+        if own[what] != theirs.get(what)
+    ]
+    if not unlike and not student.same_anchors(teacher):
+        unlike = ["their anchors have other sizes, shapes or places"]
+    if unlike:
+        raise ValueError(
+            "DISTILL.AID.RELATIVE subtracts the student's losses from the teacher's, and needs "
+            f"detectors of one kind: {unlike[0]}. Set it False."
+        )
 
 
 def loss_to_weight(loss: Tensor, alpha: float) -> Tensor:

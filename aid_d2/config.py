@@ -178,6 +178,12 @@ def use_cpu_without_gpu(cfg: CN) -> bool:
     return missing
 
 
+def show_from(cfg: CN, score: float) -> None:
+    """Let a detector show what scores at least that much, however little it shows by itself."""
+    for node in (cfg.MODEL.RETINANET, cfg.MODEL.GFL, cfg.MODEL.FCOS, cfg.MODEL.ROI_HEADS):
+        node.SCORE_THRESH_TEST = min(node.SCORE_THRESH_TEST, score)
+
+
 def plain_student(cfg: CN) -> CN:
     """The config of a distilled detector's student alone; of any other detector a copy.
 

@@ -71,6 +71,8 @@ class Job:
         self.run = run
         self.teacher = Job(run.teacher, output) if run.teacher else None
         self.folder = output / "runs" / run.folder
+        # Its config, log and metrics; a teacher that is there already is only evaluated.
+        self.logs = self.folder / "inference" if run.weights else self.folder
         self.log = self.folder / "console.txt"
         self.max_iter = 0 if run.weights else run.cfg.SOLVER.MAX_ITER
         self.process = None
@@ -98,7 +100,7 @@ class Job:
         self.code = code_version()
         opts = {**self.run.opts, "SEED": self.run.seed, "OUTPUT_DIR": str(self.folder)}
         if self.teacher:
-            opts["DISTILL.TEACHER.CONFIG_FILE"] = str(self.teacher.folder / "config.yaml")
+            opts["DISTILL.TEACHER.CONFIG_FILE"] = str(self.teacher.logs / "config.yaml")
             opts["DISTILL.TEACHER.WEIGHTS"] = self.teacher.weights
         if self.run.weights:
             opts["MODEL.WEIGHTS"] = self.run.weights
@@ -131,7 +133,7 @@ class Job:
         lines = self.metrics()
         final = lines[-1]
         # Detectron2 logs the peak of the GPU's memory, but writes it to no metric.
-        log = (self.folder / "log.txt").read_text()
+        log = (self.logs / "log.txt").read_text()
         on_gpu = re.findall(r"max_mem: (\d+)M", log)
         starts = map(int, re.findall(r"Starting training from iteration (\d+)", log))
         return {
@@ -155,8 +157,7 @@ class Job:
         }
 
     def metrics(self) -> list:
-        name = "inference/metrics.json" if self.run.weights else "metrics.json"
-        return read_metrics(self.folder / name)
+        return read_metrics(self.logs / "metrics.json")
 
     def seconds_left(self, usual: float) -> float:
         """By its own pace, or before it has one the usual one in seconds per step."""

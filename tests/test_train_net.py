@@ -72,6 +72,12 @@ def test_evaluation_needs_no_teacher_and_equals_the_plain_student(student, data,
     assert len(detections(tmp_path / "eval")) > 0
     assert detections(tmp_path / "eval") == detections(tmp_path / "plain")
     assert str(distilled) == str(plain)  # NaN where a metric has no objects
+    # Beside a training an evaluation leaves its files alone.
+    kept = {x: (output / x).read_bytes() for x in ("config.yaml", "metrics.json")}
+    other = {**weights, "INPUT.MIN_SIZE_TEST": 32}
+    run(f"{detector}_R_50.yaml", output, data, "--eval-only", **other)
+    assert kept == {x: (output / x).read_bytes() for x in kept}
+    assert "MIN_SIZE_TEST: 32" in (output / "inference" / "config.yaml").read_text()
     (line,) = (tmp_path / "eval" / "inference" / "metrics.json").read_text().splitlines()
     assert json.loads(line)["bbox/AP50"] == pytest.approx(distilled["bbox"]["AP50"], nan_ok=True)
 
@@ -203,21 +209,44 @@ def test_weights_of_another_detector_are_refused(data, tmp_path, flags):
         run("retinanet_R_50.yaml", tmp_path / "run", data, *flags, **overrides)
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_a_checkpoint_to_resume_from(data, tmp_path, number, code):
-    arguments = command(
-        "retinanet_R_50.yaml",
-        tmp_path,
-        data,
-        **{"SOLVER.CHECKPOINT_PERIOD": 10**6, "SOLVER.MAX_ITER": 10**5, "TEST.EVAL_PERIOD": 10**6},
-    )
+def test_a_student_with_more_tensors_of_methods_than_of_its_own_is_evaluated(
+    student, data, tmp_path
+):
+    detector, output = student
+    saved = torch.load(output / "model_final.pth", weights_only=False)
+    more = {f"distiller.X.{i}": torch.zeros(1) for i in range(2 * len(saved["model"]))}
+    torch.save({**saved, "model": {**saved["model"], **more}}, tmp_path / "more.pth")
+    weights = {"MODEL.WEIGHTS": str(tmp_path / "more.pth")}
+    run(f"{detector}_R_50.yaml", tmp_path / "out", data, "--eval-only", **weights)
+    assert len(detections(tmp_path / "out")) > 0
+
+
+@pytest.mark.parametrize(
+    "number, code, group",
+    [(signal.SIGINT, 130, False), (signal.SIGTERM, 143, False), (signal.SIGTERM, 143, True)],
+)
+def test_a_signal_leaves_a_checkpoint_to_resume_from(data, tmp_path, number, code, group):
+    """Also one that ends the workers too that load data, as a scheduler sends it."""
+    keys = {
+        "SOLVER.CHECKPOINT_PERIOD": 10**6,
+        "SOLVER.MAX_ITER": 10**5,
+        "TEST.EVAL_PERIOD": 10**6,
+        "DATALOADER.NUM_WORKERS": 2 if group else 0,
+    }
+    arguments = command("retinanet_R_50.yaml", tmp_path, data, **keys)
     call = [sys.executable, "-W", "ignore", str(ROOT / "train_net.py"), *arguments]
-    process = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        call,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     metrics = tmp_path / "metrics.json"
     while not metrics.exists() or not metrics.read_text():
         assert process.poll() is None, "training ended before its first steps"
         time.sleep(0.05)
-    process.send_signal(number)
+    (os.killpg if group else os.kill)(process.pid, number)
     assert process.wait() == code
     saved = torch.load(tmp_path / (tmp_path / "last_checkpoint").read_text(), weights_only=False)
     assert saved["iteration"] >= 19 and "optimizer" in saved["trainer"]["_trainer"]
@@ -287,8 +316,12 @@ def test_classes_are_compared_by_name(student, data, tmp_path):
         "DATASETS.COCO_JSON": [data, entry],
         "DATASETS.TEST": (entry[0],),
     }
-    with pytest.raises(ValueError, match="r, g, b; .* are g, r, b, in another order"):
+    message = "r, g, b; .* are g, r, b, in another order"
+    with pytest.raises(ValueError, match=f"the checkpoint are {message}"):
         run(f"{detector}_R_50.yaml", tmp_path / "out", data, "--eval-only", **overrides)
+    overrides["MODEL.WEIGHTS"] = ""
+    with pytest.raises(ValueError, match=f"the data set .* are {message}"):
+        run(f"{detector}_R_50.yaml", tmp_path / "out", data, **overrides)
 
 
 def test_what_a_distilled_training_tells(data, teachers, tmp_path):

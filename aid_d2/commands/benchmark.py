@@ -88,12 +88,21 @@ def run(args: argparse.Namespace) -> None:
             runtime = Detector if option == "onnx" else _openvino()
             builders.append(partial(file_candidate, name, runtime, file, args.threads))
     candidates = [build() for build in builders]
+    if data:
+        for candidate in candidates:
+            data.require_classes(candidate.class_names)
     for candidate, build in zip(candidates, builders):
         candidate.memory = peak_memory(build, images[0])
     time_all(candidates, images, args.repeats)
+    _show(report(candidates), args)
     if data:
         evaluate_all(candidates, data)
-    rows = report(candidates)
+        _show(rows := report(candidates), args)
+        if args.output:
+            plot(rows, args.output / "benchmark.png")
+
+
+def _show(rows: list[dict], args: argparse.Namespace) -> None:
     table = as_markdown(rows)
     print(table)
     if args.output:
@@ -101,8 +110,6 @@ def run(args: argparse.Namespace) -> None:
         content = {"threads": args.threads, "repeats": args.repeats, "rows": rows}
         (args.output / "benchmark.json").write_text(json.dumps(content, indent=1))
         (args.output / "benchmark.md").write_text(f"{args.threads} threads\n\n{table}\n")
-        if data:
-            plot(rows, args.output / "benchmark.png")
 
 
 def _named(option: str, text: str) -> tuple[str, str]:

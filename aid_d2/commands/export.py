@@ -14,7 +14,7 @@ from pathlib import Path
 from ..deploy.average_precision import TestSet
 from ..deploy.detector import TrainedDetector
 from ..deploy.export import FORMATS, export_file, slim_checkpoint
-from ..deploy.images import read_images
+from ..deploy.images import image_sizes, read_images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> None:
     if args.output.exists():
         raise FileExistsError(f"{args.output} exists already: remove it, or choose another name.")
     if args.student_only:
-        TrainedDetector.load(args.config_file, args.weights, args.opts)
-        slim_checkpoint(args.weights, args.output)
+        detector = TrainedDetector.load(args.config_file, args.weights, args.opts)
+        slim_checkpoint(detector, args.output)
     else:
         _export(args)
     print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MB")
@@ -76,12 +76,14 @@ def _export(args: argparse.Namespace) -> None:
     opts = [*args.opts, "MODEL.DEVICE", "cpu"]
     detector = TrainedDetector.load(args.config_file, args.weights, opts)
     data = TestSet(detector.cfg) if args.evaluate else None
-    canvas = args.size or detector.canvas(images)
+    if data:
+        data.require_classes(detector.class_names)
+    canvas = args.size or detector.canvas(image_sizes(args.images))
     print(f"Writing {args.output} takes a minute; then {len(images)} images are compared.")
     print(export_file(detector, args.output, images, canvas, args.topk, not args.no_nms))
     if data:
         # Both see images as Detectron2 resizes them: this compares the networks.
         exported = FORMATS[args.output.suffix][1](str(args.output))
         for name, detect in (("PyTorch", detector.arrays), ("the file", exported.run)):
-            ap = data.average_precision(detector.resize, detect, detector.class_names)
+            ap = data.average_precision(detector.resize, detect)
             print(f"AP of {name}: {ap:.4f}")

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from ..deploy.detector import TrainedDetector
+from ..deploy.files import require_empty
 from ..deploy.predict import predict
 
 
@@ -40,12 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draw and list the detections."""
-    if args.output.exists() and any(args.output.iterdir()):
-        raise FileExistsError(f"--output {args.output} is not empty: choose another folder.")
-    detectors = [TrainedDetector.load(args.config_file, args.weights, args.opts)]
+    require_empty(args.output)
+    detectors = [TrainedDetector.load(args.config_file, args.weights, args.opts, args.score)]
     if args.compare:
         config, _, weights = args.compare.partition(":")
-        detectors.append(TrainedDetector.load(config, weights))
+        detectors.append(TrainedDetector.load(config, weights, score=args.score))
     if args.fast:
         for detector in detectors:
             detector.speed_up()

@@ -34,6 +34,7 @@ from detectron2.data import (
 from detectron2.evaluation import inference_context
 from detectron2.structures import BoxMode, Instances
 
+from ..config import show_from
 from ..data.image_check import image_size
 from ..data.readable import read_or_skip
 from ..data.registered import class_names, require_registered
@@ -96,9 +97,7 @@ def teacher_config(args) -> CfgNode:
     if not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold is {args.threshold}; scores lie between 0 and 1.")
     cfg = teacher_config_of_tool(args.config_file, args.weights, args.opts)
-    # What the threshold leaves over counts, however little the detector itself would show.
-    for node in (cfg.MODEL.RETINANET, cfg.MODEL.GFL, cfg.MODEL.FCOS, cfg.MODEL.ROI_HEADS):
-        node.SCORE_THRESH_TEST = min(node.SCORE_THRESH_TEST, args.threshold)
+    show_from(cfg, args.threshold)
     return cfg
 
 

@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> None:
     if args.output.exists():
         raise FileExistsError(f"{args.output} exists already: remove it, or choose another name.")
     data = TestSet(load_config(args.evaluate))
+    data.require_classes(Detector(str(args.onnx)).metadata["classes"])
     images = read_images(args.images, args.count)
     with kept_if_whole(args.output) as scratch:
         quantize(args.onnx, images, scratch)
@@ -53,4 +54,4 @@ def run(args: argparse.Namespace) -> None:
 
 def _average_precision(data: TestSet, path: Path) -> float:
     detector = Detector(str(path))
-    return data.average_precision(detector.resize, detector.run, detector.metadata["classes"])
+    return data.average_precision(detector.resize, detector.run)

@@ -40,6 +40,7 @@ from ..aid import AID, loss_to_weight
 from ..data.coco_file import read_coco_json
 from ..data.readable import read_or_skip
 from ..data.registered import require_registered, require_same_classes
+from ..deploy.files import require_empty
 from ..modeling.teacher import Teacher, teacher_config_of_tool
 from ..trust_page import (
     FALSE_ALARM,
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace) -> None:
     if args.alpha < 0:
         raise ValueError(f"--alpha is {args.alpha}; AID's weights exp(-alpha D) need 0 or more.")
     cfg = teacher_config_of_tool(args.config_file, args.weights, args.opts)
+    require_empty(args.output)
     require_registered([args.dataset])
     records = DatasetCatalog.get(args.dataset)
     truth = read_truth(args.truth, records) if args.truth else None

@@ -48,7 +48,8 @@ def check_images(records: Sequence[dict], sample: int | None = None) -> list[Pro
 
 def spread(items: Sequence, count: int) -> Sequence:
     """At most `count` of the items, spread evenly."""
-    return items[:: max(1, len(items) // max(1, count))][:count]
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def image_size(image: Image.Image) -> tuple[int, int]:

@@ -120,6 +120,8 @@ def _register_listed(
         if own.entry in new:
             _check_images(own, image_sample)
             _register(own, class_of)
+        elif MetadataCatalog.get(own.entry.name).thing_classes != _names(own.coco):
+            raise _taken(own.entry)  # a VOC set, whose classes are those of all VOC sets
 
 
 def _parse_entry(key: str, entry: object) -> _Entry:
@@ -133,12 +135,16 @@ def _parse_entry(key: str, entry: object) -> _Entry:
 def _is_registered(entry: _Entry, class_of: dict[str, str]) -> bool:
     if entry.name not in DatasetCatalog:
         return False
-    if MetadataCatalog.get(entry.name).get("own_data") != (entry, class_of):
-        raise ValueError(
-            f"The data set name {entry.name!r} in DATASETS.{entry.key} is already registered, with "
-            "other paths or classes: choose another name."
-        )
+    if MetadataCatalog.get(entry.name).get("own_data") != (entry, tuple(class_of.items())):
+        raise _taken(entry)
     return True
+
+
+def _taken(entry: _Entry) -> ValueError:
+    return ValueError(
+        f"The data set name {entry.name!r} in DATASETS.{entry.key} is already registered, with "
+        "other paths or classes: choose another name."
+    )
 
 
 def _read(entry: _Entry) -> _OwnSet:
@@ -168,7 +174,8 @@ def _with_classes(sets: list[_OwnSet], class_of: dict[str, str]) -> list[_OwnSet
     result = []
     for own in sets:
         wanted = class_of or (dict(zip(voc, voc)) if own.entry.key == "VOC" else None)
-        if wanted:
+        # What has the classes already, as labels of a teacher have, is left as it is.
+        if wanted and _names(own.coco) != list(dict.fromkeys(wanted.values())):
             coco, left_out = select_classes(own.coco, wanted)
             settle(own.entry, left_out)
             own = own._replace(coco=coco, json_file=None)
@@ -193,7 +200,8 @@ def _register(own: _OwnSet, class_of: dict[str, str]) -> None:
     if not own.coco["categories"]:
         raise ValueError(f"{own.entry} has no classes: it names none, and has no objects.")
     json_file = own.json_file or _write_json(own.coco)
-    metadata = {"thing_classes": _names(own.coco), "own_data": (own.entry, class_of)}
+    asked_for = own.entry, tuple(class_of.items())
+    metadata = {"thing_classes": _names(own.coco), "own_data": asked_for}
     register_coco_instances(own.entry.name, metadata, str(json_file), str(own.image_root))
     boxes = Counter(annotation["category_id"] for annotation in own.coco["annotations"])
     classes = ", ".join(f"{c['name']} {boxes[c['id']]}" for c in own.coco["categories"])

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,7 +17,10 @@ from detectron2.structures import Boxes, Instances
 from ..data import register_own_data
 from ..data.readable import NamingMapper
 from ..data.registered import class_names, require_registered, require_same_classes
+from .detector import numbered
 from .images import read_bgr
+
+logger = logging.getLogger(__name__)
 
 # Boxes (N, 4) as x1 y1 x2 y2 in pixels, scores (N,) and classes (N,).
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -55,23 +59,37 @@ class TestSet:
         require_registered([self.name])
         self.records = DatasetCatalog.get(self.name)
 
+    def require_classes(self, names: Sequence[str]) -> None:
+        """
+        Args:
+            names: of a detector's classes.
+
+        Raises:
+            ValueError: the data set has other ones; where a detector has them numbered, another
+                number.
+        """
+        known = class_names(self.name)
+        if list(names) == numbered(len(known)):
+            logger.warning(
+                f"The detector's classes have no names: taken as those of {self.name!r}."
+            )
+            return
+        require_same_classes("the detector", names, self.name, known)
+
     def average_precision(
         self,
         resize: Callable[[np.ndarray], np.ndarray],
         detect: Callable[[np.ndarray], Arrays],
-        names: Sequence[str],
     ) -> float:
         """AP in percent, mean of the IoUs from 0.5 to 0.95.
 
         Args:
             resize: an image (H, W, 3) uint8 BGR to that of the network.
             detect: called with each resized image.
-            names: of the detector's classes.
 
         Raises:
-            ValueError: the data set has other classes, or an image cannot be read.
+            ValueError: an image cannot be read.
         """
-        require_same_classes("the detector", names, self.name, class_names(self.name))
         with contextlib.redirect_stdout(io.StringIO()):
             evaluator = COCOEvaluator(self.name, tasks=["bbox"])
         evaluator.reset()

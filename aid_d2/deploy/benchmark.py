@@ -65,7 +65,7 @@ def torch_candidate(
 ) -> Candidate:
     """A detector as Detectron2 runs it, or sped up; its MACs are those of the images' size."""
     detector = TrainedDetector.load(config_file, weights)
-    size = detector.canvas(images)
+    size = detector.canvas([image.shape[:2] for image in images])
     if fast:
         detector.speed_up()
     return Candidate(
@@ -110,9 +110,7 @@ def time_all(candidates: Sequence[Candidate], images: Sequence[np.ndarray], repe
 def evaluate_all(candidates: Sequence[Candidate], data: TestSet) -> None:
     """Measure the AP of each."""
     for candidate in candidates:
-        candidate.ap = data.average_precision(
-            candidate.resize, candidate.detect, candidate.class_names
-        )
+        candidate.ap = data.average_precision(candidate.resize, candidate.detect)
 
 
 def report(candidates: Sequence[Candidate]) -> list[dict]:

@@ -1,7 +1,7 @@
 """A trained detector, ready to be run."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -13,9 +13,10 @@ from detectron2.data import transforms as T
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 
-from ..config import load_config, plain_student, use_cpu_without_gpu
+from ..config import load_config, plain_student, show_from, use_cpu_without_gpu
 from ..modeling.precision import choose_precision, fold_norms
 from ..modeling.teacher import Teacher
+from ..modeling.wrappers import wrap
 from .complexity import complexity
 
 
@@ -25,26 +26,36 @@ class TrainedDetector:
     Args:
         cfg: of the detector.
         model: in eval mode.
-        class_names: of its classes in order.
+        class_names: of its classes in order; by default `class 0` and so on.
         weights: the checkpoint that it comes from.
 
     Attributes:
+        named: whether the names of its classes are known.
         dtype: that autocast computes in.
     """
 
     dtype = torch.float32
 
     def __init__(
-        self, cfg: CfgNode, model: nn.Module, class_names: Sequence[str], weights: str = ""
+        self,
+        cfg: CfgNode,
+        model: nn.Module,
+        class_names: Sequence[str] | None = None,
+        weights: str = "",
     ):
         self.cfg = cfg
         self.model = model
-        self.class_names = list(class_names)
+        self.named = class_names is not None
+        self.class_names = list(class_names or numbered(wrap(model).num_classes or 0))
         self.weights = weights
 
     @classmethod
     def load(
-        cls, config_file: str, weights: str = "", opts: Sequence[str] = ()
+        cls,
+        config_file: str,
+        weights: str = "",
+        opts: Sequence[str] = (),
+        score: float | None = None,
     ) -> "TrainedDetector":
         """Build and load a detector; of a distilled one the student. No data set is needed.
 
@@ -52,6 +63,7 @@ class TrainedDetector:
             config_file: a yaml, or the config.yaml in an OUTPUT_DIR.
             weights: its checkpoint; by default MODEL.WEIGHTS of the config.
             opts: KEY VALUE ... on top of the file.
+            score: that it shows detections from, if that is less than its config's.
 
         Raises:
             FileNotFoundError: a file does not exist.
@@ -59,25 +71,26 @@ class TrainedDetector:
         """
         cfg = plain_student(load_config(config_file, opts))
         use_cpu_without_gpu(cfg)
+        if score is not None:
+            show_from(cfg, score)
         weights = weights or cfg.MODEL.WEIGHTS
         if not os.path.isfile(weights):
             raise FileNotFoundError(f"--weights: there is no file {weights!r}.")
         detector = Teacher.load(cfg, weights)
-        names = detector.class_names
-        if names is None:
-            names = [f"class {i}" for i in range(detector.wrapper.num_classes or 0)]
-        return cls(cfg, detector.model, names, weights)
+        return cls(cfg, detector.model, detector.class_names, weights)
 
     def speed_up(self) -> None:
         """Fold the norms, order by channels last, and compute in bfloat16 where that is fast."""
         fold_norms(self.model)
         self.dtype = choose_precision("auto", self.model.device)
 
-    def canvas(self, images: Sequence[np.ndarray]) -> tuple[int, int]:
-        """The (H, W) that Detectron2 pads the images to, once resized, if they are one batch."""
+    def canvas(self, sizes: Iterable[Sequence[int]]) -> tuple[int, int]:
+        """The (H, W) that Detectron2 pads images of these (H, W) to, once resized, as one batch."""
         divisor = max(self.model.backbone.size_divisibility, 1)
-        sizes = [self.resize(image).shape for image in images]
-        height, width = (-(-max(sides) // divisor) * divisor for sides in list(zip(*sizes))[:2])
+        least, most = self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST
+        if least:  # Detectron2's 0: as they are
+            sizes = [T.ResizeShortestEdge.get_output_shape(*size, least, most) for size in sizes]
+        height, width = (-(-max(sides) // divisor) * divisor for sides in zip(*sizes))
         return height, width
 
     def complexity(self, size: Sequence[int]) -> tuple[int, int]:
@@ -88,9 +101,9 @@ class TrainedDetector:
 
     def resize(self, image: np.ndarray) -> np.ndarray:
         """An image (H, W, 3) uint8 BGR at test size, in the channel order of the detector."""
-        size = T.ResizeShortestEdge(self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
         if self.cfg.INPUT.FORMAT == "RGB":
             image = image[:, :, ::-1]
+        size = T.ResizeShortestEdge(self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
         return size.get_transform(image).apply_image(image)
 
     def __call__(self, image: np.ndarray, score: float = 0.0) -> Instances:
@@ -131,6 +144,11 @@ class TrainedDetector:
         found = self.detect(resized, canvas)
         boxes, scores = found.pred_boxes.tensor.float(), found.scores.float()
         return boxes.numpy(), scores.numpy(), found.pred_classes.numpy()
+
+
+def numbered(count: int) -> list[str]:
+    """What classes are called whose names are not known."""
+    return [f"class {i}" for i in range(count)]
 
 
 def show_metadata(class_names: Sequence[str]) -> object:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,14 +84,15 @@ def export_file(
     divisor = max(detector.model.backbone.size_divisibility, 1)
     if any(side % divisor for side in canvas):
         raise ValueError(f"--size {canvas} is not a multiple of {divisor}, which this one needs.")
+    sizes = [image.shape[:2] for image in images]
     resized = [detector.resize(image) for image in images]
     for image in resized:
         if any(have > side for have, side in zip(image.shape, canvas)):
             raise ValueError(
                 f"--size {canvas[0]} {canvas[1]} is smaller than an image resized for the test, "
-                f"{image.shape[0]} x {image.shape[1]}: choose {detector.canvas(images)}."
+                f"{image.shape[0]} x {image.shape[1]}: choose {detector.canvas(sizes)}."
             )
-    more = sum(detector.canvas([x]) != tuple(canvas) for x in images)
+    more = sum(detector.canvas([size]) != tuple(canvas) for size in sizes)
     if more:
         logger.warning(
             f"{more} of {len(resized)} images are padded further than Detectron2 pads them, which "
@@ -116,9 +116,17 @@ def export_file(
                 f"The exported file differs from PyTorch, and is not kept: {parity}. Of a detector "
                 f"with more than {graph.topk} candidates --topk lets the file see more."
             )
-        if run is runtime.Detector:
-            shutil.copyfile(runtime.__file__, output.with_name("run_onnx.py"))
+    if run is runtime.Detector:
+        _write_script(output.with_name("run_onnx.py"))
     return parity
+
+
+def _write_script(path: Path) -> None:
+    script = Path(runtime.__file__).read_bytes()
+    if path.exists() and path.read_bytes() != script:
+        logger.warning(f"{path} is another one, and is left as it is: remove it to have it anew.")
+        return
+    path.write_bytes(script)
 
 
 def write_onnx(
@@ -183,6 +191,7 @@ def _metadata(detector: TrainedDetector, canvas: Sequence[int], graph: Graph) ->
         "min_size": cfg.INPUT.MIN_SIZE_TEST,
         "max_size": cfg.INPUT.MAX_SIZE_TEST,
         "nms": None if graph.suppressed else graph.nms,
+        "least_score": graph.least_score,
         "detector": type(detector.model).__name__,
         "parameters": parameters,
         "macs": macs,
@@ -192,10 +201,8 @@ def _metadata(detector: TrainedDetector, canvas: Sequence[int], graph: Graph) ->
     return {key: json.dumps(value) for key, value in values.items()}
 
 
-def slim_checkpoint(weights: str, output: Path) -> None:
-    """Write the student's weights alone, without optimizer and distillers."""
-    content = torch.load(weights, map_location="cpu", weights_only=True)
-    student = {k: v for k, v in content["model"].items() if not k.startswith("distiller.")}
-    slim = {"model": student, "class_names": content.get("class_names")}
+def slim_checkpoint(detector: TrainedDetector, output: Path) -> None:
+    """Write the weights alone, and the names of the classes where they are known."""
+    names = {"class_names": detector.class_names} if detector.named else {}
     with kept_if_whole(output) as scratch:
-        torch.save({key: value for key, value in slim.items() if value is not None}, scratch)
+        torch.save({"model": detector.model.state_dict(), **names}, scratch)

@@ -6,6 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def require_empty(folder: Path) -> None:
+    """
+    Raises:
+        FileExistsError: --output is a file, or a folder with something in it.
+    """
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
+        raise FileExistsError(f"--output {folder} is not an empty folder: choose another one.")
+
+
 @contextmanager
 def kept_if_whole(path: Path) -> Iterator[Path]:
     """Give a name beside `path` to write to, in a folder that is made if need be.

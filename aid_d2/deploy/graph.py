@@ -36,10 +36,12 @@ class Graph(nn.Module):
     Attributes:
         candidates: more than the detector has above its least score in practice.
         nms: (IoU, number of detections) of the detector's NMS.
+        least_score: what scores less is no candidate.
     """
 
     candidates: int
     nms: tuple[float, int]
+    least_score: float
 
     def __init__(
         self, model: nn.Module, canvas: tuple[int, int], topk: int = 0, suppressed: bool = True
@@ -94,6 +96,7 @@ class DenseGraph(Graph):
     def __init__(self, model: DenseDetector, canvas: tuple[int, int], *args, **kwargs):
         super().__init__(model, canvas, *args, **kwargs)
         self.nms = model.test_nms_thresh, model.max_detections_per_image
+        self.least_score = model.test_score_thresh
         blank = torch.zeros(1, 3, *canvas, device=model.device)
         with torch.no_grad():
             maps = self.features(blank, model.head_in_features)
@@ -110,7 +113,7 @@ class DenseGraph(Graph):
             boxes = model.box2box_transform.apply_deltas(delta[0][place], anchors[place])
             candidates.append((boxes, values, at % model.num_classes))
         boxes, scores, classes = (torch.cat(x) for x in zip(*candidates))
-        return self.select(boxes, scores, classes, model.test_score_thresh, valid)
+        return self.select(boxes, scores, classes, self.least_score, valid)
 
 
 @singledispatch
@@ -152,6 +155,7 @@ class TwoStageGraph(Graph):
         super().__init__(model, canvas, *args, **kwargs)
         predictor = model.roi_heads.box_predictor
         self.nms = predictor.test_nms_thresh, predictor.test_topk_per_image
+        self.least_score = predictor.test_score_thresh
         blank = torch.zeros(1, 3, *canvas, device=model.device)
         rpn = model.proposal_generator
         with torch.no_grad():
@@ -170,8 +174,7 @@ class TwoStageGraph(Graph):
         count, classes = scores.shape
         boxes = boxes.reshape(count, -1, 4).expand(count, classes, 4).reshape(-1, 4)
         labels = torch.arange(classes, device=boxes.device).repeat(count)
-        least = predictor.test_score_thresh
-        return self.select(clip(boxes, valid), scores.flatten(), labels, least, valid)
+        return self.select(clip(boxes, valid), scores.flatten(), labels, self.least_score, valid)
 
     def propose(self, maps: list[Tensor], valid: Tensor) -> tuple[Tensor, Tensor]:
         """The proposals (P, 4) of the RPN and their objectness (P,), 0 for what is none."""

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from detectron2.data.detection_utils import read_image
 
-from ..data.image_check import IMAGE_SUFFIXES, spread
+from ..data.image_check import IMAGE_SUFFIXES, image_size, spread
 from ..data.readable import read_or_skip
 
 logger = logging.getLogger(__name__)
@@ -56,23 +57,60 @@ def read_bgr(record: dict) -> np.ndarray:
     return np.ascontiguousarray(read_image(record["file_name"], "BGR"))
 
 
-def video_frames(source: str) -> Iterator[tuple[str, np.ndarray]]:
-    """The frames of a video file, or of a camera."""
-    video = cv2.VideoCapture(int(source) if source.isdecimal() else source)
-    if not video.isOpened():
-        raise ValueError(f"--input: the video {source} cannot be opened.")
-    total = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-    number = 0
-    try:
-        with tqdm(total=total if total > 0 else None, unit="frame") as progress:
-            while (frame := video.read()[1]) is not None:
-                yield f"{source}#{number}", frame
-                number += 1
-                progress.update()
-    finally:
-        video.release()
-    if number < total:
-        logger.warning(f"{source} is damaged: {total - number} of its {total} frames are missing.")
+def is_camera(source: str) -> bool:
+    """Whether it is a camera's number, and no file or folder of that name."""
+    return source.isdecimal() and not Path(source).exists()
+
+
+class Video:
+    """The frames of a video file, or of a camera.
+
+    Args:
+        source: file, or number of the camera.
+
+    Attributes:
+        rate: frames a second, 25 where it is not known.
+
+    Raises:
+        ValueError: it cannot be opened.
+    """
+
+    def __init__(self, source: str):
+        self.source = source
+        self.capture = cv2.VideoCapture(int(source) if is_camera(source) else source)
+        if not self.capture.isOpened():
+            raise ValueError(f"--input: the video {source} cannot be opened.")
+        rate = self.capture.get(cv2.CAP_PROP_FPS)
+        self.rate = rate if rate > 0 else 25.0
+
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
+        total = int(self.capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        number = 0
+        try:
+            with tqdm(total=total if total > 0 else None, unit="frame") as progress:
+                while (frame := self.capture.read()[1]) is not None:
+                    yield f"{self.source}#{number}", frame
+                    number += 1
+                    progress.update()
+        finally:
+            self.capture.release()
+        if number < total:
+            logger.warning(
+                f"{self.source} is damaged: {total - number} of its {total} frames are missing."
+            )
+
+
+def image_sizes(folder: Path) -> list[tuple[int, int]]:
+    """(H, W) of the images in a folder and below, by their headers; of those that can be read."""
+    sizes = []
+    for path in files_under(folder):
+        try:
+            with Image.open(path) as image:
+                width, height = image_size(image)
+        except Exception:  # Pillow raises of all kinds for broken files
+            continue
+        sizes.append((height, width))
+    return sizes
 
 
 def read_images(folder: Path, count: int) -> list[np.ndarray]:

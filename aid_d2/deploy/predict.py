@@ -13,7 +13,7 @@ from detectron2.structures import BoxMode, Instances
 from detectron2.utils.visualizer import Visualizer
 
 from .detector import TrainedDetector, show_metadata
-from .images import VIDEOS, image_files, images, video_frames
+from .images import VIDEOS, Video, image_files, images, is_camera
 
 logger = logging.getLogger(__name__)
 
@@ -79,10 +79,11 @@ def predict(
 
     Raises:
         FileNotFoundError: there is no such file, or no image in a folder.
-        ValueError: a video cannot be read.
+        ValueError: a video cannot be read, or not be written.
     """
-    is_video = len(source) == 1 and (source[0].isdecimal() or source[0].lower().endswith(VIDEOS))
-    frames = video_frames(source[0]) if is_video else images(image_files(source))
+    is_video = len(source) == 1 and (is_camera(source[0]) or source[0].lower().endswith(VIDEOS))
+    video = Video(source[0]) if is_video else None
+    frames = video or images(image_files(source))
     sink, writer, skipped = Sink(output, detectors[0].class_names), None, 0
     try:
         for name, image in frames:
@@ -90,11 +91,11 @@ def predict(
                 skipped += 1
                 continue
             found = [detector(image, score) for detector in detectors]
-            drawn = "video.mp4" if is_video else sink.free_name(Path(name).stem)
+            drawn = "video.mp4" if video else sink.free_name(Path(name).stem)
             sink.add(name, image, found[0], drawn)
             picture = side_by_side(image, detectors, found)
-            if is_video:
-                writer = writer or _writer(output / drawn, picture, source[0])
+            if video:
+                writer = writer or _writer(output / drawn, picture, video.rate)
                 writer.write(picture)
             else:
                 cv2.imwrite(str(output / drawn), picture)
@@ -127,9 +128,9 @@ def side_by_side(
     return np.hstack(pictures)
 
 
-def _writer(path: Path, picture: np.ndarray, source: str) -> cv2.VideoWriter:
-    video = cv2.VideoCapture(int(source) if source.isdecimal() else source)
-    rate = video.get(cv2.CAP_PROP_FPS) or 25.0
-    video.release()
+def _writer(path: Path, picture: np.ndarray, rate: float) -> cv2.VideoWriter:
     height, width = picture.shape[:2]
-    return cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, (width, height))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, (width, height))
+    if not writer.isOpened():
+        raise ValueError(f"{path}: OpenCV writes no video of {width} x {height} pixels.")
+    return writer

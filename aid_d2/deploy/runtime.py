@@ -28,7 +28,11 @@ class Detector:
         path: of the file.
         runtime: what runs it.
         metadata: `classes`, `input_format`, `canvas` (H, W), `min_size`, `max_size`, `nms` (None
-            where the file does it itself), and where the file comes from.
+            where the file does it itself), `least_score` that the file shows, and where the file
+            comes from.
+
+    Raises:
+        ValueError: the file cannot be run, or is not of `aid-d2 export`.
     """
 
     runtime = "ONNX Runtime"
@@ -41,8 +45,13 @@ class Detector:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         available = onnxruntime.get_available_providers()
         providers = [x for x in PROVIDERS if x in available]
-        self.session = onnxruntime.InferenceSession(path, options, providers=providers)
+        try:
+            self.session = onnxruntime.InferenceSession(path, options, providers=providers)
+        except Exception as error:  # ONNX Runtime raises of many kinds, which have no common base
+            raise ValueError(f"{path} cannot be run: {error}") from error
         stored = self.session.get_modelmeta().custom_metadata_map
+        if "canvas" not in stored:
+            raise ValueError(f"{path} is not of `aid-d2 export`: it does not say what it takes.")
         self.metadata = {key: json.loads(value) for key, value in stored.items()}
 
     def __call__(self, image: np.ndarray, score: float = 0.0) -> dict[str, np.ndarray]:
@@ -125,7 +134,13 @@ def main() -> None:
     parser.add_argument("images", metavar="IMAGE", nargs="+")
     parser.add_argument("--score", type=float, default=0.5, help="least score (default 0.5)")
     args = parser.parse_args()
-    detector = Detector(args.file)
+    try:
+        detector = Detector(args.file)
+    except ValueError as error:
+        sys.exit(str(error))
+    least = detector.metadata.get("least_score", 0.0)
+    if args.score < least:
+        print(f"the file shows nothing of a score below {least}", file=sys.stderr)
     broken = 0
     for name in args.images:
         image = cv2.imread(name)
@@ -133,7 +148,12 @@ def main() -> None:
             print(f"{name} cannot be read", file=sys.stderr)
             broken += 1
             continue
-        found = detector(image, args.score)
+        try:
+            found = detector(image, args.score)
+        except ValueError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            broken += 1
+            continue
         if not len(found["scores"]):
             print(name, f"nothing of a score of {args.score}")
         for box, score, label in zip(found["boxes"], found["scores"], found["classes"]):

@@ -19,6 +19,20 @@ DISTILL.<name in capitals>, as those of the meta-architecture RetinaNet are in M
 """
 
 
+def check_levels_double(name: str, context: DistillContext) -> None:
+    """
+    Raises:
+        ValueError: boxes cannot be pooled from the levels that a method compares.
+    """
+    strides = [pair.stride for pair in context.pairs]
+    if any(after != 2 * before for before, after in zip(strides, strides[1:])):
+        raise ValueError(
+            f"DISTILL.METHODS: {name} pools boxes, for which strides have to double from level to "
+            f"level; student and teacher share {strides}. Give both the levels between, or use a "
+            "method of maps such as PKD."
+        )
+
+
 class Distiller(nn.Module):
     """A distillation method: what it trains beside the student, and its losses.
 

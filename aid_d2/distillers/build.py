@@ -2,13 +2,11 @@
 
 import logging
 
-import torch
-
 from detectron2.config import CfgNode
 
 from ..config import CONFIG_EXTENSIONS
 from ..modeling.context import DistillContext
-from ..modeling.wrappers import DetectorWrapper, known_detectors
+from ..modeling.wrappers import known_detectors
 from ..suggestions import did_you_mean
 from .base import DISTILLER_REGISTRY, Distiller
 
@@ -86,7 +84,7 @@ def _check_same_predictions(name: str, context: DistillContext) -> None:
         problem = f"{student.num_classes} and {teacher.num_classes} classes"
     elif not len(context.pairs) == len(student.levels) == len(teacher.levels):
         problem = "different pyramid levels"
-    elif not _same_anchors(student, teacher):
+    elif not student.same_anchors(teacher):
         problem = "different anchors"
     elif vars(student.box_transform) != vars(teacher.box_transform):
         problem = "different box regression (BBOX_REG_WEIGHTS, or MODEL.GFL.REG_MAX)"
@@ -96,10 +94,3 @@ def _check_same_predictions(name: str, context: DistillContext) -> None:
             f"anchor, but these have {problem}. Make them agree, or use a method that compares "
             "features, such as PKD."
         )
-
-
-def _same_anchors(student: DetectorWrapper, teacher: DetectorWrapper) -> bool:
-    ours, theirs = student.anchor_generator, teacher.anchor_generator
-    cells = list(ours.cell_anchors), list(theirs.cell_anchors)
-    same = len(cells[0]) == len(cells[1]) and all(map(torch.equal, *cells))
-    return same and ours.offset == theirs.offset

@@ -12,7 +12,7 @@ from ..layers.matching import counted_anchors
 from ..layers.prediction_losses import mimic_losses
 from ..modeling.context import DistillContext
 from ..structures import DistillBatch, DistillWeights, UnreducedLosses
-from .base import DISTILLER_REGISTRY, Distiller
+from .base import DISTILLER_REGISTRY, Distiller, check_levels_double
 from .hint import hint_loss
 
 # Student's map 2 teacher's map: of the backbone below the pyramid (B) or of the pyramid (N: neck).
@@ -188,6 +188,8 @@ class Dist2(Distiller):
             )
         if target == "teacher":
             return
+        if self.teacher.two_stage:
+            check_levels_double("Dist2", context)
         classes = self.student.num_classes, self.teacher.num_classes
         if classes[0] != classes[1]:
             raise ValueError(

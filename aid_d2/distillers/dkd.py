@@ -9,7 +9,7 @@ from detectron2.modeling.matcher import Matcher
 
 from ..layers.iou import pairwise_iou
 from ..structures import DistillBatch, Objects
-from .base import DISTILLER_REGISTRY, Distiller
+from .base import DISTILLER_REGISTRY, Distiller, check_levels_double
 
 
 def decoupled_divergence(
@@ -104,6 +104,7 @@ class DKD(Distiller):
                 raise ValueError(
                     f"DISTILL.METHODS: DKD needs a {role} with {wrapper.box_head_lacks}."
                 )
+        check_levels_double("DKD", context)
         student, teacher = context.student, context.teacher
         if student.num_classes != teacher.num_classes:
             raise ValueError(

@@ -14,7 +14,7 @@ from detectron2.structures import Boxes, pairwise_ioa
 
 from ..layers.adapters import identity_conv
 from ..structures import DensePredictions, DistillBatch, pool_boxes
-from .base import DISTILLER_REGISTRY, Distiller
+from .base import DISTILLER_REGISTRY, Distiller, check_levels_double
 
 SELECTIONS = ("paper", "positive", "semi_positive", "negative")
 
@@ -246,6 +246,7 @@ class GID(Distiller):
             raise ValueError(
                 f"DISTILL.GID.SELECTION is {node.SELECTION!r}; choose one of {SELECTIONS}."
             )
+        check_levels_double("GID", context)
         channels = {(pair.student_channels, pair.teacher_channels) for pair in context.pairs}
         if len(channels) > 1:
             raise ValueError(

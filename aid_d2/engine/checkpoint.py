@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 
 from ..modeling.safe_pickle import SafeCheckpointer
+from ..modeling.teacher import DISTILLER_PREFIX
 
 _PARTIAL = ".partial"
 
@@ -45,9 +46,11 @@ class WholeCheckpointer(SafeCheckpointer):
         os.replace(os.path.join(self.save_dir, old), os.path.join(self.save_dir, new))
 
     def _load_model(self, checkpoint):
-        total = len(checkpoint["model"])
+        # What distillation trained beside the student fits no plain one, and does not count.
+        total = sum(not key.startswith(DISTILLER_PREFIX) for key in checkpoint["model"])
         result = super()._load_model(checkpoint)
         skipped = [*result.unexpected_keys, *(key for key, *_ in result.incorrect_shapes)]
+        skipped = [key for key in skipped if not key.startswith(DISTILLER_PREFIX)]
         if 2 * len(skipped) > total:
             raise ValueError(
                 f"{self._path} is of another detector: {len(skipped)} of its {total} tensors do "

@@ -89,9 +89,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
         check_unused(cfg.OUTPUT_DIR)
     if args.resume and not args.eval_only:
         check_unchanged(cfg)
+    # An evaluation leaves the config and the log of the training as they are.
+    outputs = cfg.clone()
+    outputs.defrost()
+    if args.eval_only:
+        outputs.OUTPUT_DIR = inference_dir(cfg)
     # The config is logged once: whole, and not the file that it comes from too.
-    default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": ""}))
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="aid_d2")
+    default_setup(outputs, argparse.Namespace(**{**vars(args), "config_file": ""}))
+    setup_logger(outputs.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="aid_d2")
     if comm.is_main_process() and not args.eval_only:
         write_student_config(cfg)
     register_own_data(cfg)
@@ -131,8 +136,13 @@ def evaluate(cfg: CfgNode, resume: bool = False):
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
-        _write_metrics(results, os.path.join(cfg.OUTPUT_DIR, "inference", "metrics.json"))
+        _write_metrics(results, os.path.join(inference_dir(cfg), "metrics.json"))
     return results
+
+
+def inference_dir(cfg: CfgNode) -> str:
+    """Where an evaluation writes, as Detectron2's evaluators do."""
+    return os.path.join(cfg.OUTPUT_DIR, "inference")
 
 
 def _write_metrics(results: dict, path: str) -> None:

@@ -74,7 +74,7 @@ class Trainer(DefaultTrainer):
         try:
             super().run_step()
         except torch.OutOfMemoryError as error:
-            raise MemoryError(f"{error}\n{self._saved_progress()}{MORE_MEMORY}") from error
+            raise MemoryError(f"{error}\n{self.save_progress()}{MORE_MEMORY}") from error
         except FloatingPointError as error:
             raise FloatingPointError(
                 f"{error}\nLower SOLVER.BASE_LR or DISTILL.WEIGHT, raise DISTILL.WARMUP_ITERS, or "
@@ -82,8 +82,8 @@ class Trainer(DefaultTrainer):
                 "CLIP_VALUE 35.0."
             ) from error
 
-    def _saved_progress(self) -> str:
-        """Save what the steps so far have trained, and say where."""
+    def save_progress(self) -> str:
+        """Save what the steps before this one have trained, and say where; in the main process."""
         done = self.iter - 1
         if done < self.start_iter or not comm.is_main_process():
             return ""

@@ -70,7 +70,8 @@ def check_classes(model: nn.Module, datasets: Sequence[str]) -> None:
 
     Raises:
         ValueError: a data set has another number of classes than the detector, or than the teacher
-            whose loss on its labels AID needs; or the teacher has its classes in another order.
+            whose loss on its labels AID needs; or the teacher, or the first of the data sets, has
+            its classes in another order.
     """
     model = getattr(model, "module", model)
     teacher = teacher_of(model)
@@ -79,10 +80,9 @@ def check_classes(model: nn.Module, datasets: Sequence[str]) -> None:
     wanted = wrap(plain).num_classes if known else None
     judging = teacher.wrapper.num_classes if teacher is not None and model.aid.enabled else None
     theirs = teacher.class_names if teacher is not None and model.needs_teacher_head else None
-    for name in datasets:
-        classes = MetadataCatalog.get(name).get("thing_classes")
-        if classes is None:
-            continue
+    listing = {name: MetadataCatalog.get(name).get("thing_classes") for name in datasets}
+    listing = {name: classes for name, classes in listing.items() if classes is not None}
+    for name, classes in listing.items():
         listed = f"The data set {name!r} has {len(classes)} classes ({', '.join(classes)}), "
         if wanted not in (None, len(classes)):
             raise ValueError(
@@ -94,7 +94,9 @@ def check_classes(model: nn.Module, datasets: Sequence[str]) -> None:
                 f"{listed}the teacher {judging}. AID needs the teacher's loss on the labels: use a "
                 "teacher of the same classes, or set DISTILL.AID.ENABLED False."
             )
-        try:
-            require_same_classes("the teacher", theirs or classes, name, classes)
-        except UnknownClassesError as error:
-            logger.warning(f"{error} They are compared in this order.")
+        first = next(iter(listing))
+        for owner, names in ((f"the data set {first!r}", listing[first]), ("the teacher", theirs)):
+            try:
+                require_same_classes(owner, names or classes, name, classes)
+            except UnknownClassesError as error:
+                logger.warning(f"{error} They are compared in this order.")

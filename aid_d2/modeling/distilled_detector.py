@@ -1,5 +1,6 @@
 """The meta-architecture that trains a student with a teacher."""
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
@@ -68,14 +69,6 @@ class DistilledDetector(nn.Module):
         self.weight = weight
         self.warmup_iters = warmup_iters
         self.input_format = input_format
-        if teacher is not None:
-            for side in ("student", "teacher"):
-                wrapper = getattr(context, side)
-                wrapper.recorded_modules = [
-                    module
-                    for distiller in self.distiller.values()
-                    for module in distiller.recorded_modules(wrapper, side)
-                ]
 
     @classmethod
     def from_config(cls, cfg: CfgNode):
@@ -85,11 +78,7 @@ class DistilledDetector(nn.Module):
         check_positive(cfg, "DISTILL.WEIGHT", "DISTILL.WARMUP_ITERS")
         student = build_model(student_cfg)
 
-        # Whatever distillation builds, the student's own random numbers stay those of plain
-        # training.
-        device = torch.device(cfg.MODEL.DEVICE)
-        gpus = [torch.cuda.current_device()] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=gpus):
+        with _own_random_numbers(torch.device(cfg.MODEL.DEVICE)):
             return _assemble(cfg, student, Teacher.from_config(cfg))
 
     @classmethod
@@ -106,7 +95,8 @@ class DistilledDetector(nn.Module):
             ValueError, NotImplementedError: they do not fit each other or the methods.
         """
         check_positive(cfg, "DISTILL.WEIGHT", "DISTILL.WARMUP_ITERS")
-        return cls(**_assemble(cfg, student, teacher))
+        with _own_random_numbers(next(student.parameters()).device):
+            return cls(**_assemble(cfg, student, teacher))
 
     @property
     def device(self) -> torch.device:
@@ -124,9 +114,11 @@ class DistilledDetector(nn.Module):
         if not self.training or self.teacher is None:
             return self.student(batched_inputs)
         objects = Objects.from_inputs(batched_inputs, self.device, self.aid.needs_masks)
-        student, losses = self.context.student.forward_training(batched_inputs)
+        student, losses = self.context.student.forward_training(
+            batched_inputs, self._recorded("student")
+        )
         teacher = self.context.teacher.forward_features(
-            batched_inputs, self.input_format, self.needs_teacher_head
+            batched_inputs, self.input_format, self.needs_teacher_head, self._recorded("teacher")
         )
         with torch.autocast(self.device.type, enabled=False):
             weights = self.aid(self.context, student, teacher, objects)
@@ -154,6 +146,11 @@ class DistilledDetector(nn.Module):
         """Whether a distiller compares predictions."""
         return any(distiller.needs_predictions for distiller in self.distiller.values())
 
+    def _recorded(self, side: str) -> list[nn.Module]:
+        """Modules of a detector whose calls the distillers want to know."""
+        wrapper = getattr(self.context, side)
+        return [x for y in self.distiller.values() for x in y.recorded_modules(wrapper, side)]
+
     def __getattr__(self, name: str):
         try:
             return super().__getattr__(name)
@@ -167,6 +164,14 @@ class DistilledDetector(nn.Module):
         if self.teacher is not None:
             self.teacher.model._apply(fn, *args, **kwargs)
         return super()._apply(fn, *args, **kwargs)
+
+
+def _own_random_numbers(device: torch.device) -> AbstractContextManager:
+    """Whatever distillation builds here, the student's random numbers stay those of training it
+    alone.
+    """
+    gpus = [torch.cuda.current_device()] if device.type == "cuda" else []
+    return torch.random.fork_rng(devices=gpus)
 
 
 def _assemble(cfg: CfgNode, student: nn.Module, teacher: Teacher) -> dict:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads, StandardROIHeads
@@ -38,17 +39,19 @@ class IgnoringRPN(RPN):
 @ROI_HEADS_REGISTRY.register()
 class IgnoringROIHeads(StandardROIHeads):
     def label_and_sample_proposals(self, proposals, targets):
-        return super().label_and_sample_proposals(*outside_regions(proposals, targets))
+        kept = outside_regions(proposals, targets, self.proposal_matcher)
+        return super().label_and_sample_proposals(*kept)
 
 
 @ROI_HEADS_REGISTRY.register()
 class IgnoringCascadeROIHeads(CascadeROIHeads):
     def label_and_sample_proposals(self, proposals, targets):
-        return super().label_and_sample_proposals(*outside_regions(proposals, targets))
+        kept = outside_regions(proposals, targets, self.proposal_matcher)
+        return super().label_and_sample_proposals(*kept)
 
     def _match_and_label_boxes(self, proposals, stage, targets):
         # A cascade labels the boxes of later stages by itself.
-        proposals, targets = outside_regions(proposals, targets)
+        proposals, targets = outside_regions(proposals, targets, self.proposal_matchers[stage])
         return super()._match_and_label_boxes(proposals, stage, targets)
 
 
@@ -75,14 +78,17 @@ def label_outside_regions(
 
 
 def outside_regions(
-    proposals: list[Instances], targets: list[Instances]
+    proposals: list[Instances], targets: list[Instances], matcher: Matcher
 ) -> tuple[list[Instances], list[Instances]]:
-    """Proposals that lie on an object or outside all ignore regions, and the real objects."""
+    """Proposals that lie on an object, as a matcher sees it, or outside all ignore regions; and the
+    real objects.
+    """
+    least_iou = matcher.thresholds[-2]  # of its last label; infinity comes after
     objects, regions = zip(*map(split_ignored, targets))
     kept = []
     for per_image, real, ignored in zip(proposals, objects, regions):
         boxes = per_image.proposal_boxes
-        on_object = (pairwise_iou(real.gt_boxes, boxes) >= 0.5).any(0)
+        on_object = (pairwise_iou(real.gt_boxes, boxes) >= least_iou).any(0)
         kept.append(per_image[on_object | ~inside_regions(boxes.tensor, ignored)])
     return kept, list(objects)
 

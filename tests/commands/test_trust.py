@@ -150,7 +150,7 @@ def test_wrong_labels_are_counted(teacher, rectangles, monkeypatch, tmp_path, ca
     last["category_id"] = last["category_id"] % 3 + 1
     wrong = [*truth["annotations"][:3], last]
     (tmp_path / "truth.json").write_text(json.dumps(truth))
-    rows = run(teacher[2], tmp_path, "--truth", str(tmp_path / "truth.json"))
+    rows = run(teacher[2], tmp_path / "trust", "--truth", str(tmp_path / "truth.json"))
     (least,) = [x for x in rows if x["kind"] == "object"][:1]  # 5% of 24
     errors = [(f"{x['image_id']}.png", x["bbox"][1]) for x in wrong]
     hit = (Path(least["file_name"]).name, round(float(least["y1"]))) in errors
@@ -167,7 +167,7 @@ def test_correct_labels_of_other_images_are_refused_at_once(
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     monkeypatch.setattr(tool, "look", lambda *args: pytest.fail("images were looked at"))
     with pytest.raises(ValueError, match="--truth has no image"):
-        run(teacher[2], tmp_path, "--truth", str(tmp_path / "truth.json"))
+        run(teacher[2], tmp_path / "trust", "--truth", str(tmp_path / "truth.json"))
 
 
 def test_images_of_one_name_are_told_apart_by_their_folders():
@@ -184,7 +184,13 @@ def test_images_of_one_name_are_told_apart_by_their_folders():
 )
 def test_a_missing_file_is_named(teacher, tmp_path, option, message):
     with pytest.raises(FileNotFoundError, match=message):
-        run(teacher[2], tmp_path, option, "nowhere")
+        run(teacher[2], tmp_path / "trust", option, "nowhere")
+
+
+def test_a_page_of_before_is_kept(teacher, tmp_path):
+    (tmp_path / "trust.csv").touch()
+    with pytest.raises(FileExistsError, match="not an empty folder"):
+        run(teacher[2], tmp_path)
 
 
 def test_classes_in_another_order_are_refused(teacher, tmp_path):
@@ -192,7 +198,7 @@ def test_classes_in_another_order_are_refused(teacher, tmp_path):
     weights = torch.load(teacher[2]["DISTILL.TEACHER.WEIGHTS"])
     torch.save({**weights, "class_names": ["b", "g", "r"]}, named)
     with pytest.raises(ValueError, match="the teacher are b, g, r; .* in another order"):
-        run(teacher[2], tmp_path, "--weights", str(named))
+        run(teacher[2], tmp_path / "trust", "--weights", str(named))
 
 
 def test_a_data_set_of_other_classes_is_refused(teacher, rectangles, monkeypatch, tmp_path):
@@ -201,4 +207,4 @@ def test_a_data_set_of_other_classes_is_refused(teacher, rectangles, monkeypatch
     (tmp_path / "four.json").write_text(json.dumps(coco))
     register_coco_json([["trust_four_classes", str(tmp_path / "four.json"), rectangles[2]]])
     with pytest.raises(ValueError, match="'trust_four_classes' are r, g, b, x. Unknown to it: x"):
-        run(teacher[2], tmp_path, "--dataset", "trust_four_classes")
+        run(teacher[2], tmp_path / "trust", "--dataset", "trust_four_classes")

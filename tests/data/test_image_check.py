@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aid_d2.data.image_check import check_images
+from aid_d2.data.image_check import check_images, spread
 from detectron2.data.detection_utils import read_image
 
 _ROTATED_BY_90 = 6  # of the EXIF tag 274
@@ -88,3 +88,12 @@ def test_a_sample_is_spread_over_all_images(record):
     good, bad = record("a.jpg"), record("b.jpg", size=(1, 1))
     assert check_images([good] * 10 + [bad] * 10, sample=2)[0].count == 1
     assert check_images([bad] * 5, sample=0) == []
+
+
+@pytest.mark.parametrize("total, count", [(39, 20), (199, 100), (63, 32), (5, 5), (3, 7), (0, 4)])
+def test_gaps_of_a_spread_are_even(total, count):
+    """The ends count too: as many are left out behind the last one as between two, or fewer."""
+    chosen = spread(range(total), count)
+    gaps = [after - before for before, after in zip(chosen, [*chosen[1:], total])]
+    assert len(chosen) == min(total, count) and (not total or chosen[0] == 0)
+    assert not gaps or max(gaps) - min(gaps) <= 1

@@ -152,6 +152,9 @@ def test_same_entry_twice_is_fine_another_under_its_name_is_not(write, coco, tmp
         register_own_data(_cfg(COCO_JSON=[entry], VOC=[["own_train", str(tmp_path)]]))
     with pytest.raises(ValueError, match="'own_train' .* other paths or classes"):
         register_own_data(_cfg(COCO_JSON=[entry], CLASSES=["tram"]))
+    register_own_data(_cfg(COCO_JSON=[write(coco, "other")], CLASSES=["tram", "bus"]))
+    with pytest.raises(ValueError, match="'other' .* other paths or classes"):
+        register_own_data(_cfg(COCO_JSON=[write(coco, "other")], CLASSES=["bus", "tram"]))
     with pytest.raises(ValueError, match="'kitti_val' .* already registered"):
         register_coco_json([("kitti_val", *entry[1:])])
 
@@ -180,6 +183,17 @@ def test_classes_are_renamed_and_joined(write, coco):
     assert MetadataCatalog.get("own_train").thing_classes == ["ship", "public transport"]
     (record,) = DatasetCatalog.get("own_train")
     assert [a["category_id"] for a in record["annotations"]] == [1, 1]
+
+
+def test_what_has_the_classes_already_keeps_them(write, coco):
+    """Labels that a teacher made are beside the data it was trained on, whose names are others."""
+    labels = {**coco, "categories": [{"id": 9, "name": "vehicle"}, {"id": 4, "name": "tram"}]}
+    labels["categories"].sort(key=lambda x: x["id"])
+    entries = [write(coco), write(labels, "pseudo")]
+    register_own_data(_cfg(COCO_JSON=entries, CLASSES=["tram", ["vehicle", "bus"]]))
+    assert MetadataCatalog.get("pseudo").thing_classes == ["tram", "vehicle"]
+    (record,) = DatasetCatalog.get("pseudo")
+    assert [a["category_id"] for a in record["annotations"]] == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -224,6 +238,9 @@ def test_voc_sets_of_a_config_share_their_classes(tmp_path, caplog):
         assert record["annotations"][0]["category_id"] == category
         assert record["annotations"][0]["bbox"] == [0, 0, 4, 4]
     assert _hashes(tmp_path) == before
+    _write_voc(tmp_path / "more", "tram")
+    with pytest.raises(ValueError, match="'own_train' .* already registered"):
+        register_own_data(_cfg(VOC=[*entries, ["own_more", str(tmp_path / "more")]]))
 
 
 def test_yolo_sets_load(tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from aid_d2.cli import main
 from aid_d2.deploy.benchmark import Candidate, report, time_all
@@ -57,6 +58,20 @@ def test_a_detector_of_torch(small_cfg, build_seeded, save_teacher, rectangles, 
     assert row["detector"] == "one" and row["detect (ms)"] > 0
     assert "| one " in capsys.readouterr().out
     assert "| one " in (tmp_path / "out" / "benchmark.md").read_text()
+
+
+def test_classes_are_compared_before_anything_is_timed(
+    small_cfg, build_seeded, save_teacher, rectangles, tmp_path, monkeypatch, capsys
+):
+    data = {"DATASETS.COCO_JSON": [list(rectangles)], "DATASETS.TEST": ("rectangles",)}
+    cfg = small_cfg("RetinaNet", {"INPUT.MIN_SIZE_TEST": 64, **data})
+    files = save_teacher(cfg, build_seeded(cfg, 3))
+    config, weights = (files[f"DISTILL.TEACHER.{x}"] for x in ("CONFIG_FILE", "WEIGHTS"))
+    torch.save({**torch.load(weights), "class_names": ["g", "r", "b"]}, tmp_path / "named.pth")
+    monkeypatch.setattr("aid_d2.commands.benchmark.time_all", None)
+    options = ["--images", rectangles[2], "--evaluate", config]
+    assert main(["benchmark", "--torch", f"one={config}:{tmp_path / 'named.pth'}", *options]) == 2
+    assert "in another order" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

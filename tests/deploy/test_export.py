@@ -21,7 +21,7 @@ from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.modeling import RetinaNet
 
-pytest.importorskip("onnxruntime", reason="the extra [export] is not installed")
+onnx = pytest.importorskip("onnx", reason="the extra [export] is not installed")
 
 WITHOUT_TORCH = """
 import json, sys
@@ -87,14 +87,21 @@ def test_it_runs_without_torch_and_detects_the_same(files, exported, rectangles)
 def test_what_run_onnx_prints(exported, rectangles, tmp_path, monkeypatch, capsys):
     image = str(sorted(Path(rectangles[2]).glob("*.png"))[0])
     (tmp_path / "broken.png").write_bytes(b"no image")
+    cv2.imwrite(str(tmp_path / "wide.png"), np.zeros((64, 960, 3), np.uint8))
+    others = [str(tmp_path / name) for name in ("broken.png", "wide.png")]
     for score, expected in (("0.0", f"{image} class 0 0."), ("1.0", f"{image} nothing of a score")):
-        more = [str(exported), image, str(tmp_path / "broken.png"), "--score", score]
+        more = [str(exported), *others, image, "--score", score]
         monkeypatch.setattr("sys.argv", ["run_onnx.py", *more])
         with pytest.raises(SystemExit) as ended:
             runtime.main()
         assert ended.value.code == 1  # since one is broken
         output = capsys.readouterr()
         assert expected in output.out and "broken.png cannot be read" in output.err
+        assert "wide.png: The image is 64 x 960 when resized" in output.err
+    monkeypatch.setattr("sys.argv", ["run_onnx.py", str(exported), image, "--score", "-1"])
+    with pytest.raises(SystemExit, match="0"):
+        runtime.main()
+    assert "nothing of a score below 0.0" in capsys.readouterr().err
 
 
 def test_a_file_without_nms(files, exported, rectangles, tmp_path):
@@ -206,6 +213,45 @@ def test_a_larger_canvas(retinanet, rectangles, tmp_path):
     found = Detector(str(output))(image)
     assert np.allclose(found["scores"], expected.scores, atol=1e-4)
     assert np.allclose(found["boxes"], expected.pred_boxes.tensor, atol=1e-2)
+
+
+def test_the_canvas_fits_images_that_are_not_compared(retinanet, rectangles, tmp_path):
+    """One image in portrait, which a sample of one leaves out."""
+    folder, output = tmp_path / "photos", tmp_path / "x.onnx"
+    folder.mkdir()
+    first = cv2.imread(str(sorted(Path(rectangles[2]).glob("*.png"))[0]))
+    cv2.imwrite(str(folder / "a.png"), first)
+    cv2.imwrite(str(folder / "b.png"), first.transpose(1, 0, 2))
+    assert main(arguments(retinanet, str(output), "--images", str(folder), "--count", "1")) == 0
+    detector = Detector(str(output))
+    assert detector.metadata["canvas"] == [96, 96]
+    detector(first.transpose(1, 0, 2))
+
+
+def test_a_script_that_was_changed_is_kept(exported, files, rectangles, tmp_path, caplog):
+    script = tmp_path / "run_onnx.py"
+    script.write_text("mine")
+    assert main(arguments(files, str(tmp_path / "x.onnx"), "--images", rectangles[2])) == 0
+    assert script.read_text() == "mine" and "is left as it is" in caplog.text
+
+
+@pytest.mark.parametrize("content, message", [(b"no graph", "cannot be run"), (None, "not of")])
+def test_other_files_are_refused_in_one_line(content, message, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "x.onnx"
+    if content is None:
+        value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+        node = onnx.helper.make_node("Identity", ["x"], ["y"])
+        out = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+        graph = onnx.helper.make_graph([node], "g", [value], [out])
+        opset = [onnx.helper.make_opsetid("", 18)]
+        onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    else:
+        path.write_bytes(content)
+    monkeypatch.setattr("sys.argv", ["run_onnx.py", str(path), "image.jpg"])
+    with pytest.raises(SystemExit, match=message):
+        runtime.main()
+    with pytest.raises(ValueError, match=message):
+        Detector(str(path))
 
 
 def test_images_as_they_are(exported):

@@ -74,6 +74,71 @@ def test_a_video(files, tmp_path):
     assert video.get(cv2.CAP_PROP_FRAME_WIDTH) >= 2 * 96
 
 
+class Camera:
+    """One that gives two pictures, does not know its rate, and may be opened once."""
+
+    opened = 0
+
+    def __init__(self, source):
+        assert source == 0
+        Camera.opened += 1
+        self.left = 2
+
+    def isOpened(self):
+        return Camera.opened == 1
+
+    def get(self, what):
+        return -1.0
+
+    def read(self):
+        self.left -= 1
+        return True, np.zeros((64, 96, 3), np.uint8) if self.left >= 0 else None
+
+    def release(self):
+        pass
+
+
+def test_a_camera(files, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(cv2, "VideoCapture", Camera)
+        found = predict(files, tmp_path / "seen", "--input", "0")
+    assert len(found["images"]) == 2
+    video = cv2.VideoCapture(str(tmp_path / "seen" / "video.mp4"))
+    assert (video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS)) == (2, 25)
+
+
+def test_a_folder_with_a_number_for_a_name_is_no_camera(files, rectangles, tmp_path, monkeypatch):
+    (tmp_path / "0001").symlink_to(Path(rectangles[2]).resolve())
+    monkeypatch.chdir(tmp_path)
+    found = predict(files, tmp_path / "seen", "--input", "0001")
+    assert len(found["images"]) == len(list(Path(rectangles[2]).glob("*.png")))
+
+
+def test_a_video_that_cannot_be_opened_leaves_nothing(files, tmp_path, capsys):
+    options = ["--config-file", files[0], "--weights", files[1], "--output", str(tmp_path / "seen")]
+    assert main(["predict", *options, "--input", "gone.mp4"]) == 2
+    assert "gone.mp4 cannot be opened" in capsys.readouterr().err
+    assert not (tmp_path / "seen").exists()
+
+
+def test_a_video_that_cannot_be_written_is_told(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    monkeypatch.setattr(Camera, "opened", 0)
+    monkeypatch.setattr(cv2, "VideoWriter_fourcc", lambda *name: 0)
+    monkeypatch.setattr(cv2.VideoWriter, "isOpened", lambda self: False, raising=False)
+    options = ["--config-file", files[0], "--weights", files[1], "--output", str(tmp_path / "seen")]
+    assert main(["predict", *options, "--input", "0"]) == 2
+    assert "writes no video of 96 x 64 pixels" in capsys.readouterr().err
+
+
+def test_a_low_score_shows_more_than_the_config_does(files, rectangles, tmp_path):
+    high = ["--opts", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.9"]
+    options = ["--input", rectangles[2], "--score", "0.1"]
+    wanted = predict(files, tmp_path / "wanted", *options)
+    found = predict(files, tmp_path / "found", *options, *high)
+    assert len(wanted["annotations"]) == len(found["annotations"]) > 0
+
+
 @pytest.mark.parametrize("what", ["nowhere.jpg", "empty", "none*.png"])
 def test_no_image_is_an_error(files, tmp_path, capsys, what):
     (tmp_path / "empty").mkdir()
@@ -87,7 +152,7 @@ def test_pictures_of_before_are_kept(files, tmp_path, capsys):
     (tmp_path / "old.jpg").touch()
     options = ["--config-file", files[0], "--weights", files[1], "--output", str(tmp_path)]
     assert main(["predict", *options, "--input", str(tmp_path)]) == 2
-    assert "not empty" in capsys.readouterr().err
+    assert "not an empty folder" in capsys.readouterr().err
 
 
 def test_fast_finds_almost_the_same(files, rectangles):

@@ -1,5 +1,6 @@
 """`aid-d2 quantize`: int8 convolutions, the same detector, and nothing kept that loses AP."""
 
+import json
 from pathlib import Path
 
 import cv2
@@ -9,6 +10,7 @@ import torch
 
 from aid_d2.cli import main
 from aid_d2.commands import quantize
+from aid_d2.config import load_config
 
 onnx = pytest.importorskip("onnx", reason="the extra [export] is not installed")
 Detector = pytest.importorskip("aid_d2.deploy.runtime").Detector
@@ -56,6 +58,21 @@ def test_convolutions_in_8_bits(exported, rectangles, tmp_path, capsys):
     assert len(ours["scores"]) > 20
     best = min(len(ours["scores"]), len(theirs["scores"]), 20)
     assert np.abs(ours["scores"][:best] - theirs["scores"][:best]).max() < 0.05
+
+
+def test_classes_are_compared_first(exported, rectangles, tmp_path, monkeypatch, capsys):
+    labels = json.loads(Path(rectangles[1]).read_text())
+    for category in labels["categories"]:
+        category["name"] = {"r": "g", "g": "r", "b": "b"}[category["name"]]
+    (tmp_path / "swapped.json").write_text(json.dumps(labels))
+    entry = ["swapped_quantize", str(tmp_path / "swapped.json"), rectangles[2]]
+    cfg = load_config(exported[-1])
+    cfg.merge_from_list(["DATASETS.COCO_JSON", [entry], "DATASETS.TEST", (entry[0],)])
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    monkeypatch.setattr(quantize, "quantize", None)
+    arguments = [*exported[:-1], str(tmp_path / "config.yaml")]
+    assert main(["quantize", *arguments, "--output", str(tmp_path / "int8.onnx")]) == 2
+    assert "in another order" in capsys.readouterr().err
 
 
 def test_what_loses_ap_is_not_kept(exported, tmp_path, monkeypatch, capsys):

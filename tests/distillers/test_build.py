@@ -44,6 +44,23 @@ def test_predictions_that_cannot_be_compared(
         build_seeded(cfg, seed=0)
 
 
+@pytest.mark.parametrize("method, detector", [("GID", "RetinaNet"), ("Dist2", "FasterRCNN")])
+def test_boxes_need_levels_that_double(
+    small_cfg, distilled_cfg, build_seeded, save_teacher, method, detector
+):
+    levels = {
+        "MODEL.RETINANET.IN_FEATURES": ["p3", "p5"],
+        "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p5"],
+        "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3"],
+        "MODEL.ANCHOR_GENERATOR.SIZES": [[16], [32]] + [[64]] * (detector == "FasterRCNN"),
+    }
+    teacher = small_cfg(detector, levels)
+    files = save_teacher(teacher, build_seeded(teacher, seed=6))
+    cfg = distilled_cfg(detector, {**levels, **files, "DISTILL.METHODS": (method,)})
+    with pytest.raises(ValueError, match=f"{method} pools boxes, for which strides have to double"):
+        build_seeded(cfg, seed=0)
+
+
 def test_a_detector_of_no_known_kind(distilled_cfg, build_seeded):
     changes = {
         "DISTILL.STUDENT": "ProposalNetwork",

@@ -199,6 +199,27 @@ def test_norms_are_folded(name, norm):
     assert left == 0 if name != "repvgg_a0" else left > 0
 
 
+class BothSides(nn.Module):
+    """Gives out a convolution's output, and what a norm makes of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.norm.running_var.fill_(9.0)
+
+    def forward(self, x):
+        before = self.conv(x)
+        return [before, self.norm(before)]
+
+
+def test_norms_stay_whose_input_is_used_elsewhere():
+    network, images = BothSides().eval(), torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        expected = network(images)
+        fold_norms_after_convolutions(network)
+        assert all(map(torch.equal, network(images), expected))
+
+
 def test_sync_norms_keep_their_activations():
     features = timm.create_model("tf_efficientnet_lite0", features_only=True)
     acts = sum(isinstance(x, nn.ReLU6) for x in features.modules())

@@ -91,6 +91,12 @@ def test_relative_aid_needs_a_teacher_of_the_students_kind(build_seeded, distill
         ("GFL", "GFL.GIOU_LOSS_WEIGHT", 1.0, "giou_loss_weight"),
         ("FasterRCNN", "RPN.LOSS_WEIGHT", 2.0, "loss_weight"),
         ("FasterRCNN", "ROI_BOX_HEAD.SMOOTH_L1_BETA", 1.0, "smooth_l1_beta"),
+        ("RetinaNet", "ANCHOR_GENERATOR.OFFSET", 0.5, "anchors"),
+        ("RetinaNet", "RETINANET.IOU_THRESHOLDS", [0.3, 0.4], "matching"),
+        ("FCOS", "FCOS.CENTER_SAMPLING_RADIUS", 2.5, "radius"),
+        ("GFL", "GFL.ATSS_CANDIDATES", 5, "atss_candidates"),
+        ("FasterRCNN", "RPN.IOU_THRESHOLDS", [0.2, 0.6], "matching of the RPN"),
+        ("FasterRCNN", "RPN.POSITIVE_FRACTION", 0.25, "positive_fraction"),
     ],
     ids=str,
 )

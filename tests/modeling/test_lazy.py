@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.training import assert_equal, step
 
+from aid_d2 import DistilledDetector
 from aid_d2.cli import main
 from aid_d2.modeling.teacher import Teacher
 from detectron2.config import LazyConfig, instantiate
@@ -68,6 +69,25 @@ def test_the_page(distilled_cfg, build_seeded, make_batch, lazy_file, teachers, 
     lazy.student.load_state_dict(model.student.state_dict())
     ours, theirs = (step(x, make_batch()) for x in (lazy, model))
     assert_equal(*({k: v.detach() for k, v in x.items()} for x in (ours, theirs)))
+
+
+def test_a_teacher_of_two_students(small_cfg, distilled_cfg, build_seeded, make_batch):
+    """Each has its own methods, and its random numbers are those of the plain student."""
+    cfg = distilled_cfg("RetinaNet", {"DISTILL.METHODS": ("CrossKD",)})
+    cfg.merge_from_list(["DISTILL.CROSSKD.RETINANET.POSITION", 1])
+    other = cfg.clone()
+    other.DISTILL.METHODS = ("PKD",)
+    teacher = Teacher.from_config(cfg)
+    first, second = (build_seeded(small_cfg("RetinaNet"), seed) for seed in (0, 1))
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    models = [
+        DistilledDetector.of(first, teacher, cfg),
+        DistilledDetector.of(second, teacher, other),
+    ]
+    assert torch.equal(torch.get_rng_state(), before)
+    for model, method in zip(models, ("CrossKD", "PKD")):
+        assert any(name.startswith(f"loss_{method}_") for name in step(model, make_batch()))
 
 
 def test_a_file_without_model(tmp_path, distilled_cfg, build_seeded):

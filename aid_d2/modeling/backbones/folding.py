@@ -9,6 +9,9 @@ from detectron2.layers import FrozenBatchNorm2d
 # Batch norms, also frozen ones.
 NORMS = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
+# Of the norm of a map; a norm that is missing changes maps by far more.
+_ROUNDING = 1e-2
+
 
 def fold(convolution: nn.Module, norm: nn.Module) -> None:
     """Fold one of NORMS, in eval mode, into the convolution before it."""
@@ -26,20 +29,35 @@ def fold(convolution: nn.Module, norm: nn.Module) -> None:
 def fold_norms_after_convolutions(network: nn.Module) -> None:
     """Fold each batch norm that takes a convolution's output into this convolution, in place.
 
-    Which do, one image through the network tells. Its outputs change by rounding alone.
+    Which do, an image of noise through the network tells. Its outputs change by rounding alone: a
+    network that uses what comes before a norm elsewhere too keeps its norms.
 
     Args:
-        network: in eval mode; takes images (N, 3, H, W).
+        network: in eval mode; takes images (N, 3, H, W), and gives maps.
     """
     names = {module: name for name, module in network.named_modules()}
-    for norm, convolution in _convolutions_before_norms(network).items():
+    noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    noise = noise.to(next(network.parameters()))
+    pairs, before = _convolutions_before_norms(network, noise)
+    unfolded = {conv: (conv.weight, conv.bias) for conv in pairs.values()}
+    for norm, convolution in pairs.items():
         fold(convolution, norm)
         # A norm of timm may carry an activation.
         network.set_submodule(names[norm], getattr(norm, "act", nn.Identity()))
+    with torch.no_grad():
+        after = network(noise)
+    if all((x - y).norm() <= _ROUNDING * x.norm() for x, y in zip(before, after)):
+        return
+    for norm, convolution in pairs.items():
+        convolution.weight, convolution.bias = unfolded[convolution]
+        network.set_submodule(names[norm], norm)
 
 
 @torch.no_grad()
-def _convolutions_before_norms(network: nn.Module) -> dict[nn.Module, nn.Conv2d]:
+def _convolutions_before_norms(
+    network: nn.Module, images: Tensor
+) -> tuple[dict[nn.Module, nn.Conv2d], list[Tensor]]:
+    """The convolution before each norm that has one, and the maps."""
     outputs: list[tuple[nn.Conv2d, Tensor]] = []
     pairs = {}
 
@@ -58,7 +76,7 @@ def _convolutions_before_norms(network: nn.Module) -> dict[nn.Module, nn.Conv2d]
         for module in network.modules()
         if isinstance(module, (nn.Conv2d, *NORMS))
     ]
-    network(next(network.parameters()).new_zeros(1, 3, 64, 64))
+    maps = network(images)
     for hook in hooks:
         hook.remove()
-    return pairs
+    return pairs, maps

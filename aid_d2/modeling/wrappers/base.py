@@ -1,6 +1,6 @@
 """A detector seen through the one interface that distillation needs."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,7 +45,6 @@ class DetectorWrapper:
         mimic_box_weight: CrossKD's factor on the box loss.
         mimic_by_confidence: whether CrossKD divides that loss by the sum of the teacher's scores.
         box_bins: bins of the distribution of a box side; None for boxes of four numbers.
-        recorded_modules: modules whose calls the outputs are to tell of.
     """
 
     detector: type[nn.Module] = nn.Module
@@ -59,20 +58,23 @@ class DetectorWrapper:
         self.model = model
         self.input_format = input_format
         self.dtype = torch.float32
-        self.recorded_modules: list[nn.Module] = []
 
     # What it runs.
 
     def forward_training(
-        self, batched_inputs: list[dict]
+        self, batched_inputs: list[dict], recorded: Sequence[nn.Module] = ()
     ) -> tuple[DetectorOutputs, dict[str, Tensor]]:
         """Run the detector's own, unmodified training step.
+
+        Args:
+            batched_inputs: as Detectron2's mapper makes them.
+            recorded: modules whose calls the outputs are to tell of.
 
         Returns:
             what it computed, and its losses.
         """
         own = [x for x in (self.model.backbone, self.head) if x is not None]
-        with record_calls([*own, *self.recorded_modules]) as calls:
+        with record_calls([*own, *recorded]) as calls:
             losses = self.model(batched_inputs)
         features = self.features(calls[self.model.backbone][-1].output)
         head_outputs = calls[self.head][-1].output if self.head is not None else None
@@ -80,7 +82,11 @@ class DetectorWrapper:
 
     @torch.no_grad()
     def forward_features(
-        self, batched_inputs: list[dict], input_format: str, with_head: bool
+        self,
+        batched_inputs: list[dict],
+        input_format: str,
+        with_head: bool,
+        recorded: Sequence[nn.Module] = (),
     ) -> DetectorOutputs:
         """Run the backbone and, if asked, the dense head once: no proposals, no sampling, no NMS.
 
@@ -88,13 +94,14 @@ class DetectorWrapper:
             batched_inputs: as Detectron2's mapper makes them.
             input_format: channel order of their images.
             with_head: whether the head's outputs are wanted.
+            recorded: modules whose calls the outputs are to tell of.
         """
         if input_format != self.input_format:
             order = [input_format.index(channel) for channel in self.input_format]
             batched_inputs = [{**x, "image": x["image"][order]} for x in batched_inputs]
         images = self.images(batched_inputs)
         # Whatever the student trains in.
-        with self.autocast(), record_calls(self.recorded_modules) as calls:
+        with self.autocast(), record_calls(recorded) as calls:
             outputs = DetectorOutputs(self.features(self.model.backbone(images)), calls=calls)
             if with_head and self.head is not None:
                 outputs.head_outputs = self.head(list(outputs.features.values()))
@@ -258,6 +265,13 @@ class DetectorWrapper:
         return self.assign(predictions.levels, predictions.anchors, objects)
 
     # What AID asks of it.
+
+    def same_anchors(self, other: "DetectorWrapper") -> bool:
+        """Whether another detector has the same anchors at each location of each level."""
+        ours, theirs = self.anchor_generator, other.anchor_generator
+        cells = list(ours.cell_anchors), list(theirs.cell_anchors)
+        same = len(cells[0]) == len(cells[1]) and all(map(torch.equal, *cells))
+        return same and ours.offset == theirs.offset
 
     @property
     def loss_constants(self) -> dict[str, Any]:

@@ -142,6 +142,10 @@ class FasterRCNNWrapper(DetectorWrapper):
         names = ("loss_weight", "box_reg_loss_type", "smooth_l1_beta")
         constants = {name: [getattr(part, name) for part in parts] for name in names}
         constants["use_sigmoid_ce"] = [uses_sigmoid(x) for x in predictors]
+        rpn = self.model.proposal_generator
+        constants["matching of the RPN"] = vars(rpn.anchor_matcher)
+        for name in ("batch_size_per_image", "positive_fraction", "anchor_boundary_thresh"):
+            constants[f"{name} of the RPN"] = getattr(rpn, name)
         return constants
 
     def check_losses(self):

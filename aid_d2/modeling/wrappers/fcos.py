@@ -42,7 +42,10 @@ class FCOSWrapper(DenseWrapper):
     @property
     def loss_constants(self):
         model = self.model
-        return {"focal loss (alpha, gamma)": (model.focal_loss_alpha, model.focal_loss_gamma)}
+        return {
+            "focal loss (alpha, gamma)": (model.focal_loss_alpha, model.focal_loss_gamma),
+            "center_sampling_radius": model.center_sampling_radius,
+        }
 
     def unreduced_losses(self, features, head_outputs, objects):
         model = self.model

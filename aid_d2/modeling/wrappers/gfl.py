@@ -53,7 +53,10 @@ class GFLWrapper(DenseWrapper):
 
     @property
     def loss_constants(self):
-        names = ("quality_focal_loss_beta", "giou_loss_weight", "distribution_focal_loss_weight")
+        names = (
+            *("quality_focal_loss_beta", "giou_loss_weight", "distribution_focal_loss_weight"),
+            "atss_candidates",
+        )
         return {name: getattr(self.model, name) for name in names}
 
     def unreduced_losses(self, features, head_outputs, objects):

@@ -29,6 +29,7 @@ class RetinaNetWrapper(DenseWrapper):
         return {
             "focal loss (alpha, gamma)": (model.focal_loss_alpha, model.focal_loss_gamma),
             "box loss (type, beta)": (model.box_reg_loss_type, model.smooth_l1_beta),
+            "matching": vars(model.anchor_matcher),
         }
 
     def unreduced_losses(self, features, head_outputs, objects):
