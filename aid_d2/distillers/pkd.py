@@ -2,6 +2,7 @@
 Correlation Coefficient*, NeurIPS 2022).
 """
 
+import torch
 from torch import Tensor
 
 from detectron2.config import CfgNode as CN
@@ -12,8 +13,8 @@ from .base import DISTILLER_REGISTRY, LevelDistiller
 _EPSILON = 1e-6
 
 
-def standardize(x: Tensor) -> Tensor:
-    """``(x - mean) / (std + 1e-6)`` of each channel, over images and locations.
+def standardize(x: Tensor, weight: Tensor) -> Tensor:
+    """``(x - mean) / (std + 1e-6)`` of each channel, over images and locations by their weights.
 
     A channel that is constant becomes 0. The standard deviation is that of the values themselves
     (1/n, the released code: 1/(n-1)): it exists for a single value too, and makes half the mean
@@ -21,22 +22,27 @@ def standardize(x: Tensor) -> Tensor:
 
     Args:
         x: (N, C, H, W), as is the result.
+        weight: (N, 1, H, W), positive.
     """
-    mean = x.mean((0, 2, 3), keepdim=True)
-    std = x.std((0, 2, 3), unbiased=False, keepdim=True)
-    return (x - mean) / (std + _EPSILON)
+    dims = 0, 2, 3
+    share = weight / weight.sum()
+    centred = x - x.detach().mean(dims, keepdim=True)  # a large mean would round
+    centred = centred - (share * centred).sum(dims, keepdim=True)
+    std = torch.linalg.vector_norm(share.sqrt() * centred, dim=dims, keepdim=True)
+    return centred / (std + _EPSILON)
 
 
 def correlation_loss(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
-    """``1/2 mean W (T~ - S~)^2`` of standardized maps (Cao et al.); without W the mean over
-    channels of 1 - r, r being Pearson's correlation.
+    """``1/2 mean W (T~ - S~)^2`` of standardized maps (Cao et al.): the mean of W times the mean
+    over channels of 1 - r, r being Pearson's correlation under W.
 
     Args:
         student: S (N, C, H, W), adapted.
         teacher: T of the same shape.
         weight: W of AID (N, 1, H, W).
     """
-    return (weight * (standardize(teacher) - standardize(student)).square()).mean() / 2
+    difference = standardize(teacher, weight) - standardize(student, weight)
+    return (weight * difference.square()).mean() / 2
 
 
 @DISTILLER_REGISTRY.register()
@@ -46,7 +52,8 @@ class PKD(LevelDistiller):
 
     No adapter is needed where the numbers of channels agree, and elsewhere a 1x1 convolution. The
     gradient flows through the student's mean and deviation. AID's map W weights each squared
-    difference of the standardized maps; the statistics do not see it.
+    difference of the standardized maps, and the statistics: a location of little weight would
+    otherwise be moved to suit the others.
 
     The released configs leave out the coarsest of five levels; here all that have a pair count.
     """
