@@ -5,6 +5,7 @@ instance by ``exp(-alpha * D)``, where D is the teacher's own task loss on that 
 teacher is wrong, its knowledge counts less. What an instance is, the *granularity*, is a choice:
 
 ============  ====================================================================================
+``batch``     one weight for the batch: with `relative`, the strength follows the gap
 ``level``     one weight per pyramid level for the batch, as in the authors' released code
 ``image``     one weight per image and level: the paper's i as one training image
 ``instance``  one weight per ground-truth object, painted into its box; the background apart
@@ -32,7 +33,7 @@ from .modeling.context import DistillContext
 from .modeling.wrappers import DetectorWrapper
 from .structures import DetectorOutputs, DistillWeights, LevelShape, Objects, UnreducedLosses
 
-GRANULARITIES = ("level", "image", "instance", "location")
+GRANULARITIES = ("batch", "level", "image", "instance", "location")
 NORMALIZERS = ("native", "per_level")
 # By name, the values of the keys that a preset decides. PAPER: the authors' released code.
 PRESETS = {
@@ -60,8 +61,8 @@ def add_config(cfg: CfgNode) -> None:
     cfg.DISTILL.AID.PRESET = ""
     # Strength of the modulation exp(-alpha * teacher's loss), AID eq. 1; 0.1 in the paper.
     cfg.DISTILL.AID.ALPHA = AID.alpha
-    # What has a weight of its own: level (the released code), image (the paper's equation),
-    # instance (an object) or location.
+    # What has a weight of its own: batch (all of it), level (the released code), image (the paper's
+    # equation), instance (an object) or location.
     cfg.DISTILL.AID.GRANULARITY = AID.granularity
     # Of level and image: `native` divides the teacher's loss as the detector's own loss does;
     # `per_level` divides each level by its own number of positive anchors.
@@ -264,6 +265,15 @@ def loss_to_weight(loss: Tensor, alpha: float) -> Tensor:
     return torch.exp(-(alpha * loss).clamp(max=_MAX_EXPONENT))
 
 
+def batch_loss(losses: UnreducedLosses) -> Tensor:
+    """A detector's loss on the whole batch: its own dense loss, and the mean of a second stage.
+
+    Returns:
+        ()
+    """
+    return losses.dense if losses.roi is None else losses.dense + losses.mean_roi
+
+
 def level_loss(losses: UnreducedLosses, normalizer: str = "native") -> Tensor:
     """A detector's loss on each level, over the whole batch.
 
@@ -346,6 +356,11 @@ def _constant_maps(weights: Tensor, levels: list[LevelShape]) -> list[Tensor]:
     ]
 
 
+def _batch_maps(losses: UnreducedLosses, weigh, normalizer: str) -> list[Tensor]:
+    weight = weigh(batch_loss)
+    return _constant_maps(weight.expand(len(losses.cls), len(losses.levels)), losses.levels)
+
+
 def _level_maps(losses: UnreducedLosses, weigh, normalizer: str) -> list[Tensor]:
     weights = weigh(lambda x: level_loss(x, normalizer))
     return _constant_maps(weights[None].expand(len(losses.cls), -1), losses.levels)
@@ -372,7 +387,13 @@ def _location_maps(losses: UnreducedLosses, weigh, normalizer: str) -> list[Tens
 
 
 # Per level the weights (N, H, W) of each granularity.
-_MAPS = dict(zip(GRANULARITIES, (_level_maps, _image_maps, _instance_maps, _location_maps)))
+_MAPS = {
+    "batch": _batch_maps,
+    "level": _level_maps,
+    "image": _image_maps,
+    "instance": _instance_maps,
+    "location": _location_maps,
+}
 
 
 def _smallest_known(losses: UnreducedLosses) -> list[Tensor]:

@@ -10,6 +10,7 @@ import torch
 from aid_d2.aid import (
     AID,
     GRANULARITIES,
+    batch_loss,
     image_loss,
     level_loss,
     location_loss,
@@ -194,6 +195,19 @@ def brute_force_sums(losses):
 
 
 @pytest.mark.parametrize("roi", [False, True])
+@pytest.mark.parametrize("counts", [(3, 0, 2), (0, 0)], ids=str)
+def test_batch_loss_against_loops(roi, counts):
+    losses = random_losses(counts, roi=roi)
+    expected = brute_force_sums(losses)[0].sum() / 17.0
+    if roi and sum(counts):
+        expected += losses.roi.double().mean().item()
+    assert batch_loss(losses).item() == pytest.approx(expected, rel=1e-5)
+    maps = AID(alpha=0.5, granularity="batch").weights(losses).maps
+    for x in maps.values():
+        assert x.unique().tolist() == [pytest.approx(math.exp(-0.5 * expected), rel=1e-5)]
+
+
+@pytest.mark.parametrize("roi", [False, True])
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("counts", [(3, 0, 2), (0, 0)], ids=str)
 def test_level_loss_against_loops(roi, normalizer, counts):
@@ -344,18 +358,19 @@ def test_location_maps_are_the_weights_of_the_location_losses():
 def test_relative_weights_are_ratios_of_plain_ones_up_to_full_weight(granularity, roi):
     """exp(-a max(Dt - Ds, 0)) = min(exp(-a Dt) / exp(-a Ds), 1)"""
     losses, other = random_losses(roi=roi, orphan=True), random_losses(roi=roi, orphan=True, seed=4)
-    student = replace(
+    other = replace(
         losses, cls=other.cls, box=other.box, background=other.background, roi=other.roi
     )
-    relative = AID(alpha=0.7, granularity=granularity, relative=True).weights(losses, student)
     below = full = 0
-    for stride, values in relative.maps.items():
-        teachers, students = (
-            AID(alpha=0.7, granularity=granularity).weights(x).maps[stride]
-            for x in (losses, student)
-        )
-        torch.testing.assert_close(values, (teachers / students).clamp(max=1))
-        below, full = below + (values < 0.99).sum(), full + (values == 1).sum()
+    for teacher, student in ((losses, other), (other, losses)):
+        relative = AID(alpha=0.7, granularity=granularity, relative=True).weights(teacher, student)
+        for stride, values in relative.maps.items():
+            teachers, students = (
+                AID(alpha=0.7, granularity=granularity).weights(x).maps[stride]
+                for x in (teacher, student)
+            )
+            torch.testing.assert_close(values, (teachers / students).clamp(max=1))
+            below, full = below + (values < 0.99).sum(), full + (values == 1).sum()
     assert below > 0 and full > 0
 
 

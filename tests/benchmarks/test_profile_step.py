@@ -9,6 +9,7 @@ import profile_step
 import pytest
 
 from aid_d2 import load_config
+from aid_d2.aid import GRANULARITIES
 from aid_d2.distillers.attention_guided import AttentionGuided
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 
@@ -41,7 +42,7 @@ def run(tool, monkeypatch, config, *more):
         ("method", ["AttentionGuided", "NonLocal", "AttentionGuided + NonLocal"]),
         (
             "granularity",
-            ["without AID", "AID, level", "AID, image", "AID, instance", "AID, location"],
+            ["without AID", *(f"AID, {x}" for x in GRANULARITIES)],
         ),
         ("objects", [f"1 x 64x64, {x} objects" for x in (1, 10, 50, 200)]),
         ("images", ["1 x 64x64, 2 objects", "2 x 64x64, 2 objects"]),

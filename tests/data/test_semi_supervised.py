@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from aid_d2 import add_aid_config
+from aid_d2.aid import GRANULARITIES
 from aid_d2.data import build_mixed_train_loader, register_coco_json
 from detectron2.config import get_cfg
 from detectron2.utils.events import EventStorage
@@ -55,7 +56,7 @@ def test_classes_in_another_order(cfg, rectangles, tmp_path):
         build_mixed_train_loader(cfg)
 
 
-@pytest.mark.parametrize("granularity", ["level", "image", "instance", "location"])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_the_teacher_is_fully_trusted_on_its_own_labels(
     distilled_cfg, build_seeded, make_batch, granularity
 ):
