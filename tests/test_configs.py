@@ -9,9 +9,8 @@ import torch
 import yaml
 
 from aid_d2 import add_aid_config
-from aid_d2.distillers import build
 from aid_d2.modeling.teacher import Teacher
-from aid_d2.modeling.wrappers import wrap
+from aid_d2.modeling.wrappers import DetectorWrapper, wrap
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
@@ -108,7 +107,7 @@ def test_builds_at_full_size_with_the_classes_of_its_data(name, monkeypatch):
 
     monkeypatch.setattr(Teacher, "from_config", classmethod(teacher))
     # Without memory anchors have no values to compare; small detectors do compare them.
-    monkeypatch.setattr(build, "_same_anchors", lambda *wrappers: True)
+    monkeypatch.setattr(DetectorWrapper, "same_anchors", lambda *wrappers: True)
     cfg = load(name)
     model = build_without_memory(cfg)
     build_optimizer(cfg, model)
