@@ -387,13 +387,9 @@ def _location_maps(losses: UnreducedLosses, weigh, normalizer: str) -> list[Tens
 
 
 # Per level the weights (N, H, W) of each granularity.
-_MAPS = {
-    "batch": _batch_maps,
-    "level": _level_maps,
-    "image": _image_maps,
-    "instance": _instance_maps,
-    "location": _location_maps,
-}
+_MAPS = dict(
+    zip(GRANULARITIES, (_batch_maps, _level_maps, _image_maps, _instance_maps, _location_maps))
+)
 
 
 def _smallest_known(losses: UnreducedLosses) -> list[Tensor]:

@@ -22,7 +22,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from detectron2.config import CfgNode
@@ -35,10 +34,9 @@ from detectron2.evaluation import inference_context
 from detectron2.structures import BoxMode, Instances
 
 from ..config import show_from
-from ..data.image_check import image_size
 from ..data.readable import read_or_skip
 from ..data.registered import class_names, require_registered
-from ..deploy.images import files_under
+from ..deploy.images import files_under, header_size
 from ..modeling.teacher import Teacher, teacher_config_of_tool
 
 
@@ -140,16 +138,11 @@ def images_under(folder: Path) -> list[dict]:
     images = []
     for path in files_under(folder):
         record = {"file_name": str(path.resolve())}
-        width, height = read_or_skip(_size, record) or (0, 0)
+        width, height = read_or_skip(header_size, record) or (0, 0)
         images.append({**record, "width": width, "height": height})
     if not images:
         raise ValueError(f"--images: {folder} holds no image.")
     return images
-
-
-def _size(record: dict) -> tuple[int, int]:
-    with Image.open(record["file_name"]) as image:
-        return image_size(image)
 
 
 def read_partial(path: Path, settings: dict) -> dict[str, list | None]:

@@ -57,6 +57,12 @@ def read_bgr(record: dict) -> np.ndarray:
     return np.ascontiguousarray(read_image(record["file_name"], "BGR"))
 
 
+def header_size(record: dict) -> tuple[int, int]:
+    """Width and height of the image of a data set dict, by its header, as training sees them."""
+    with Image.open(record["file_name"]) as image:
+        return image_size(image)
+
+
 def is_camera(source: str) -> bool:
     """Whether it is a camera's number, and no file or folder of that name."""
     return source.isdecimal() and not Path(source).exists()
@@ -102,15 +108,8 @@ class Video:
 
 def image_sizes(folder: Path) -> list[tuple[int, int]]:
     """(H, W) of the images in a folder and below, by their headers; of those that can be read."""
-    sizes = []
-    for path in files_under(folder):
-        try:
-            with Image.open(path) as image:
-                width, height = image_size(image)
-        except Exception:  # Pillow raises of all kinds for broken files
-            continue
-        sizes.append((height, width))
-    return sizes
+    found = (read_or_skip(header_size, {"file_name": str(x)}) for x in files_under(folder))
+    return [size[::-1] for size in found if size is not None]
 
 
 def read_images(folder: Path, count: int) -> list[np.ndarray]:

@@ -44,11 +44,7 @@ class IgnoringROIHeads(StandardROIHeads):
 
 
 @ROI_HEADS_REGISTRY.register()
-class IgnoringCascadeROIHeads(CascadeROIHeads):
-    def label_and_sample_proposals(self, proposals, targets):
-        kept = outside_regions(proposals, targets, self.proposal_matcher)
-        return super().label_and_sample_proposals(*kept)
-
+class IgnoringCascadeROIHeads(IgnoringROIHeads, CascadeROIHeads):
     def _match_and_label_boxes(self, proposals, stage, targets):
         # A cascade labels the boxes of later stages by itself.
         proposals, targets = outside_regions(proposals, targets, self.proposal_matchers[stage])
