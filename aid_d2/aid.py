@@ -5,7 +5,8 @@ instance by ``exp(-alpha * D)``, where D is the teacher's own task loss on that 
 teacher is wrong, its knowledge counts less. What an instance is, the *granularity*, is a choice:
 
 ============  ====================================================================================
-``batch``     one weight for the batch: with `relative`, the strength follows the gap
+``batch``     one weight for the batch: with `relative`, the strength follows the gap between
+              student and teacher
 ``level``     one weight per pyramid level for the batch, as in the authors' released code
 ``image``     one weight per image and level: the paper's i as one training image
 ``instance``  one weight per ground-truth object, painted into its box; the background apart
@@ -17,8 +18,9 @@ Each fills the same :class:`DistillWeights`, one map per level with values in (0
 :class:`UnreducedLosses` that a detector's wrapper gives.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +34,8 @@ from .layers.cells import smallest_objects
 from .modeling.context import DistillContext
 from .modeling.wrappers import DetectorWrapper
 from .structures import DetectorOutputs, DistillWeights, LevelShape, Objects, UnreducedLosses
+
+logger = logging.getLogger(__name__)
 
 GRANULARITIES = ("batch", "level", "image", "instance", "location")
 NORMALIZERS = ("native", "per_level")
@@ -51,6 +55,10 @@ _MAX_EXPONENT = 80.0
 # Detectron2's writers run every 20 iterations; between them no scalar is read off the device.
 _LOG_PERIOD = 20
 
+# `batch` judges in every fourth iteration, a divisor of the above, and its weight stays until the
+# next: the teacher's head, which methods of maps do without, would cost a tenth of each step.
+BATCH_PERIOD = 4
+
 
 def add_config(cfg: CfgNode) -> None:
     """Add the node DISTILL.AID, with the defaults of :class:`AID`."""
@@ -59,7 +67,7 @@ def add_config(cfg: CfgNode) -> None:
     cfg.DISTILL.AID.ENABLED = AID.enabled
     # PAPER: the values of the authors' released code, whatever the keys below say. Empty: the keys.
     cfg.DISTILL.AID.PRESET = ""
-    # Strength of the modulation exp(-alpha * teacher's loss), AID eq. 1; 0.1 in the paper.
+    # Strength of the modulation exp(-alpha * D), AID eq. 1; 0.1 in the paper, without RELATIVE.
     cfg.DISTILL.AID.ALPHA = AID.alpha
     # What has a weight of its own: batch (all of it), level (the released code), image (the paper's
     # equation), instance (an object) or location.
@@ -67,8 +75,8 @@ def add_config(cfg: CfgNode) -> None:
     # Of level and image: `native` divides the teacher's loss as the detector's own loss does;
     # `per_level` divides each level by its own number of positive anchors.
     cfg.DISTILL.AID.NORMALIZER = AID.normalizer
-    # Use D = max(teacher's loss - student's loss, 0), so that objects that are hard for both are
-    # still distilled fully. Not in the paper; for detectors of one kind.
+    # D = max(teacher's loss - student's loss, 0): what is hard for both is still distilled fully.
+    # Not in the paper; for detectors of one kind. False: D is the teacher's loss.
     cfg.DISTILL.AID.RELATIVE = AID.relative
     # Add the teacher's mask loss on the box of each object to D; for Mask R-CNN, with masks to
     # compare with (MODEL.MASK_ON True). False: masks play no part.
@@ -95,10 +103,10 @@ class AID:
     """
 
     enabled: bool = True
-    alpha: float = 0.1
-    granularity: str = "instance"
+    alpha: float = 8.0
+    granularity: str = "batch"
     normalizer: str = "native"
-    relative: bool = False
+    relative: bool = True
     masks: bool = False
 
     @classmethod
@@ -130,14 +138,15 @@ class AID:
         flags = [name for name in ("relative", "masks") if getattr(self, name)]
         return ", ".join([self.granularity, f"alpha {self.alpha:g}", *flags])
 
-    def check(self, student: DetectorWrapper, teacher: DetectorWrapper) -> None:
-        """
+    def suited(self, student: DetectorWrapper, teacher: DetectorWrapper) -> "AID":
+        """This AID; but if it is the default and these are detectors of two kinds, one that is off.
+
         Raises:
             NotImplementedError: the losses of a detector are not known.
             ValueError: the teacher has no loss on the student's labels, or none to compare with.
         """
         if not self.enabled:
-            return
+            return self
         teacher.check_losses()
         if student.num_classes not in (None, teacher.num_classes):
             raise ValueError(
@@ -145,16 +154,33 @@ class AID:
                 f"{student.num_classes}. AID needs the teacher's loss on the student's labels: use "
                 "a teacher of the same classes, or set DISTILL.AID.ENABLED False."
             )
-        if self.relative:
-            _check_comparable_losses(student, teacher)
+        unlike = _unlike(student, teacher) if self.relative else None
+        if unlike and self == AID():
+            logger.info(
+                "AID is off: it compares the losses of student and teacher, which are of two kinds "
+                "(%s). To weigh by the teacher's loss alone, set DISTILL.AID.PRESET PAPER.",
+                unlike,
+            )
+            return replace(self, enabled=False)
+        if unlike:
+            raise ValueError(
+                "DISTILL.AID.RELATIVE subtracts the student's losses from the teacher's, and needs "
+                f"detectors of one kind: {unlike}. Set it False."
+            )
         if self.masks:
             for wrapper in (teacher, student) if self.relative else (teacher,):
                 wrapper.check_masks()
+        return self
 
     @property
     def needs_masks(self) -> bool:
         """Whether the masks of the ground truth are looked at."""
         return self.enabled and self.masks
+
+    def judges(self, iteration: int) -> bool:
+        """Whether the teacher's losses, and thus its head, are needed in an iteration."""
+        due = self.granularity != "batch" or (iteration + 1) % BATCH_PERIOD == 0
+        return self.enabled and due
 
     def __call__(
         self,
@@ -162,6 +188,7 @@ class AID:
         student: DetectorOutputs,
         teacher: DetectorOutputs,
         objects: Objects,
+        last: Tensor,
     ) -> DistillWeights:
         """Weight the teacher's maps in this step, and log the weights.
 
@@ -170,12 +197,20 @@ class AID:
             student, teacher: what they computed.
             objects: the ground truth. The teacher has weight 1 on images that it labeled itself:
                 its loss on its own labels cannot show where it is wrong.
+            last: (), the weight of a whole batch that was judged last; written to by `batch`.
         """
         if not self.enabled:
             return DistillWeights.full(teacher.features)
+        if not self.judges(get_event_storage().iter):
+            # A copy, which the backward pass may still look at when `last` has changed.
+            weights = DistillWeights.constant(teacher.features, last.clone())
+            return weights.with_full(objects.pseudo_labeled)
         losses = context.teacher.judge(teacher, objects)
         own = context.student.judge(student, objects) if self.relative else None
-        weights = self.weights(losses, own, objects.pseudo_labeled)
+        weights = self.weights(losses, own)
+        if self.granularity == "batch":
+            last.copy_(next(iter(weights.maps.values()))[0, 0, 0, 0])
+        weights = weights.with_full(objects.pseudo_labeled)
         self.log(losses, weights)
         return weights
 
@@ -183,14 +218,12 @@ class AID:
         self,
         losses: UnreducedLosses,
         student: UnreducedLosses | None = None,
-        pseudo_labeled: Sequence[int] = (),
     ) -> DistillWeights:
         """Weight maps for all levels of the teacher.
 
         Args:
             losses: the teacher's.
             student: the student's on the same batch and levels, if `relative`.
-            pseudo_labeled: the images that have weight 1.
         """
 
         def weigh(loss: Callable[[UnreducedLosses], Tensor]) -> Tensor:
@@ -201,7 +234,7 @@ class AID:
 
         maps = _MAPS[self.granularity](losses, weigh, self.normalizer)
         by_stride = {x.stride: y[:, None] for x, y in zip(losses.levels, maps)}
-        return DistillWeights(by_stride).with_full(pseudo_labeled)
+        return DistillWeights(by_stride)
 
     def log(self, losses: UnreducedLosses, weights: DistillWeights) -> None:
         """Put `teacher/*` and `aid/*` into the event storage, as often as Detectron2 writes it."""
@@ -224,11 +257,13 @@ class AID:
         storage.put_histogram("aid/weight", values)
 
 
-def _check_comparable_losses(student: DetectorWrapper, teacher: DetectorWrapper) -> None:
+def _unlike(student: DetectorWrapper, teacher: DetectorWrapper) -> str | None:
+    """Why the losses of two detectors cannot be compared; None if they can."""
+    if student.detector is not teacher.detector:
+        return f"the student is a {student.name} and the teacher a {teacher.name}"
     student.check_losses()
     own, theirs = (
         {
-            "detector": x.detector.__name__,
             "strides": [level.stride for level in x.levels],
             "padded to a multiple of": x.model.backbone.size_divisibility,
             "box transform": vars(x.box_transform),
@@ -241,13 +276,11 @@ def _check_comparable_losses(student: DetectorWrapper, teacher: DetectorWrapper)
         for what in own
         if own[what] != theirs.get(what)
     ]
-    if not unlike and not student.same_anchors(teacher):
-        unlike = ["their anchors have other sizes, shapes or places"]
     if unlike:
-        raise ValueError(
-            "DISTILL.AID.RELATIVE subtracts the student's losses from the teacher's, and needs "
-            f"detectors of one kind: {unlike[0]}. Set it False."
-        )
+        return unlike[0]
+    if not student.same_anchors(teacher):
+        return "their anchors have other sizes, shapes or places"
+    return None
 
 
 def loss_to_weight(loss: Tensor, alpha: float) -> Tensor:

@@ -148,7 +148,11 @@ def teachers(save_teacher):
 
 @pytest.fixture(scope="session")
 def distilled_cfg(teachers):
-    """`distilled_cfg(student, changes, teacher)`: a small DistilledDetector's config."""
+    """`distilled_cfg(student, changes, teacher)`: a small DistilledDetector's config.
+
+    Not with the default AID, which leaves teachers as good as these alone:
+    modeling/test_default_aid.py has that.
+    """
 
     def make(student, changes=None, teacher=None):
         plain = _small_cfg(student)
@@ -159,6 +163,9 @@ def distilled_cfg(teachers):
                 "MODEL.META_ARCHITECTURE": "DistilledDetector",
                 **teachers[teacher or student],
                 "DISTILL.METHODS": ("AttentionGuided", "NonLocal"),
+                "DISTILL.AID.RELATIVE": False,
+                "DISTILL.AID.GRANULARITY": "instance",
+                "DISTILL.AID.ALPHA": 0.1,
                 **(changes or {}),
             },
         )

@@ -33,8 +33,7 @@ def test_defaults_are_the_published_constants(cfg, stage):
     assert cfg.DISTILL.NONLOCAL[stage].WEIGHT == relation
 
 
-def test_defaults_of_aid_and_the_blocks_are_the_published_ones(cfg):
-    assert cfg.DISTILL.AID.ALPHA == 0.1
+def test_defaults_of_the_blocks_are_the_published_ones(cfg):
     assert cfg.DISTILL.AID.ENABLED and cfg.DISTILL.ENABLED and cfg.DISTILL.WEIGHT == 1.0
     assert tuple(cfg.DISTILL.METHODS) == ("auto",)
     assert tuple(cfg.DISTILL.NONLOCAL.INNER_CHANNELS) == (64, 64, 128, 128, 128)
@@ -201,7 +200,7 @@ def test_the_papers_preset_decides_all_of_its_keys(cfg):
     node = cfg.DISTILL.AID.clone()
     node.merge_from_list(["ALPHA", 3.0, "GRANULARITY", "instance", "RELATIVE", True])
     node.PRESET = "PAPER"
-    expected = AID(alpha=0.1, granularity="level", normalizer="native")
+    expected = AID(alpha=0.1, granularity="level", normalizer="native", relative=False)
     assert AID.from_config(node) == expected
     node.ENABLED = False
     assert AID.from_config(node) == replace(expected, enabled=False)

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances, pairwise_ioa, pairwise_iou
 
-from ..aid import AID, loss_to_weight
+from ..aid import PRESETS, loss_to_weight
 from ..data.coco_file import read_coco_json
 from ..data.readable import read_or_skip
 from ..data.registered import require_registered, require_same_classes
@@ -63,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", required=True, help="of the teacher")
     parser.add_argument("--dataset", required=True, help="its name, with labels")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="for the page")
-    parser.add_argument("--alpha", type=float, default=AID.alpha, help="of AID (its default)")
+    alpha = PRESETS["PAPER"]["ALPHA"]
+    parser.add_argument("--alpha", type=float, default=alpha, help=f"of AID ({alpha}, its paper's)")
     parser.add_argument("--score", type=float, default=0.3, help="of a false alarm (default 0.3)")
     parser.add_argument("--iou", type=float, default=0.5, help="of a false alarm (default 0.5)")
     parser.add_argument(

@@ -21,6 +21,7 @@ from detectron2.solver import build_optimizer
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from ..aid import BATCH_PERIOD
 from ..modeling.distilled_detector import DistilledDetector
 from ..modeling.teacher import load_teacher_config
 from ..modeling.wrappers import wrap
@@ -95,7 +96,8 @@ def stepper(case: Case) -> tuple[DistilledDetector, Callable[[], None]]:
     scaler = torch.amp.GradScaler(model.device.type, enabled=amp)
 
     def step() -> None:
-        with EventStorage(0):
+        # The dearest iteration: the weight of a batch is judged in every fourth.
+        with EventStorage(BATCH_PERIOD - 1):
             with half:
                 losses = model(batch)
             loss = sum(losses.values())

@@ -63,6 +63,9 @@ class DistilledDetector(nn.Module):
         self.register_load_state_dict_pre_hook(_add_student_prefix)
         self.student = student
         self.distiller = nn.ModuleDict(distillers or {})
+        if teacher is not None:
+            # Beside the methods, whose part of a checkpoint the plain student ignores.
+            self.distiller.register_buffer("aid_weight", torch.ones(()))
         self.teacher = teacher
         self.context = context
         self.aid = aid
@@ -117,11 +120,12 @@ class DistilledDetector(nn.Module):
         student, losses = self.context.student.forward_training(
             batched_inputs, self._recorded("student")
         )
+        with_head = self.needs_predictions or self.aid.judges(get_event_storage().iter)
         teacher = self.context.teacher.forward_features(
-            batched_inputs, self.input_format, self.needs_teacher_head, self._recorded("teacher")
+            batched_inputs, self.input_format, with_head, self._recorded("teacher")
         )
         with torch.autocast(self.device.type, enabled=False):
-            weights = self.aid(self.context, student, teacher, objects)
+            weights = self.aid(self.context, student, teacher, objects, self.distiller.aid_weight)
             batch = align(self.context, student, teacher, objects, weights, self.needs_predictions)
             for name, distiller in self.distiller.items():
                 with self.context.teacher.autocast(distiller.supports_bf16):
@@ -138,7 +142,7 @@ class DistilledDetector(nn.Module):
 
     @property
     def needs_teacher_head(self) -> bool:
-        """Whether what the teacher predicts is looked at, besides its maps."""
+        """Whether what the teacher predicts is ever looked at, besides its maps."""
         return self.aid.enabled or self.needs_predictions
 
     @property
@@ -182,7 +186,6 @@ def _assemble(cfg: CfgNode, student: nn.Module, teacher: Teacher) -> dict:
         inherit(student, teacher.model)
     teacher.speed_up(cfg.DISTILL.PRECISION, cfg.DISTILL.TEACHER.COMPILE)
     context = pair_levels(wrap(student), teacher.wrapper)
-    aid.check(context.student, context.teacher)
     distillers = build_distillers(cfg, context)
     check_recorded_modules(cfg, context, distillers)
     return {
@@ -190,7 +193,7 @@ def _assemble(cfg: CfgNode, student: nn.Module, teacher: Teacher) -> dict:
         "teacher": teacher,
         "context": context,
         "distillers": distillers,
-        "aid": aid,
+        "aid": aid.suited(context.student, context.teacher),
         "weight": cfg.DISTILL.WEIGHT,
         "warmup_iters": cfg.DISTILL.WARMUP_ITERS,
         "input_format": cfg.INPUT.FORMAT,

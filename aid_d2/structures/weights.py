@@ -23,9 +23,12 @@ class DistillWeights:
     @classmethod
     def full(cls, features: dict[int, Tensor]) -> DistillWeights:
         """Weight 1 everywhere, for maps (N, C, H, W) per stride: distillation without AID."""
-        return cls(
-            {s: x.new_ones(()).expand(len(x), 1, *x.shape[-2:]) for s, x in features.items()}
-        )
+        return cls.constant(features, next(iter(features.values())).new_ones(()))
+
+    @classmethod
+    def constant(cls, features: dict[int, Tensor], weight: Tensor) -> DistillWeights:
+        """One weight () everywhere, for maps (N, C, H, W) per stride."""
+        return cls({s: weight.expand(len(x), 1, *x.shape[-2:]) for s, x in features.items()})
 
     def with_full(self, images: Sequence[int]) -> DistillWeights:
         """The same, with weight 1 in some of the images."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.training import JUDGING
 
 from aid_d2 import add_aid_config
 from aid_d2.aid import GRANULARITIES
@@ -68,9 +69,10 @@ def test_the_teacher_is_fully_trusted_on_its_own_labels(
     model.distiller["AttentionGuided"].register_forward_pre_hook(
         lambda module, args: seen.append(args[0].weights.maps)
     )
-    with EventStorage(0):
-        model(batch)
-    for weights in seen[0].values():
-        assert (weights[1] == 1).all()
-        assert (weights[[0, 2]] < 1).all()
+    for iteration in (JUDGING, JUDGING + 1):
+        with EventStorage(iteration):
+            model(batch)
+        for weights in seen.pop().values():
+            assert (weights[1] == 1).all()
+            assert (weights[[0, 2]] < 1).all()
         assert torch.isfinite(weights).all()

@@ -45,7 +45,7 @@ def quickstart(tmp_path, small_cfg, build_seeded, rectangles):
         "INPUT.MIN_SIZE_TEST": 64,
         "MODEL.GFL.SCORE_THRESH_TEST": 0.0,
     }
-    for seed, name in enumerate(("teacher", "student_aid")):
+    for seed, name in enumerate(("teacher", "student_distilled")):
         folder = tmp_path / "output/quickstart" / name
         folder.mkdir(parents=True)
         cfg = small_cfg("GFL", data)

@@ -2,10 +2,18 @@
 
 import torch
 
+from aid_d2.aid import AID, BATCH_PERIOD
 from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
 
 FAMILIES = ("RetinaNet", "FasterRCNN")
+# One in which AID judges the batch.
+JUDGING = BATCH_PERIOD - 1
+DEFAULT_AID = {
+    "DISTILL.AID.ALPHA": AID.alpha,
+    "DISTILL.AID.GRANULARITY": AID.granularity,
+    "DISTILL.AID.RELATIVE": AID.relative,
+}
 # Of the default methods.
 KD_LOSSES = {
     "loss_AttentionGuided_feature",
@@ -15,7 +23,7 @@ KD_LOSSES = {
 }
 
 
-def step(model, batch, iteration=0, seed=0):
+def step(model, batch, iteration=JUDGING, seed=0):
     """Losses of one training step, its random numbers seeded."""
     torch.manual_seed(seed)
     model.train()
@@ -27,7 +35,7 @@ def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def losses_and_gradients(model, batch, iteration=0):
+def losses_and_gradients(model, batch, iteration=JUDGING):
     model.zero_grad()
     losses = step(model, batch, iteration)
     sum(losses.values()).backward()

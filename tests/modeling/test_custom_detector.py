@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.training import DEFAULT_AID, KD_LOSSES
 from torch import nn
 
 from aid_d2.modeling.checks import check_classes
@@ -10,13 +11,6 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.structures import ImageList
 from detectron2.utils.events import EventStorage
-
-KD_LOSSES = {
-    "loss_AttentionGuided_feature",
-    "loss_AttentionGuided_channel",
-    "loss_AttentionGuided_spatial",
-    "loss_NonLocal_relation",
-}
 
 
 @META_ARCH_REGISTRY.register()
@@ -77,6 +71,11 @@ def test_as_a_student_of_a_known_teacher(
     assert model.student.backbone.bottom_up.res3[0].conv1.weight.grad.abs().sum() > 0
     model.eval()
     assert torch.equal(torch.stack(model(make_batch())), torch.stack(plain.eval()(make_batch())))
+
+
+def test_as_a_student_of_the_default_aid_which_is_off(distilled_cfg, build_seeded):
+    changes = {"DISTILL.STUDENT": "MeanOfFinestMap", **DEFAULT_AID}
+    assert not build_seeded(distilled_cfg("RetinaNet", changes), 0).aid.enabled
 
 
 @pytest.mark.parametrize("student", ["RetinaNet", "FasterRCNN"])

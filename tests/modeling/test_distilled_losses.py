@@ -51,7 +51,7 @@ def test_aid_lowers_the_losses(build_seeded, distilled_cfg, make_batch, detector
     model = build_seeded(distilled_cfg(detector), 0)
 
     def losses(alpha):
-        model.aid = AID(alpha=alpha, granularity=granularity)
+        model.aid = AID(alpha=alpha, granularity=granularity, relative=False)
         return step(model, make_batch((2, 1)))
 
     full, half, none = losses(0.0), losses(0.1), losses(1.0)

@@ -18,7 +18,7 @@ def test_every_parameter_has_a_gradient_in_each_step(
     """Else DDP waits for it for ever."""
     changes = {**wide_teachers[detector], "DISTILL.WARMUP_ITERS": warmup}
     model = build_seeded(distilled_cfg(detector, changes), 0)
-    losses, grads = losses_and_gradients(model, make_batch(counts))
+    losses, grads = losses_and_gradients(model, make_batch(counts), iteration=0)
     expected = {name for name, p in model.named_parameters() if p.requires_grad}
     assert set(grads) == expected
     adapters = torch.cat([g.flatten() for n, g in grads.items() if n.startswith("distiller.")])

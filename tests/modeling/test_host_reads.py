@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 import torch
+from helpers.training import JUDGING
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -66,7 +67,7 @@ MORE = {
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("detector", FAMILIES)
 def test_nothing_is_read_between_logs(
-    distilled_cfg, build_seeded, make_batch, storage, monkeypatch, detector, granularity
+    distilled_cfg, build_seeded, make_batch, monkeypatch, detector, granularity
 ):
     changes = {"DISTILL.AID.GRANULARITY": granularity}
     cfg = distilled_cfg(detector, changes)
@@ -75,8 +76,9 @@ def test_nothing_is_read_between_logs(
     # The ground truth comes from the data loader, on the host.
     objects = Objects.from_inputs(batch, torch.device("cpu"))
     monkeypatch.setattr(Objects, "from_inputs", lambda *args: objects)
-    more = reads(model, batch)
-    more.subtract(reads(model.student, batch))
+    with EventStorage(JUDGING):
+        more = reads(model, batch)
+        more.subtract(reads(model.student, batch))
     assert +more == +Counter(MORE[detector]) and -more == -Counter(MORE[detector])
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.training import assert_equal, step
+from helpers.training import DEFAULT_AID, assert_equal, step
 
 from aid_d2 import DistilledDetector
 from aid_d2.cli import main
@@ -65,7 +65,9 @@ def test_the_page(distilled_cfg, build_seeded, make_batch, lazy_file, teachers, 
     exec(code, names)
     torch.manual_seed(0)
     lazy = instantiate(names["model"])
-    model = build_seeded(distilled_cfg("RetinaNet", {"DISTILL.METHODS": ("PKD",)}), 0)
+    model = build_seeded(
+        distilled_cfg("RetinaNet", {"DISTILL.METHODS": ("PKD",), **DEFAULT_AID}), 0
+    )
     lazy.student.load_state_dict(model.student.state_dict())
     ours, theirs = (step(x, make_batch()) for x in (lazy, model))
     assert_equal(*({k: v.detach() for k, v in x.items()} for x in (ours, theirs)))
