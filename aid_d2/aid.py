@@ -5,8 +5,8 @@ instance by ``exp(-alpha * D)``, where D is the teacher's own task loss on that 
 teacher is wrong, its knowledge counts less. What an instance is, the *granularity*, is a choice:
 
 ============  ====================================================================================
-``batch``     one weight for the batch: with `relative`, the strength follows the gap between
-              student and teacher
+``batch``     one weight for the batch of all GPUs: with `relative`, the strength follows the gap
+              between student and teacher
 ``level``     one weight per pyramid level for the batch, as in the authors' released code
 ``image``     one weight per image and level: the paper's i as one training image
 ``instance``  one weight per ground-truth object, painted into its box; the background apart
@@ -31,6 +31,7 @@ from detectron2.utils.events import get_event_storage
 
 from .config import CONFIG_EXTENSIONS
 from .layers.cells import smallest_objects
+from .layers.distributed import mean_over_gpus
 from .modeling.context import DistillContext
 from .modeling.wrappers import DetectorWrapper
 from .structures import DetectorOutputs, DistillWeights, LevelShape, Objects, UnreducedLosses
@@ -52,12 +53,12 @@ PRESETS = {
 # exp(-80) = 2e-35 is still a normal float32, so that no weight becomes 0.
 _MAX_EXPONENT = 80.0
 
-# Detectron2's writers run every 20 iterations; between them no scalar is read off the device.
-_LOG_PERIOD = 20
-
-# `batch` judges in every fourth iteration, a divisor of the above, and its weight stays until the
-# next: the teacher's head, which methods of maps do without, would cost a tenth of each step.
+# `batch` judges in every fourth iteration, and its weight stays until the next: the teacher's head,
+# which methods of maps do without, would cost a tenth of each step.
 BATCH_PERIOD = 4
+
+# As often as Detectron2's writers run; in between no scalar is read off the device.
+_LOG_PERIOD = 5 * BATCH_PERIOD
 
 
 def add_config(cfg: CfgNode) -> None:
@@ -147,6 +148,15 @@ class AID:
         """
         if not self.enabled:
             return self
+        unlike = _unlike(student, teacher) if self.relative else None
+        default = AID()
+        if unlike and (self.alpha, self.granularity) == (default.alpha, default.granularity):
+            logger.info(
+                "AID is off: by default it compares the losses of student and teacher, which are "
+                "of two kinds (%s). DISTILL.AID.PRESET PAPER goes by the teacher's alone.",
+                unlike,
+            )
+            return replace(self, enabled=False)
         teacher.check_losses()
         if student.num_classes not in (None, teacher.num_classes):
             raise ValueError(
@@ -154,14 +164,6 @@ class AID:
                 f"{student.num_classes}. AID needs the teacher's loss on the student's labels: use "
                 "a teacher of the same classes, or set DISTILL.AID.ENABLED False."
             )
-        unlike = _unlike(student, teacher) if self.relative else None
-        if unlike and self == AID():
-            logger.info(
-                "AID is off: it compares the losses of student and teacher, which are of two kinds "
-                "(%s). To weigh by the teacher's loss alone, set DISTILL.AID.PRESET PAPER.",
-                unlike,
-            )
-            return replace(self, enabled=False)
         if unlike:
             raise ValueError(
                 "DISTILL.AID.RELATIVE subtracts the student's losses from the teacher's, and needs "
@@ -177,10 +179,11 @@ class AID:
         """Whether the masks of the ground truth are looked at."""
         return self.enabled and self.masks
 
-    def judges(self, iteration: int) -> bool:
-        """Whether the teacher's losses, and thus its head, are needed in an iteration."""
-        due = self.granularity != "batch" or (iteration + 1) % BATCH_PERIOD == 0
-        return self.enabled and due
+    def judges(self) -> bool:
+        """Whether the teacher's losses, and thus its head, are needed in this iteration."""
+        if not self.enabled or self.granularity != "batch":
+            return self.enabled
+        return (get_event_storage().iter + 1) % BATCH_PERIOD == 0
 
     def __call__(
         self,
@@ -201,7 +204,7 @@ class AID:
         """
         if not self.enabled:
             return DistillWeights.full(teacher.features)
-        if not self.judges(get_event_storage().iter):
+        if not self.judges():
             # A copy, which the backward pass may still look at when `last` has changed.
             weights = DistillWeights.constant(teacher.features, last.clone())
             return weights.with_full(objects.pseudo_labeled)
@@ -211,7 +214,7 @@ class AID:
         if self.granularity == "batch":
             last.copy_(next(iter(weights.maps.values()))[0, 0, 0, 0])
         weights = weights.with_full(objects.pseudo_labeled)
-        self.log(losses, weights)
+        self.log(losses, own, weights)
         return weights
 
     def weights(
@@ -236,15 +239,22 @@ class AID:
         by_stride = {x.stride: y[:, None] for x, y in zip(losses.levels, maps)}
         return DistillWeights(by_stride)
 
-    def log(self, losses: UnreducedLosses, weights: DistillWeights) -> None:
-        """Put `teacher/*` and `aid/*` into the event storage, as often as Detectron2 writes it."""
+    def log(
+        self, losses: UnreducedLosses, student: UnreducedLosses | None, weights: DistillWeights
+    ) -> None:
+        """Put `teacher/*`, `student/*` and `aid/*` into the event storage, as often as Detectron2
+        writes it; arguments as of :meth:`weights`, and those.
+        """
         storage = get_event_storage()
         # Other processes have no writer, which would empty their storage.
         if (storage.iter + 1) % _LOG_PERIOD or not comm.is_main_process():
             return
-        scalars = {"teacher/loss_dense": losses.dense}
-        if losses.roi is not None:
-            scalars["teacher/loss_roi"] = losses.mean_roi
+        scalars = {}
+        for name, x in (("teacher", losses), ("student", student)):
+            if x is not None:
+                scalars[f"{name}/loss_dense"] = x.dense
+            if x is not None and x.roi is not None:
+                scalars[f"{name}/loss_roi"] = x.mean_roi
         for stride, x in weights.maps.items():
             scalars[f"aid/weight_stride{stride}"] = x.mean()
         values = torch.cat([x.flatten() for x in weights.maps.values()])
@@ -261,12 +271,16 @@ def _unlike(student: DetectorWrapper, teacher: DetectorWrapper) -> str | None:
     """Why the losses of two detectors cannot be compared; None if they can."""
     if student.detector is not teacher.detector:
         return f"the student is a {student.name} and the teacher a {teacher.name}"
-    student.check_losses()
+    for wrapper in (student, teacher):
+        try:
+            wrapper.check_losses()
+        except NotImplementedError as error:
+            return str(error)
     own, theirs = (
         {
             "strides": [level.stride for level in x.levels],
             "padded to a multiple of": x.model.backbone.size_divisibility,
-            "box transform": vars(x.box_transform),
+            "box transform": getattr(x.box_transform, "__dict__", None),
             **x.loss_constants,
         }
         for x in (student, teacher)
@@ -301,10 +315,26 @@ def loss_to_weight(loss: Tensor, alpha: float) -> Tensor:
 def batch_loss(losses: UnreducedLosses) -> Tensor:
     """A detector's loss on the whole batch: its own dense loss, and the mean of a second stage.
 
+    It is the mean over all GPUs. Images that the teacher labeled itself are left out, since its
+    loss on them says nothing; where there are no others, they count.
+
     Returns:
         ()
     """
-    return losses.dense if losses.roi is None else losses.dense + losses.mean_roi
+    objects, count = losses.objects, len(losses.cls)
+    images = [i for i in range(count) if i not in objects.pseudo_labeled] or range(count)
+
+    def total(by_image: Tensor) -> Tensor:
+        # Image by image: indexing with a list would copy it to the device, which waits.
+        return torch.stack([by_image[i] for i in images]).sum()
+
+    whole = len(images) == count
+    loss = total(losses.anchor_losses.sum(1))
+    loss = loss / (losses.batch_normalizer if whole else total(losses.image_normalizer))
+    if losses.roi is not None:
+        roi = losses.roi.new_zeros(count).index_add_(0, objects.image_index, losses.roi)
+        loss = loss + total(roi) / max(sum(objects.counts[i] for i in images), 1)
+    return mean_over_gpus(loss)
 
 
 def level_loss(losses: UnreducedLosses, normalizer: str = "native") -> Tensor:

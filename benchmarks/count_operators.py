@@ -16,6 +16,7 @@ from tabulate import tabulate
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aid_d2 import load_config
+from aid_d2.aid import BATCH_PERIOD
 from aid_d2.distillers import DISTILLER_REGISTRY
 from aid_d2.engine.gpu_check import DETECTORS, SMALL
 from aid_d2.engine.step_cost import Case, noise, with_random_teacher
@@ -61,7 +62,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for detector, column in columns.items():
             cfg = load_config(f"kitti/{detector}_R_50_aid.yaml", SMALL)
-            cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
+            cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.DISTILL.AID.PRESET = "cpu", "", ""
             cfg = with_random_teacher(cfg, Path(folder))
             case = Case(cfg, 128, 160, images=2, objects=8)
             for name in names:
@@ -81,7 +82,7 @@ def count(case: Case, name: str) -> dict[str, int]:
     method.register_forward_pre_hook(lambda *args: modes[name].__enter__() and None)
     method.register_forward_hook(lambda *args: modes[name].__exit__(None, None, None))
     model.aid = Counted(model.aid, modes["AID"])
-    with EventStorage(0):
+    with EventStorage(BATCH_PERIOD - 1):
         model(batch)
     return {key: mode.counts.total() for key, mode in modes.items()}
 

@@ -119,8 +119,9 @@ def variants(case: Case, kind: str) -> dict[str, Case]:
     if kind == "granularity":
         rows = {"without AID": case.changed("DISTILL.AID.ENABLED", False)}
         for x in GRANULARITIES:
-            aid = case.changed("DISTILL.AID.ENABLED", True, "DISTILL.AID.GRANULARITY", x)
-            rows[f"AID, {x}"] = aid
+            keys = {"ENABLED": True, "PRESET": "", "GRANULARITY": x}
+            opts = [y for key, value in keys.items() for y in (f"DISTILL.AID.{key}", value)]
+            rows[f"AID, {x}"] = case.changed(*opts)
         return rows
     if kind == "setting":
         return {"as configured": case, **{x: case.changed(*x.split()) for x in SETTINGS}}

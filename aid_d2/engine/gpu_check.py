@@ -143,7 +143,8 @@ def cost(setting: Setting, detector: str, keys: tuple) -> dict:
 def _cost(setting: Setting, detector: str, keys: tuple, images: int) -> dict:
     size = (800, 1333) if setting.on_gpu else (128, 160)
     cfg = load_config(f"kitti/{detector}_R_50_aid.yaml", () if setting.on_gpu else SMALL)
-    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.DISTILL.METHODS = setting.device, "", ["auto"]
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = setting.device, ""
+    cfg.DISTILL.METHODS, cfg.DISTILL.AID.PRESET = ["auto"], ""
     with tempfile.TemporaryDirectory() as folder:
         cfg = with_random_teacher(cfg, Path(folder))
         case = Case(cfg, *size, images, objects=8).changed(*keys)
@@ -189,7 +190,8 @@ def training(setting: Setting) -> dict:
         cfg = load_config("kitti/gfl_R_50_aid.yaml", () if setting.on_gpu else SMALL)
         categories = json.loads(Path(annotations).read_text(encoding="utf-8-sig"))["categories"]
         cfg.MODEL.GFL.NUM_CLASSES = len(categories)
-        cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.DISTILL.METHODS = setting.device, "", ["auto"]
+        cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = setting.device, ""
+        cfg.DISTILL.METHODS, cfg.DISTILL.AID.PRESET = ["auto"], ""
         cfg.DISTILL.TEACHER.CONFIG_FILE = f"{folder}/teacher.yaml"
         Path(folder, "teacher.yaml").write_text(plain_student(cfg).dump())
         cfg = with_random_teacher(cfg, Path(folder))

@@ -20,6 +20,8 @@ FIXED = (
     "DISTILL.TEACHER.CONFIG_FILE",
     "DISTILL.TEACHER.WEIGHTS",
 )
+# Their defaults were others once.
+TOLD = ("DISTILL.AID.ALPHA", "DISTILL.AID.GRANULARITY", "DISTILL.AID.RELATIVE")
 # The checkpoint's optimizer brings its own.
 IGNORED = ("SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY")
 
@@ -27,7 +29,7 @@ IGNORED = ("SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY")
 def check_unchanged(cfg: CfgNode) -> None:
     """Compare a config with the one of the run that OUTPUT_DIR holds, if it holds one.
 
-    A change that has no effect is told by a warning.
+    A change that has no effect, and one of AID, is told by a warning.
 
     Raises:
         ValueError: one of the FIXED keys has changed.
@@ -40,6 +42,8 @@ def check_unchanged(cfg: CfgNode) -> None:
     before = CfgNode(CfgNode.load_yaml_with_base(config, allow_unsafe=True))
     for change in _changed(before, cfg, IGNORED):
         logger.warning(f"--resume: {change} has no effect, since the checkpoint brings its own.")
+    for change in _changed(before, cfg, TOLD):
+        logger.warning(f"--resume: {change} for the rest of this training.")
     if changed := _changed(before, cfg, FIXED):
         raise ValueError(
             f"--resume: since the checkpoint in {cfg.OUTPUT_DIR}, these keys have changed: "

@@ -65,7 +65,7 @@ class DistilledDetector(nn.Module):
         self.distiller = nn.ModuleDict(distillers or {})
         if teacher is not None:
             # Beside the methods, whose part of a checkpoint the plain student ignores.
-            self.distiller.register_buffer("aid_weight", torch.ones(()))
+            self.distiller.register_buffer("aid_weight", torch.ones((), device=self.device))
         self.teacher = teacher
         self.context = context
         self.aid = aid
@@ -120,7 +120,7 @@ class DistilledDetector(nn.Module):
         student, losses = self.context.student.forward_training(
             batched_inputs, self._recorded("student")
         )
-        with_head = self.needs_predictions or self.aid.judges(get_event_storage().iter)
+        with_head = self.needs_predictions or self.aid.judges()
         teacher = self.context.teacher.forward_features(
             batched_inputs, self.input_format, with_head, self._recorded("teacher")
         )

@@ -9,7 +9,7 @@ import profile_step
 import pytest
 
 from aid_d2 import load_config
-from aid_d2.aid import GRANULARITIES
+from aid_d2.aid import AID, GRANULARITIES
 from aid_d2.distillers.attention_guided import AttentionGuided
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 
@@ -64,6 +64,14 @@ def test_rows_and_their_ratios(tool, monkeypatch, capsys, config, kind, expected
         assert set(row["parts_s"]) == {"student", "teacher", "weights"} | methods
         assert all(x > 0 for x in row["parts_s"].values())
         assert name in printed
+
+
+def test_granularities_are_those_of_their_names(tool, distilled_cfg):
+    cfg = distilled_cfg("RetinaNet", {"DISTILL.AID.PRESET": "PAPER"})
+    rows = tool.variants(tool.Case(cfg, 64, 64, images=1, objects=2), "granularity")
+    for name, case in rows.items():
+        aid = AID.from_config(case.cfg.DISTILL.AID)
+        assert name == (f"AID, {aid.granularity}" if aid.enabled else "without AID")
 
 
 @pytest.mark.parametrize("objects", [1, 20])

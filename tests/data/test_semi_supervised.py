@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.training import JUDGING
+from helpers.training import FAMILIES, JUDGING
 
 from aid_d2 import add_aid_config
 from aid_d2.aid import GRANULARITIES
@@ -75,4 +75,22 @@ def test_the_teacher_is_fully_trusted_on_its_own_labels(
         for weights in seen.pop().values():
             assert (weights[1] == 1).all()
             assert (weights[[0, 2]] < 1).all()
-        assert torch.isfinite(weights).all()
+            assert torch.isfinite(weights).all()
+
+
+@pytest.mark.parametrize("detector", FAMILIES)
+def test_the_weight_of_a_batch_is_of_its_labeled_images(
+    distilled_cfg, build_seeded, make_batch, detector
+):
+    changes = {"DISTILL.AID.ALPHA": 0.1, "DISTILL.AID.GRANULARITY": "batch"}
+    model = build_seeded(distilled_cfg(detector, changes), 0).train()
+    batch, weights = make_batch((2, 1, 2)), []
+    batch[0]["pseudo_labeled"] = True
+    for scale in (1, 0.7):
+        # Other labels of the teacher.
+        batch[0]["instances"].gt_boxes.tensor.mul_(scale)
+        torch.manual_seed(0)
+        with EventStorage(JUDGING):
+            model(batch)
+        weights.append(model.distiller.aid_weight.item())
+    assert weights[0] == pytest.approx(weights[1], rel=1e-5) and 0 < weights[0] < 1

@@ -52,6 +52,12 @@ def test_a_change_without_effect_is_told(cfg, caplog):
     assert "SOLVER.BASE_LR from 0.001 to 0.5 has no effect" in caplog.text
 
 
+def test_another_aid_is_told(cfg, caplog):
+    cfg.merge_from_list(["DISTILL.AID.GRANULARITY", "instance"])
+    check_unchanged(cfg)
+    assert "DISTILL.AID.GRANULARITY from 'batch' to 'instance' for the rest" in caplog.text
+
+
 def test_an_empty_folder_can_be_resumed(cfg, tmp_path):
     cfg.OUTPUT_DIR = str(tmp_path / "new")
     check_unchanged(cfg)

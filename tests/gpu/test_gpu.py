@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.commands import command
 from helpers.methods import SERVED, SHALLOW
+from helpers.training import JUDGING
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
@@ -110,7 +111,7 @@ def test_aid_and_methods_do_not_wait(make, make_batch, device, method, granulari
     model = make("RetinaNet", (method,), device, keys)
     distiller, seen = model.distiller[method], []
     handle = distiller.register_forward_pre_hook(lambda module, args: seen.append(args))
-    with EventStorage(0):
+    with EventStorage(JUDGING):
         model(make_batch())
     handle.remove()
     (arguments,) = seen

@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.training import JUDGING, step
 from torch.nn.parallel import DistributedDataParallel
 
 import aid_d2  # noqa: F401
@@ -13,18 +14,18 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 
-def train(rank, cfg, batches, folder):
+def train(rank, cfg, batches, folder, start):
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
     )
     torch.manual_seed(0)
-    model = DistributedDataParallel(build_model(cfg))
+    model = DistributedDataParallel(build_model(cfg), broadcast_buffers=False)
     torch.manual_seed(rank)
     optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=1e-4)
     model.train()
     gradients = []
-    with EventStorage(0) as storage:
+    with EventStorage(start) as storage:
         for batch in batches[rank]:
             losses = model(batch)
             optimizer.zero_grad()
@@ -34,8 +35,19 @@ def train(rank, cfg, batches, folder):
             optimizer.step()
             storage.step()
     state = {k: v.detach() for k, v in model.module.named_parameters()}
-    torch.save((state, gradients), os.path.join(folder, f"{rank}.pth"))
+    weight = model.module.distiller.aid_weight
+    torch.save((state, gradients, weight), os.path.join(folder, f"{rank}.pth"))
     dist.destroy_process_group()
+
+
+def train_both(cfg, batches, folder, start=0):
+    """What each of two processes saved."""
+    # The server imports once, for all processes.
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["aid_d2"])
+    torch.multiprocessing.start_processes(
+        train, (cfg, batches, str(folder), start), nprocs=2, start_method="forkserver"
+    )
+    return [torch.load(folder / f"{i}.pth") for i in range(2)]
 
 
 @pytest.mark.parametrize("detector", ["RetinaNet", "FasterRCNN"])
@@ -48,12 +60,7 @@ def test_two_processes_keep_equal_parameters(
         [make_batch((2, 1), seed=1), make_batch((1, 0), seed=2)],
         [make_batch((0, 0), seed=3), make_batch((0, 2), seed=4)],
     ]
-    # The server imports once, for all processes.
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["aid_d2"])
-    torch.multiprocessing.start_processes(
-        train, (cfg, batches, str(tmp_path)), nprocs=2, start_method="forkserver"
-    )
-    (first, gradients), (second, other) = (torch.load(tmp_path / f"{i}.pth") for i in range(2))
+    (first, gradients, _), (second, other, _) = train_both(cfg, batches, tmp_path)
     initial = dict(build_seeded(cfg, 0).named_parameters())
     trainable = {name for name, p in initial.items() if p.requires_grad}
     assert set(first) == set(second) == set(initial)
@@ -67,3 +74,22 @@ def test_two_processes_keep_equal_parameters(
     assert all((gradients[0][n] == 0).all() for n in adapters)
     assert any(gradients[1][n].abs().sum() > 0 for n in adapters)
     assert any(not torch.equal(first[name], initial[name]) for name in trainable)
+
+
+def test_the_weight_of_a_batch_is_of_both_processes(
+    distilled_cfg, build_seeded, make_batch, tmp_path
+):
+    changes = {"DISTILL.AID.GRANULARITY": "batch", "DISTILL.AID.ALPHA": 0.05}
+    cfg = distilled_cfg("RetinaNet", changes)
+    batches = [[make_batch((2, 1), seed=1)], [make_batch((0, 3), seed=2)]]
+    weight, other = (saved[-1].item() for saved in train_both(cfg, batches, tmp_path, JUDGING))
+    assert weight == other
+    weights = []
+    for (batch,) in batches:
+        torch.manual_seed(0)
+        model = build_model(cfg).train()
+        step(model, batch)
+        weights.append(model.distiller.aid_weight.item())
+    assert abs(weights[0] - weights[1]) > 0.01
+    # exp(-alpha (a + b) / 2)
+    assert weight == pytest.approx((weights[0] * weights[1]) ** 0.5, rel=1e-4)

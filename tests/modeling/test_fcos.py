@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers.tiny import K, dense_cfg, instances
+from helpers.training import JUDGING
 from torch import nn
 
 from aid_d2 import DistilledDetector
@@ -189,8 +190,9 @@ def test_an_object_the_teacher_misses_is_not_trusted(model):
     assert weights["missed"] < 0.3 * weights["found"], weights
 
 
+@pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_distillation_step(granularity):
+def test_distillation_step(granularity, relative):
     cfg = tiny_cfg()
     student, teacher = tiny_model(1), Teacher(tiny_model(2), "BGR")
     context = pair_levels(wrap(student), teacher.wrapper)
@@ -200,9 +202,9 @@ def test_distillation_step(granularity):
         teacher=teacher,
         distillers=build_distillers(cfg, context),
         context=context,
-        aid=AID(alpha=0.5, granularity=granularity),
+        aid=AID(alpha=0.5, granularity=granularity, relative=relative),
     ).train()
-    with EventStorage():
+    with EventStorage(JUDGING):
         losses = model(batch())
     sum(losses.values()).backward()
     assert all(x.isfinite() for x in losses.values())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.tiny import K, dense_cfg, instances
+from helpers.training import JUDGING
 from torch import nn
 
 from aid_d2 import DistilledDetector
@@ -528,7 +529,7 @@ def test_an_object_the_teacher_misses_is_not_trusted(model):
 # In distillation
 
 
-def distilled(granularity):
+def distilled(granularity, relative=False):
     cfg = tiny_cfg()
     student, teacher = tiny_model(1), Teacher(tiny_model(2), "RGB")
     context = pair_levels(wrap(student), teacher.wrapper)
@@ -538,16 +539,17 @@ def distilled(granularity):
         teacher=teacher,
         distillers=build_distillers(cfg, context),
         context=context,
-        aid=AID(alpha=0.5, granularity=granularity),
+        aid=AID(alpha=0.5, granularity=granularity, relative=relative),
         input_format="RGB",
     )
 
 
+@pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_distillation_step(granularity):
-    model = distilled(granularity).train()
+def test_distillation_step(granularity, relative):
+    model = distilled(granularity, relative).train()
     batch = [rectangles(0), {"image": torch.zeros(3, 64, 96), "instances": instances([], [])}]
-    with EventStorage():
+    with EventStorage(JUDGING):
         losses = model(batch)
     sum(losses.values()).backward()
     assert {"loss_cls", "loss_box_reg", "loss_dfl"} < losses.keys()

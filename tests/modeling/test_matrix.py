@@ -141,6 +141,7 @@ def distilled(cfg_of, build_seeded, student, files, aid):
         "DISTILL.STUDENT": plain.MODEL.META_ARCHITECTURE,
         "DISTILL.METHODS": ("PKD",),
         "DISTILL.AID.ENABLED": aid,
+        "DISTILL.AID.PRESET": "PAPER",
     }
     return build_seeded(cfg_of(student, changes), 0)
 

@@ -269,6 +269,8 @@ class DetectorWrapper:
     def same_anchors(self, other: "DetectorWrapper") -> bool:
         """Whether another detector has the same anchors at each location of each level."""
         ours, theirs = self.anchor_generator, other.anchor_generator
+        if ours is None or theirs is None:
+            return ours is theirs
         cells = list(ours.cell_anchors), list(theirs.cell_anchors)
         same = len(cells[0]) == len(cells[1]) and all(map(torch.equal, *cells))
         return same and ours.offset == theirs.offset
