@@ -15,6 +15,7 @@ from helpers.commands import command
 
 from aid_d2 import cli
 from aid_d2.engine import Trainer, argument_parser, main, setup
+from aid_d2.modeling.precision import has_bfloat16
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import RetinaNet
@@ -100,6 +101,8 @@ def test_cheap_training_gives_a_checkpoint_in_float32(data, teachers, tmp_path):
         run("retinanet_R_50.yaml", tmp_path / name, data, **changes)
         file = tmp_path / name / "model_final.pth"
         saved.append(torch.load(file, weights_only=False)["model"])
+    log = (tmp_path / "cheap/log.txt").read_text()
+    assert ("emulates bfloat16" in log) == (not has_bfloat16(torch.device("cpu")))
     exact, cheap = saved
     assert exact.keys() == cheap.keys()
     assert all(x.dtype == exact[name].dtype for name, x in cheap.items())

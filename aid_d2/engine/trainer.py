@@ -26,7 +26,7 @@ from ..evaluation import KITTIEvaluator
 from ..modeling.backbones import warn_frozen_random
 from ..modeling.checks import check_classes
 from ..modeling.ignore_regions import ignoring_regions
-from ..modeling.precision import compile_backbone
+from ..modeling.precision import compile_backbone, warn_emulated_bfloat16
 from ..modeling.teacher import teacher_of
 from .checkpoint import WholeCheckpointer
 from .interrupt import SaveOnSignal
@@ -50,6 +50,7 @@ class Trainer(DefaultTrainer):
         data = cfg.DATASETS
         check_classes(self.model, (*data.TRAIN, *data.UNLABELED, *data.TEST))
         if cfg.SOLVER.BF16:
+            warn_emulated_bfloat16(next(self.model.parameters()).device)
             exact = self._trainer
             self._trainer = Bfloat16Trainer(exact.model, exact.data_loader, exact.optimizer)
 

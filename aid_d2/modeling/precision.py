@@ -1,11 +1,15 @@
 """A detector's forward pass made cheap: bfloat16, channels last, compiled, without norms."""
 
+import logging
+
 import torch
 from torch import nn
 
 from detectron2.layers import Conv2d
 
 from .backbones import NORMS, TimmNetwork, fold, fold_norms_after_convolutions
+
+logger = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -23,6 +27,16 @@ def has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device)[0] >= 8
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # younger than torch 2.4
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def warn_emulated_bfloat16(device: torch.device) -> None:
+    """Warn that training in bfloat16, SOLVER.BF16, makes this device slower."""
+    if not has_bfloat16(device):
+        logger.warning(
+            "SOLVER.BF16 is True, and this device (%s) emulates bfloat16, which can take three "
+            "times as long as float32. Set it False, unless memory is short.",
+            device.type,
+        )
 
 
 def fold_norms(model: nn.Module) -> None:

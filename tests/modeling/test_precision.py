@@ -9,6 +9,7 @@ from aid_d2.modeling.precision import (
     choose_precision,
     compile_backbone,
     fold_norms,
+    warn_emulated_bfloat16,
 )
 from aid_d2.modeling.teacher import Teacher
 from aid_d2.modeling.wrappers import wrap
@@ -110,6 +111,14 @@ def test_auto_takes_bfloat16_where_it_is_fast(monkeypatch, available):
     assert choose_precision("auto", CPU) == (torch.bfloat16 if available else torch.float32)
     assert choose_precision("float32", CPU) == torch.float32
     assert choose_precision("bfloat16", CPU) == torch.bfloat16
+
+
+@pytest.mark.parametrize("available", [True, False])
+def test_training_in_emulated_bfloat16_is_told(monkeypatch, caplog, available):
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: available)
+    warn_emulated_bfloat16(CPU)
+    told = ["SOLVER.BF16" in record.message for record in caplog.records]
+    assert told == [True] * (not available)
 
 
 @pytest.mark.parametrize("detector", FAMILIES)
