@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -174,6 +174,11 @@ class AID:
                 wrapper.check_masks()
         return self
 
+    def recorded_modules(self, student: DetectorWrapper) -> list[nn.Module]:
+        """Modules of the student whose calls have to be recorded in this iteration."""
+        whole = self.granularity == "batch" and self.judges()
+        return student.proposal_modules if whole else []
+
     @property
     def needs_masks(self) -> bool:
         """Whether the masks of the ground truth are looked at."""
@@ -208,6 +213,8 @@ class AID:
             # A copy, which the backward pass may still look at when `last` has changed.
             weights = DistillWeights.constant(teacher.features, last.clone())
             return weights.with_full(objects.pseudo_labeled)
+        if self.granularity == "batch":
+            objects = replace(objects, proposals=context.student.proposals(student, objects))
         losses = context.teacher.judge(teacher, objects)
         own = context.student.judge(student, objects) if self.relative else None
         weights = self.weights(losses, own)
@@ -254,7 +261,7 @@ class AID:
             if x is not None:
                 scalars[f"{name}/loss_dense"] = x.dense
             if x is not None and x.roi is not None:
-                scalars[f"{name}/loss_roi"] = x.mean_roi
+                scalars[f"{name}/loss_roi"] = x.second_stage
         for stride, x in weights.maps.items():
             scalars[f"aid/weight_stride{stride}"] = x.mean()
         values = torch.cat([x.flatten() for x in weights.maps.values()])
@@ -313,7 +320,8 @@ def loss_to_weight(loss: Tensor, alpha: float) -> Tensor:
 
 
 def batch_loss(losses: UnreducedLosses) -> Tensor:
-    """A detector's loss on the whole batch: its own dense loss, and the mean of a second stage.
+    """A detector's loss on the whole batch: its own dense loss, and that of a second stage on
+    proposals; without proposals, the mean on objects.
 
     It is the mean over all GPUs. Images that the teacher labeled itself are left out, since its
     loss on them says nothing; where there are no others, they count.
@@ -322,7 +330,7 @@ def batch_loss(losses: UnreducedLosses) -> Tensor:
         ()
     """
     objects, count = losses.objects, len(losses.cls)
-    images = [i for i in range(count) if i not in objects.pseudo_labeled] or range(count)
+    images = objects.labeled_images
 
     def total(by_image: Tensor) -> Tensor:
         # Image by image: indexing with a list would copy it to the device, which waits.
@@ -334,6 +342,8 @@ def batch_loss(losses: UnreducedLosses) -> Tensor:
     if losses.roi is not None:
         roi = losses.roi.new_zeros(count).index_add_(0, objects.image_index, losses.roi)
         loss = loss + total(roi) / max(sum(objects.counts[i] for i in images), 1)
+    if losses.proposals is not None:
+        loss = loss + losses.proposals
     return mean_over_gpus(loss)
 
 

@@ -5,10 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detectron2.config import CfgNode as CN
-from detectron2.modeling.matcher import Matcher
 
-from ..layers.iou import pairwise_iou
-from ..structures import DistillBatch, Objects
+from ..layers.matching import label_proposals
+from ..structures import DistillBatch
 from .base import DISTILLER_REGISTRY, Distiller, check_levels_double
 
 
@@ -45,33 +44,6 @@ def decoupled_divergence(
         for s, t in zip(split(student), split(teacher))
     )
     return tckd, nckd
-
-
-def proposal_classes(
-    boxes: list[Tensor], objects: Objects, matcher: Matcher, background: int
-) -> Tensor:
-    """The class that a detector's own matcher gives to each proposal.
-
-    Args:
-        boxes: proposals of each of the N images (P_i, 4).
-        objects: the ground truth.
-        matcher: of the box head. It looks at each proposal by itself, so that the class is that
-            with which the proposal was sampled.
-        background: the class of proposals that match no object.
-
-    Returns:
-        (sum of P_i,) int64
-    """
-    of_images = zip(
-        boxes, objects.boxes.split(objects.counts), objects.classes.split(objects.counts)
-    )
-    result = []
-    for proposals, truth, classes in of_images:
-        index, label = matcher(pairwise_iou(truth, proposals))
-        # The class after the last keeps the index valid in an image without objects.
-        classes = torch.cat([classes, classes.new_full((1,), background)])
-        result.append(torch.where(label == 1, classes[index], background))
-    return torch.cat(result)
 
 
 @DISTILLER_REGISTRY.register()
@@ -132,13 +104,15 @@ class DKD(Distiller):
 
     def forward(self, batch: DistillBatch) -> dict[str, Tensor]:
         heads = self.student.model.roi_heads
-        boxes = [x.tensor for x in batch.student.calls[heads.box_pooler][-1].inputs[1]]
+        proposals = batch.student.calls[heads.box_pooler][-1].inputs[1]
+        boxes = [x.tensor for x in proposals]
         with torch.no_grad():
             theirs, _ = self.teacher.score(batch.teacher.features, boxes)
             weight = batch.weights.per_box(boxes)
-            target = proposal_classes(
-                boxes, batch.objects, heads.proposal_matcher, self.student.num_classes
+            labeled = label_proposals(
+                proposals, batch.objects, heads.proposal_matcher, self.student.num_classes
             )
+            target = torch.cat([x.gt_classes for x in labeled])
         # Under autocast the student's are in half precision.
         logits = batch.student.calls[heads.box_predictor][-1].output[0].to(theirs.dtype)
         parts = decoupled_divergence(logits, theirs, target, self.constants.TEMPERATURE)

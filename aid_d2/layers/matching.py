@@ -36,26 +36,69 @@ def assign(match: Callable[[Tensor], Tensor], anchors: Tensor, objects: Objects)
     return torch.stack(per_image)
 
 
-def match_by_iou(matcher: Matcher, anchors: Tensor, objects: Objects) -> Tensor:
-    """Assign anchors as a detector's own IoU matcher does, without sampling; see :func:`assign`.
+def match_boxes(matcher: Matcher, truth: Tensor, boxes: Tensor) -> Tensor:
+    """Match the boxes (B, 4) of an image with its objects (m, 4) as a detector's IoU matcher does.
 
     The matcher itself reads results off the device, for which the device would be waited for.
+
+    Returns:
+        (B,) int64: the object, BACKGROUND or IGNORED.
     """
+    if len(truth) == 0:
+        return torch.full((len(boxes),), BACKGROUND, device=boxes.device)
+    iou = pairwise_iou(truth, boxes)
+    best, index = iou.max(0)
+    label = torch.full_like(index, matcher.labels[0])
+    for threshold, above in zip(matcher.thresholds[1:], matcher.labels[1:]):
+        label = torch.where(best >= threshold, above, label)
+    if matcher.allow_low_quality_matches:
+        nearest = (iou == iou.amax(1, keepdim=True)).any(0)
+        label = torch.where(nearest, 1, label)
+    return torch.where(label == 1, index, torch.where(label == 0, BACKGROUND, IGNORED))
 
-    def match(boxes: Tensor) -> Tensor:
-        if len(boxes) == 0:
-            return torch.full((len(anchors),), BACKGROUND, device=anchors.device)
-        iou = pairwise_iou(boxes, anchors)
-        best, index = iou.max(0)
-        label = torch.full_like(index, matcher.labels[0])
-        for threshold, above in zip(matcher.thresholds[1:], matcher.labels[1:]):
-            label = torch.where(best >= threshold, above, label)
-        if matcher.allow_low_quality_matches:
-            nearest = (iou == iou.amax(1, keepdim=True)).any(0)
-            label = torch.where(nearest, 1, label)
-        return torch.where(label == 1, index, torch.where(label == 0, BACKGROUND, IGNORED))
 
-    return assign(match, anchors, objects)
+def match_by_iou(matcher: Matcher, anchors: Tensor, objects: Objects) -> Tensor:
+    """Assign anchors by :func:`match_boxes`, without sampling; see :func:`assign`."""
+    return assign(lambda boxes: match_boxes(matcher, boxes, anchors), anchors, objects)
+
+
+def label_proposals(
+    boxes: list[Boxes], objects: Objects, matcher: Matcher, background: int
+) -> list[Instances]:
+    """Proposals as a detector labels them for its box head.
+
+    Args:
+        boxes: of each of the N images.
+        objects: the ground truth.
+        matcher: of the box head. It looks at each proposal by itself, so that the label is that
+            with which the proposal was sampled.
+        background: the class of proposals that match no object.
+
+    Returns:
+        per image, with the fields proposal_boxes, gt_classes and gt_boxes, which is 0 for
+        background.
+    """
+    of_images = zip(
+        boxes,
+        objects.boxes.split(objects.counts),
+        objects.classes.split(objects.counts),
+        objects.image_sizes,
+    )
+    result = []
+    for proposals, truth, classes, size in of_images:
+        index = match_boxes(matcher, truth, proposals.tensor)
+        # BACKGROUND, -1, is the last one.
+        truth = torch.cat([truth, truth.new_zeros(1, 4)])
+        classes = torch.cat([classes, classes.new_full((1,), background)])
+        result.append(
+            Instances(
+                size,
+                proposal_boxes=proposals,
+                gt_boxes=Boxes(truth[index]),
+                gt_classes=classes[index],
+            )
+        )
+    return result
 
 
 def split_ignored(instances: Instances) -> tuple[Instances, Tensor]:

@@ -117,9 +117,11 @@ class DistilledDetector(nn.Module):
         if not self.training or self.teacher is None:
             return self.student(batched_inputs)
         objects = Objects.from_inputs(batched_inputs, self.device, self.aid.needs_masks)
-        student, losses = self.context.student.forward_training(
-            batched_inputs, self._recorded("student")
-        )
+        recorded = [
+            *self._recorded("student"),
+            *self.aid.recorded_modules(self.context.student),
+        ]
+        student, losses = self.context.student.forward_training(batched_inputs, recorded)
         with_head = self.needs_predictions or self.aid.judges()
         teacher = self.context.teacher.forward_features(
             batched_inputs, self.input_format, with_head, self._recorded("teacher")

@@ -30,6 +30,8 @@ class UnreducedLosses:
         background: (N, L) normalised loss of the background.
         objects: the ground truth.
         roi: (M,) loss of the second stage on each object; None for a one-stage detector.
+        proposals: () the second stage's own loss on `Objects.proposals`, where it was judged on
+            them; `roi` is then that of masks alone.
     """
 
     levels: list[LevelShape]
@@ -42,6 +44,7 @@ class UnreducedLosses:
     background: Tensor
     objects: Objects
     roi: Tensor | None = None
+    proposals: Tensor | None = None
 
     def split(self, anchors: Tensor) -> list[Tensor]:
         """Cut (N, R) values into levels, each (N, H, W, A)."""
@@ -68,6 +71,11 @@ class UnreducedLosses:
     def mean_roi(self) -> Tensor:
         """() the loss of the second stage, the mean over the objects."""
         return self.roi.sum() / max(len(self.roi), 1)
+
+    @property
+    def second_stage(self) -> Tensor:
+        """() the loss of the second stage, on objects and on proposals."""
+        return self.mean_roi if self.proposals is None else self.mean_roi + self.proposals
 
     @cached_property
     def num_positives(self) -> Tensor:

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from detectron2.structures import BitMasks, PolygonMasks
+from detectron2.structures import BitMasks, Instances, PolygonMasks
 
 # Key of a data set dict, kept by Detectron2's mapper, of an image that the teacher labeled.
 PSEUDO_LABELED = "pseudo_labeled"
@@ -25,6 +25,8 @@ class Objects:
         pseudo_labeled: indices of the images that the teacher labeled itself.
         masks: of each image with objects its BitMasks or PolygonMasks, else None; None where masks
             play no part.
+        proposals: per box head the proposals of each image, as :func:`label_proposals` gives them,
+            where a second stage is judged on them; else None.
     """
 
     boxes: Tensor
@@ -34,6 +36,7 @@ class Objects:
     image_sizes: list[tuple[int, int]] = field(default_factory=list)
     pseudo_labeled: list[int] = field(default_factory=list)
     masks: list[BitMasks | PolygonMasks | None] | None = None
+    proposals: list[list[Instances]] | None = None
 
     @classmethod
     def from_inputs(
@@ -67,6 +70,12 @@ class Objects:
             pseudo_labeled=[i for i, x in enumerate(batched_inputs) if x.get(PSEUDO_LABELED)],
             masks=[x.gt_masks if len(x) else None for x in real] if with_masks else None,
         )
+
+    @property
+    def labeled_images(self) -> list[int]:
+        """Indices of the images that the teacher did not label; where there are none, of all."""
+        images = range(len(self.counts))
+        return [i for i in images if i not in self.pseudo_labeled] or list(images)
 
     @cached_property
     def counts_on_device(self) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from helpers.toy import as_batch, build, constant_weights, maps, rand, random_weights
 from torch import nn
 
-from aid_d2.distillers.dkd import DKD, decoupled_divergence, proposal_classes
+from aid_d2.distillers.dkd import DKD, decoupled_divergence
 from aid_d2.modeling.context import DistillContext
 from aid_d2.modeling.wrappers.faster_rcnn import FasterRCNNWrapper
 from aid_d2.structures import Call, DetectorOutputs, Level, LevelPair, Objects
@@ -108,6 +108,7 @@ TRUTH = Objects(
     classes=torch.tensor([2, 0, 1]),
     counts=[2, 0, 1],
     ignored=[torch.zeros(0, 4)] * 3,
+    image_sizes=[(60, 90)] * 3,
 )
 PROPOSALS = [
     torch.tensor(
@@ -123,10 +124,6 @@ TARGETS = [2, 0, 2, 3, 3, 3]
 
 def matcher():
     return Matcher([0.5], [0, 1], allow_low_quality_matches=False)
-
-
-def test_class_of_a_proposal():
-    assert proposal_classes(PROPOSALS, TRUTH, matcher(), 3).tolist() == TARGETS
 
 
 class Predictor(FastRCNNOutputLayers):
@@ -303,18 +300,6 @@ def test_step_of_a_detector(distilled_cfg, build_seeded, make_batch):
     (losses["loss_DKD_target"] + losses["loss_DKD_nontarget"]).backward()
     predictor = model.student.roi_heads.box_predictor
     assert predictor.cls_score.weight.grad.any() and predictor.bbox_pred.weight.grad is None
-
-
-def test_classes_are_those_of_the_students_sampling(distilled_cfg, build_seeded, make_batch):
-    model = build_seeded(distilled_cfg("FasterRCNN", {"DISTILL.METHODS": ("DKD",)}), 0)
-    heads = model.student.roi_heads
-    for seed in range(4):
-        batch = make_batch((5, 0, 8), seed=seed)
-        _, proposals, _ = observed_step(model, batch, seed)
-        objects = Objects.from_inputs(batch, torch.device("cpu"))
-        boxes = [x.proposal_boxes.tensor for x in proposals]
-        actual = proposal_classes(boxes, objects, heads.proposal_matcher, heads.num_classes)
-        assert torch.equal(actual, torch.cat([x.gt_classes for x in proposals]))
 
 
 def test_step_with_every_object_gone(distilled_cfg, build_seeded, make_batch):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detectron2.structures import ImageList
+from detectron2.structures import ImageList, Instances
 from detectron2.utils.registry import Registry
 
 from ...layers.iou import giou_loss
@@ -265,6 +265,17 @@ class DetectorWrapper:
         return self.assign(predictions.levels, predictions.anchors, objects)
 
     # What AID asks of it.
+
+    @property
+    def proposal_modules(self) -> list[nn.Module]:
+        """Modules whose recorded calls tell the proposals that a second stage is trained on."""
+        return []
+
+    def proposals(self, outputs: DetectorOutputs, objects: Objects) -> list[list[Instances]] | None:
+        """For `Objects.proposals`: a sample of those that the second stage was trained on in this
+        step, labeled as it labels them; None where `proposal_modules` are not recorded.
+        """
+        return None
 
     def same_anchors(self, other: "DetectorWrapper") -> bool:
         """Whether another detector has the same anchors at each location of each level."""

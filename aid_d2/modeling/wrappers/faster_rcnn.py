@@ -14,10 +14,13 @@ from detectron2.modeling.roi_heads import (
 from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
 from detectron2.structures import Boxes
 
-from ...layers.matching import gather_matched, inside_images, match_by_iou
+from ...layers.matching import gather_matched, inside_images, label_proposals, match_by_iou
 from ...structures import BACKGROUND, IGNORED, UnreducedLosses, split_levels
 from .base import WRAPPER_REGISTRY, DetectorWrapper
 from .dense import box_regression_loss, dense_predictions
+
+# Of an image, to judge box heads by; Detectron2 trains on 512 by default.
+_PROPOSALS = 128
 
 
 @WRAPPER_REGISTRY.register()
@@ -27,6 +30,9 @@ class FasterRCNNWrapper(DetectorWrapper):
     Nothing is sampled: where the RPN's own loss samples anchors, each counts with the probability
     of being drawn. The box head sees one RoI per object and no proposals, so that a missed or
     misclassified object always has a large loss.
+
+    With `Objects.proposals` the box head's loss is its own on these instead, false alarms included:
+    what a detector as a whole is judged by.
 
     The loss of a Cascade R-CNN (Cai and Vasconcelos, CVPR 2018) on an object is the mean over its
     stages. The first stage sees the ground-truth box, each later one the box as the stage before
@@ -142,11 +148,36 @@ class FasterRCNNWrapper(DetectorWrapper):
         names = ("loss_weight", "box_reg_loss_type", "smooth_l1_beta")
         constants = {name: [getattr(part, name) for part in parts] for name in names}
         constants["use_sigmoid_ce"] = [uses_sigmoid(x) for x in predictors]
+        constants["box transforms of the box heads"] = [
+            vars(x.box2box_transform) for x in predictors
+        ]
         rpn = self.model.proposal_generator
         constants["matching of the RPN"] = vars(rpn.anchor_matcher)
         for name in ("batch_size_per_image", "positive_fraction", "anchor_boundary_thresh"):
             constants[f"{name} of the RPN"] = getattr(rpn, name)
         return constants
+
+    @property
+    def proposal_modules(self):
+        heads = self.model.roi_heads
+        return [heads.box_pooler] if isinstance(heads, StandardROIHeads) else []
+
+    def proposals(self, outputs, objects):
+        heads = self.model.roi_heads
+        calls = [call for x in self.proposal_modules for call in outputs.calls.get(x, ())]
+        if not calls:
+            return None
+        # Of a cascade the call of each stage, with boxes and matcher of its own.
+        matchers = getattr(heads, "proposal_matchers", [heads.proposal_matcher])
+        return [
+            label_proposals(
+                [spread(x, _PROPOSALS) for x in call.inputs[1]],
+                objects,
+                matcher,
+                heads.num_classes,
+            )
+            for call, matcher in zip(calls, matchers)
+        ]
 
     def check_losses(self):
         heads, in_features = self.model.roi_heads, self.model.proposal_generator.in_features
@@ -209,12 +240,38 @@ class FasterRCNNWrapper(DetectorWrapper):
                 cls, matched_idxs, predictions.levels, rpn.batch_size_per_image
             ),
             objects=objects,
-            roi=self._second_stage_losses(features, objects),
+            roi=self._object_losses(features, objects),
+            proposals=self._proposal_loss(features, objects),
         )
 
-    def _second_stage_losses(self, features, objects):
-        loss = self._box_head_losses(features, objects)
+    def _object_losses(self, features, objects):
+        """(M,) loss of the second stage on each object; of its masks alone where its box heads are
+        judged on proposals.
+        """
+        if objects.proposals is None:
+            loss = self._box_head_losses(features, objects)
+        else:
+            loss = objects.boxes.new_zeros(len(objects.boxes))
         return loss if objects.masks is None else loss + self._mask_losses(features, objects)
+
+    def _proposal_loss(self, features, objects):
+        """() the box heads' own loss on the proposals of the labeled images."""
+        if objects.proposals is None:
+            return None
+        total = 0.0
+        for (box_head, predictor), proposals in zip(self.box_stages, objects.proposals):
+            # Of the other images none: the maps are those of all images.
+            proposals = [
+                x if i in objects.labeled_images else x[:0] for i, x in enumerate(proposals)
+            ]
+            boxes = [x.proposal_boxes.tensor for x in proposals]
+            truth = torch.cat([x.gt_boxes.tensor for x in proposals])
+            classes = torch.cat([x.gt_classes for x in proposals])
+            logits, deltas = self._run_stage(features, boxes, box_head, predictor)
+            deltas = deltas_of(classes, deltas)
+            loss = box_head_loss(predictor, logits, deltas, torch.cat(boxes), truth, classes)
+            total = total + loss.sum() / max(len(loss), 1)
+        return total
 
     def _mask_losses(self, features, objects):
         """(M,) loss of the mask head in each ground-truth box: the mean over its pixels."""
@@ -245,14 +302,20 @@ class FasterRCNNWrapper(DetectorWrapper):
             logits, deltas = self._run_stage(
                 features, boxes.split(objects.counts), box_head, predictor
             )
-            # With a class-agnostic regressor every class has index 0.
-            deltas = deltas.unflatten(1, (deltas.shape[1] // 4, 4))
-            row = torch.arange(len(deltas), device=deltas.device)
-            deltas = deltas[row, objects.classes.clamp(max=deltas.shape[1] - 1)]
-            stage_losses.append(box_head_loss(predictor, logits, deltas, boxes, objects))
+            deltas = deltas_of(objects.classes, deltas)
+            stage_losses.append(
+                box_head_loss(predictor, logits, deltas, boxes, objects.boxes, objects.classes)
+            )
             if stage < len(self.box_stages):
                 boxes = refine(predictor, deltas, boxes, padded)
         return torch.stack(stage_losses).mean(0)
+
+
+def spread(boxes: Boxes, count: int) -> Boxes:
+    """At most `count` of the boxes, at equal distances: Detectron2 lists those on objects first, and
+    this keeps their share.
+    """
+    return boxes[:: max(-(-len(boxes) // count), 1)]
 
 
 def uses_sigmoid(predictor) -> bool:
@@ -273,24 +336,45 @@ def refine(predictor, deltas, boxes, size):
     return with_area(refined.tensor)
 
 
-def box_head_loss(predictor, logits, deltas, boxes, objects):
-    """(M,) weighted cross-entropy + box loss of one box head, from `boxes` to each object.
+def deltas_of(classes, deltas):
+    """(P, 4) deltas of each one's class of (P, 4 or 4K); for background, of any."""
+    deltas = deltas.unflatten(1, (deltas.shape[1] // 4, 4))
+    row = torch.arange(len(deltas), device=deltas.device)
+    # With a class-agnostic regressor every class has index 0.
+    return deltas[row, classes.clamp(max=deltas.shape[1] - 1)]
+
+
+def box_head_loss(predictor, logits, deltas, boxes, truth, classes):
+    """Weighted cross-entropy + box loss of one box head on each box.
 
     Of a head with scores by sigmoid it is the sum of the binary ones of all classes.
+
+    Args:
+        predictor: of the box head.
+        logits: (P, K+1).
+        deltas: (P, 4), of each one's class.
+        boxes: (P, 4) that the head looked at.
+        truth: (P, 4) the objects that they are to become; of background anything.
+        classes: (P,) int64, K for background.
+
+    Returns:
+        (P,)
     """
+    background = logits.shape[1] - 1
     if uses_sigmoid(predictor):
-        target = F.one_hot(objects.classes, logits.shape[1])[:, :-1].to(logits)
+        target = F.one_hot(classes, logits.shape[1])[:, :-1].to(logits)
         cls = F.binary_cross_entropy_with_logits(logits[:, :-1], target, reduction="none").sum(1)
     else:
-        cls = F.cross_entropy(logits, objects.classes, reduction="none")
+        cls = F.cross_entropy(logits, classes, reduction="none")
     box = box_regression_loss(
         predictor.box2box_transform,
         boxes,
         deltas,
-        with_area(objects.boxes),
+        with_area(truth),
         predictor.box_reg_loss_type,
         predictor.smooth_l1_beta,
     )
+    box = torch.where(classes < background, box, 0.0)
     weight = predictor.loss_weight
     return cls * weight.get("loss_cls", 1.0) + box * weight.get("loss_box_reg", 1.0)
 
