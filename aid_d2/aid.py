@@ -112,15 +112,26 @@ class AID:
 
     @classmethod
     def from_config(cls, node: CfgNode) -> "AID":
-        """From the node DISTILL.AID."""
+        """From the node DISTILL.AID.
+
+        Raises:
+            ValueError: an unknown preset, or a key that it decides has another value.
+        """
         if node.PRESET and node.PRESET not in PRESETS:
             raise ValueError(
                 f"DISTILL.AID.PRESET is {node.PRESET!r}; choose one of {tuple(PRESETS)}, or leave "
                 "it empty."
             )
-        values = {**node, **PRESETS.get(node.PRESET, {})}
-        del values["PRESET"]
-        return cls(**{key.lower(): value for key, value in values.items()})
+        values = {key: value for key, value in node.items() if key != "PRESET"}
+        preset = PRESETS.get(node.PRESET, {})
+        for key, value in preset.items():
+            if values[key] not in (value, getattr(cls, key.lower())):
+                raise ValueError(
+                    f"DISTILL.AID.PRESET {node.PRESET} sets DISTILL.AID.{key} {value}, and "
+                    f"{values[key]} is asked for. Set PRESET '', and with it all keys that you "
+                    "want, or leave that key alone."
+                )
+        return cls(**{key.lower(): value for key, value in {**values, **preset}.items()})
 
     def __post_init__(self):
         for key, allowed in (("granularity", GRANULARITIES), ("normalizer", NORMALIZERS)):
@@ -137,10 +148,13 @@ class AID:
         if not self.enabled:
             return "off"
         flags = [name for name in ("relative", "masks") if getattr(self, name)]
+        if self.normalizer != AID.normalizer:
+            flags.append(self.normalizer)
         return ", ".join([self.granularity, f"alpha {self.alpha:g}", *flags])
 
     def suited(self, student: DetectorWrapper, teacher: DetectorWrapper) -> "AID":
-        """This AID; but if it is the default and these are detectors of two kinds, one that is off.
+        """This AID; but if it is the default and the losses of these detectors cannot be compared,
+        one that is off.
 
         Raises:
             NotImplementedError: the losses of a detector are not known.
@@ -148,21 +162,22 @@ class AID:
         """
         if not self.enabled:
             return self
-        unlike = _unlike(student, teacher) if self.relative else None
-        default = AID()
-        if unlike and (self.alpha, self.granularity) == (default.alpha, default.granularity):
+        classes = student.num_classes not in (None, teacher.num_classes) and (
+            f"the teacher has {teacher.num_classes} classes and the student {student.num_classes}"
+        )
+        unlike = self.relative and (classes or _unlike(student, teacher))
+        if unlike and self == AID():
             logger.info(
-                "AID is off: by default it compares the losses of student and teacher, which are "
-                "of two kinds (%s). DISTILL.AID.PRESET PAPER goes by the teacher's alone.",
+                "AID is off: by default it compares the losses of student and teacher, which "
+                "cannot be compared: %s. Other AIDs go by the teacher's alone (docs/aid.md).",
                 unlike,
             )
             return replace(self, enabled=False)
         teacher.check_losses()
-        if student.num_classes not in (None, teacher.num_classes):
+        if classes:
             raise ValueError(
-                f"The teacher has {teacher.num_classes} classes and the student "
-                f"{student.num_classes}. AID needs the teacher's loss on the student's labels: use "
-                "a teacher of the same classes, or set DISTILL.AID.ENABLED False."
+                f"{classes[0].upper()}{classes[1:]}. AID needs the teacher's loss on the student's "
+                "labels: use a teacher of the same classes, or set DISTILL.AID.ENABLED False."
             )
         if unlike:
             raise ValueError(
@@ -209,6 +224,9 @@ class AID:
         """
         if not self.enabled:
             return DistillWeights.full(teacher.features)
+        if get_event_storage().iter == 0:
+            # That of an earlier training may have come with MODEL.WEIGHTS.
+            last.fill_(1.0)
         if not self.judges():
             # A copy, which the backward pass may still look at when `last` has changed.
             weights = DistillWeights.constant(teacher.features, last.clone())
@@ -234,7 +252,12 @@ class AID:
         Args:
             losses: the teacher's.
             student: the student's on the same batch and levels, if `relative`.
+
+        Raises:
+            ValueError: the student's are missing.
         """
+        if self.relative and student is None:
+            raise ValueError("AID with `relative` compares with the student: give its losses too.")
 
         def weigh(loss: Callable[[UnreducedLosses], Tensor]) -> Tensor:
             excess = loss(losses)

@@ -202,7 +202,7 @@ def test_batch_loss_against_loops(roi, counts):
     if roi and sum(counts):
         expected += losses.roi.double().mean().item()
     assert batch_loss(losses).item() == pytest.approx(expected, rel=1e-5)
-    maps = AID(alpha=0.5, granularity="batch").weights(losses).maps
+    maps = AID(alpha=0.5, granularity="batch", relative=False).weights(losses).maps
     for x in maps.values():
         assert x.unique().tolist() == [pytest.approx(math.exp(-0.5 * expected), rel=1e-5)]
 
@@ -293,7 +293,9 @@ def test_location_loss_against_loops(roi, counts):
 @pytest.mark.parametrize("counts", [(3, 0, 2), (0, 0), (1,)], ids=str)
 @pytest.mark.parametrize("roi", [False, True])
 def test_weight_has_a_map_per_stride_between_0_and_1(granularity, counts, roi):
-    weights = AID(alpha=0.5, granularity=granularity).weights(random_losses(counts, roi=roi))
+    weights = AID(alpha=0.5, granularity=granularity, relative=False).weights(
+        random_losses(counts, roi=roi)
+    )
     assert list(weights.maps) == [8, 16, 32]
     for level in LEVELS:
         values = weights.maps[level.stride]
@@ -314,7 +316,9 @@ def test_level_and_image_maps_are_constant(granularity, normalizer):
     else:
         native = losses.image_normalizer.double().numpy()[:, None]
         loss = sums / (native if normalizer == "native" else np.maximum(positives, 1))
-    weights = AID(alpha=0.3, granularity=granularity, normalizer=normalizer).weights(losses)
+    weights = AID(
+        alpha=0.3, granularity=granularity, normalizer=normalizer, relative=False
+    ).weights(losses)
     for index, level in enumerate(LEVELS):
         expected = np.exp(-0.3 * loss[:, index])[:, None, None, None]
         actual = weights.maps[level.stride].numpy()
@@ -328,7 +332,7 @@ def test_instance_maps_against_a_painter(roi, orphan):
     losses = random_losses(roi=roi, orphan=orphan)
     of_objects = [brute_force_object_loss(losses, i) for i in range(5)]
     known = [i for i, (_, has_anchor) in enumerate(of_objects) if has_anchor or roi]
-    weights = AID(alpha=0.7, granularity="instance").weights(losses)
+    weights = AID(alpha=0.7, granularity="instance", relative=False).weights(losses)
     for index, level in enumerate(LEVELS):
         on_top = brute_force_smallest(losses.objects, level, known)
         for image, row, column in np.ndindex(*on_top.shape):
@@ -344,7 +348,7 @@ def test_instance_maps_against_a_painter(roi, orphan):
 
 def test_location_maps_are_the_weights_of_the_location_losses():
     losses = random_losses(roi=True)
-    weights = AID(alpha=0.7, granularity="location").weights(losses)
+    weights = AID(alpha=0.7, granularity="location", relative=False).weights(losses)
     for level, loss in zip(LEVELS, location_loss(losses)):
         np.testing.assert_allclose(
             weights.maps[level.stride][:, 0].numpy(),
@@ -366,7 +370,7 @@ def test_relative_weights_are_ratios_of_plain_ones_up_to_full_weight(granularity
         relative = AID(alpha=0.7, granularity=granularity, relative=True).weights(teacher, student)
         for stride, values in relative.maps.items():
             teachers, students = (
-                AID(alpha=0.7, granularity=granularity).weights(x).maps[stride]
+                AID(alpha=0.7, granularity=granularity, relative=False).weights(x).maps[stride]
                 for x in (teacher, student)
             )
             torch.testing.assert_close(values, (teachers / students).clamp(max=1))
@@ -385,7 +389,9 @@ def test_a_broken_teacher_is_not_trusted(granularity, bad, alpha):
         roi=torch.full_like(losses.roi, bad),
         background=torch.full_like(losses.background, bad),
     )
-    for values in AID(alpha=alpha, granularity=granularity).weights(broken).maps.values():
+    for values in (
+        AID(alpha=alpha, granularity=granularity, relative=False).weights(broken).maps.values()
+    ):
         assert values.isfinite().all() and (values > 0).all()
         assert (values == 1).all() if alpha == 0 else (values < 1e-30).all()
 
@@ -394,8 +400,8 @@ def test_a_broken_object_leaves_the_others_alone():
     losses = random_losses(roi=True)
     roi = losses.roi.clone()
     roi[1] = float("nan")
-    before = AID(alpha=1.0, granularity="instance").weights(losses)
-    after = AID(alpha=1.0, granularity="instance").weights(replace(losses, roi=roi))
+    before = AID(alpha=1.0, granularity="instance", relative=False).weights(losses)
+    after = AID(alpha=1.0, granularity="instance", relative=False).weights(replace(losses, roi=roi))
     changed = 0
     for level in LEVELS:
         mine = torch.as_tensor(brute_force_smallest(losses.objects, level) == 1)
@@ -424,14 +430,16 @@ def test_an_image_has_the_weights_it_has_alone():
         roi=losses.roi[3:],
     )
     for granularity in ("image", "instance", "location"):
-        together = AID(alpha=0.4, granularity=granularity).weights(losses)
-        for stride, values in AID(alpha=0.4, granularity=granularity).weights(alone).maps.items():
+        together = AID(alpha=0.4, granularity=granularity, relative=False).weights(losses)
+        for stride, values in (
+            AID(alpha=0.4, granularity=granularity, relative=False).weights(alone).maps.items()
+        ):
             torch.testing.assert_close(values[0], together.maps[stride][2])
 
 
 def test_unknown_granularity_names_the_choices():
     with pytest.raises(ValueError, match="'pixel'.*instance"):
-        AID(alpha=0.1, granularity="pixel").weights(random_losses())
+        AID(alpha=0.1, granularity="pixel", relative=False).weights(random_losses())
 
 
 # --- DistillWeights

@@ -198,7 +198,6 @@ def test_every_key_has_an_effect_and_on_distillation_alone(
 def test_the_papers_preset_decides_all_of_its_keys(cfg):
     """AID's released code: one weight a level, exp(-0.1 D), D as the detector's own loss."""
     node = cfg.DISTILL.AID.clone()
-    node.merge_from_list(["ALPHA", 3.0, "GRANULARITY", "instance", "RELATIVE", True])
     node.PRESET = "PAPER"
     expected = AID(alpha=0.1, granularity="level", normalizer="native", relative=False)
     assert AID.from_config(node) == expected
@@ -206,6 +205,16 @@ def test_the_papers_preset_decides_all_of_its_keys(cfg):
     assert AID.from_config(node) == replace(expected, enabled=False)
     node.PRESET = "AUTHORS"
     with pytest.raises(ValueError, match="DISTILL.AID.PRESET is 'AUTHORS'.*PAPER"):
+        AID.from_config(node)
+
+
+@pytest.mark.parametrize("key,value", [("ALPHA", 0.5), ("GRANULARITY", "instance")])
+def test_a_key_that_the_preset_decides_is_refused(cfg, key, value):
+    node = cfg.DISTILL.AID.clone()
+    node.PRESET, node[key] = "PAPER", value
+    with pytest.raises(
+        ValueError, match=f"PRESET PAPER sets DISTILL.AID.{key} .*{value}.*PRESET ''"
+    ):
         AID.from_config(node)
 
 

@@ -197,6 +197,17 @@ def test_overwrite_trains_anew(data, tmp_path):
     assert torch.load(tmp_path / "model_final.pth", weights_only=False)["iteration"] == 1
 
 
+def test_a_run_that_was_overwritten_is_not_resumed(data, tmp_path, monkeypatch):
+    """Though its files are still there when the new one ends before its first checkpoint."""
+    run("retinanet_R_50.yaml", tmp_path, data)
+    monkeypatch.setattr(Trainer, "train", lambda trainer: None)
+    run("retinanet_R_50.yaml", tmp_path, data, "--overwrite")
+    assert (tmp_path / "model_final.pth").exists()
+    monkeypatch.undo()
+    run("retinanet_R_50.yaml", tmp_path, data, "--resume")
+    assert (tmp_path / "log.txt").read_text().count("Starting training from iteration 0") == 2
+
+
 @pytest.mark.parametrize("flags", [(), ("--resume",)])
 def test_evaluation_without_weights_is_refused(data, tmp_path, flags):
     with pytest.raises(ValueError, match="no weights.*MODEL.WEIGHTS.*--resume"):
@@ -297,6 +308,11 @@ def test_a_resumption_has_weights_and_momentum_of_the_checkpoint(data, tmp_path)
 def test_without_a_teacher_none_is_evaluated(data, tmp_path):
     with pytest.raises(ValueError, match="--eval-teacher: nothing is distilled"):
         run("retinanet_R_50.yaml", tmp_path, data, "--eval-teacher")
+
+
+def test_float16_needs_a_gpu(data, tmp_path):
+    with pytest.raises(ValueError, match="SOLVER.AMP.ENABLED .* MODEL.DEVICE is cpu"):
+        run("retinanet_R_50.yaml", tmp_path, data, **{"SOLVER.AMP.ENABLED": True})
 
 
 def test_a_training_that_diverges_names_the_remedy(data, tmp_path):

@@ -1,6 +1,5 @@
 """A trained detector, ready to be run."""
 
-import os
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -15,7 +14,7 @@ from detectron2.structures import Instances
 
 from ..config import load_config, plain_student, show_from, use_cpu_without_gpu
 from ..modeling.precision import choose_precision, fold_norms
-from ..modeling.teacher import Teacher
+from ..modeling.teacher import Teacher, local_weights
 from ..modeling.wrappers import wrap
 from .complexity import complexity
 
@@ -73,9 +72,7 @@ class TrainedDetector:
         use_cpu_without_gpu(cfg)
         if score is not None:
             show_from(cfg, score)
-        weights = weights or cfg.MODEL.WEIGHTS
-        if not os.path.isfile(weights):
-            raise FileNotFoundError(f"--weights: there is no file {weights!r}.")
+        weights = local_weights(weights or cfg.MODEL.WEIGHTS)
         detector = Teacher.load(cfg, weights)
         return cls(cfg, detector.model, detector.class_names, weights)
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..modeling.safe_pickle import SafeCheckpointer
 from ..modeling.teacher import DISTILLER_PREFIX
@@ -71,3 +72,8 @@ def check_unused(folder: str) -> None:
             f"OUTPUT_DIR {folder} holds the run of {found[-1]}. Go on with it by --resume, train "
             "anew over it by --overwrite, or choose another OUTPUT_DIR."
         )
+
+
+def forget_run(folder: str) -> None:
+    """Have --resume find no checkpoint of the run in a folder, whose files stay."""
+    Path(folder, "last_checkpoint").unlink(missing_ok=True)

@@ -16,10 +16,10 @@ from .. import compat
 from ..config import load_config, plain_student, use_cpu_without_gpu
 from ..data import register_own_data
 from ..data.registered import class_names, require_registered, require_same_classes
-from ..modeling.checks import check_classes
+from ..modeling.checks import check_classes, check_teacher_on
 from ..modeling.safe_pickle import TRUST
 from ..modeling.teacher import teacher_of
-from .checkpoint import WholeCheckpointer, check_unused
+from .checkpoint import WholeCheckpointer, check_unused, forget_run
 from .report import EvaluateTeacher
 from .resume import check_unchanged
 from .student_config import write_student_config
@@ -65,10 +65,17 @@ def main(args: argparse.Namespace):
     cfg = setup(args)
     if args.eval_only:
         return evaluate(cfg, resume=args.resume)
+    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+        raise ValueError(
+            "SOLVER.AMP.ENABLED trains in float16, on GPUs alone, and MODEL.DEVICE is cpu: set it "
+            "False."
+        )
     trainer = Trainer(cfg)
     if args.eval_teacher:
-        if teacher_of(trainer.model) is None:
+        teacher = teacher_of(trainer.model)
+        if teacher is None:
             raise ValueError("--eval-teacher: nothing is distilled, so that there is no teacher.")
+        check_teacher_on(cfg.DATASETS.TEST, teacher)
         trainer.register_hooks([EvaluateTeacher()])
     trainer.resume_or_load(resume=args.resume)
     logging.getLogger("aid_d2").info(summary(trainer))
@@ -89,6 +96,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         check_unused(cfg.OUTPUT_DIR)
     if args.resume and not args.eval_only:
         check_unchanged(cfg)
+    if args.overwrite and not (args.eval_only or args.resume) and comm.is_main_process():
+        forget_run(cfg.OUTPUT_DIR)
     # An evaluation leaves the config and the log of the training as they are.
     outputs = cfg.clone()
     outputs.defrost()

@@ -105,12 +105,7 @@ def gpu_tests(setting: Setting) -> dict:
         raise Skip("tests/gpu is not here: run it in a checkout")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu"]
     variables = {**os.environ, "AID_D2_TEST_DEVICE": setting.device}
-    try:
-        done = subprocess.run(
-            command, env=variables, capture_output=True, text=True, timeout=setting.seconds
-        )
-    except subprocess.TimeoutExpired as error:
-        raise TimeoutError(f"not done after {setting.seconds:.0f} s") from error
+    done = _call(command, setting.seconds, env=variables)
     lines = done.stdout.strip().splitlines()
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     if done.returncode:
@@ -118,9 +113,22 @@ def gpu_tests(setting: Setting) -> dict:
     return {"result": lines[-1]}
 
 
+def _call(command: list[str], seconds: float, **options) -> subprocess.CompletedProcess:
+    """Run a command, and end it after some seconds.
+
+    Raises:
+        TimeoutError: it was not done.
+    """
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=seconds, **options)
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(f"not done after {seconds:.0f} s") from error
+
+
 def cost(setting: Setting, detector: str, keys: tuple) -> dict:
     """Medians of the student's step, the teacher's forward pass and the distilled step: R101 to R50
-    at 800x1333, 8 images, by the default method with AID. With too little memory, fewer images.
+    at 800x1333, 8 images, by the default method with AID, in a step in which AID judges (one of
+    four). With too little memory, fewer images.
 
     Returns:
         seconds, their ratios to student and floor (student + teacher), and to the student's peak
@@ -205,7 +213,7 @@ def training(setting: Setting) -> dict:
         command = [sys.executable, "-m", "aid_d2", "train", "--resume", "--config-file"]
         for last in (steps // 2, steps):
             options = [f"{folder}/config.yaml", "SOLVER.MAX_ITER", str(last)]
-            done = subprocess.run([*command, *options], capture_output=True, text=True)
+            done = _call([*command, *options], setting.seconds)
             if done.returncode:
                 raise RuntimeError(done.stderr[-2000:])
     return {"steps": steps, "resumed_at": steps // 2}

@@ -5,6 +5,8 @@ import os
 
 from detectron2.config import CfgNode
 
+from ..aid import AID
+
 logger = logging.getLogger(__name__)
 
 # With another value the checkpoint's parameters are others, or are trained for something else.
@@ -20,8 +22,6 @@ FIXED = (
     "DISTILL.TEACHER.CONFIG_FILE",
     "DISTILL.TEACHER.WEIGHTS",
 )
-# Their defaults were others once.
-TOLD = ("DISTILL.AID.ALPHA", "DISTILL.AID.GRANULARITY", "DISTILL.AID.RELATIVE")
 # The checkpoint's optimizer brings its own.
 IGNORED = ("SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY")
 
@@ -42,14 +42,25 @@ def check_unchanged(cfg: CfgNode) -> None:
     before = CfgNode(CfgNode.load_yaml_with_base(config, allow_unsafe=True))
     for change in _changed(before, cfg, IGNORED):
         logger.warning(f"--resume: {change} has no effect, since the checkpoint brings its own.")
-    for change in _changed(before, cfg, TOLD):
-        logger.warning(f"--resume: {change} for the rest of this training.")
+    was, now = _aid(before, cfg), AID.from_config(cfg.DISTILL.AID)
+    if was != now:
+        logger.warning(f"--resume: AID was {was}, and is {now} for the rest of this training.")
     if changed := _changed(before, cfg, FIXED):
         raise ValueError(
             f"--resume: since the checkpoint in {cfg.OUTPUT_DIR}, these keys have changed: "
             f"{', '.join(changed)}. Set them back, or train anew in another OUTPUT_DIR, with that "
             "checkpoint as MODEL.WEIGHTS if you like."
         )
+
+
+def _aid(before: CfgNode, cfg: CfgNode) -> AID:
+    """AID as an earlier config has it, whose defaults may have been others; what it does not know
+    is as in `cfg`.
+    """
+    node = cfg.DISTILL.AID.clone()
+    known = before.DISTILL.AID if "DISTILL" in before and "AID" in before.DISTILL else {}
+    node.update({key: known[key] for key in node if key in known})
+    return AID.from_config(node)
 
 
 def _changed(before: CfgNode, cfg: CfgNode, keys: tuple[str, ...]) -> list[str]:

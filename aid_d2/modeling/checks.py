@@ -96,7 +96,31 @@ def check_classes(model: nn.Module, datasets: Sequence[str]) -> None:
             )
         first = next(iter(listing))
         for owner, names in ((f"the data set {first!r}", listing[first]), ("the teacher", theirs)):
-            try:
-                require_same_classes(owner, names or classes, name, classes)
-            except UnknownClassesError as error:
-                logger.warning(f"{error} They are compared in this order.")
+            _compare(owner, names or classes, name, classes)
+
+
+def check_teacher_on(datasets: Sequence[str], teacher: Teacher) -> None:
+    """Compare a teacher with the data sets that it is to be evaluated on.
+
+    Raises:
+        ValueError: one has another number of classes, or has them in another order.
+    """
+    theirs = teacher.wrapper.num_classes
+    for name in datasets:
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        if classes is None:
+            continue
+        if theirs not in (None, len(classes)):
+            raise ValueError(
+                f"--eval-teacher: the teacher has {theirs} classes, and the data set {name!r} "
+                f"{len(classes)}, so that its AP cannot be told. Leave --eval-teacher away."
+            )
+        _compare("the teacher", teacher.class_names or classes, name, classes)
+
+
+def _compare(owner: str, names: Sequence[str], dataset: str, classes: Sequence[str]) -> None:
+    """As :func:`require_same_classes`, where names of which none is known are a warning."""
+    try:
+        require_same_classes(owner, names, dataset, classes)
+    except UnknownClassesError as error:
+        logger.warning(f"{error} They are compared in this order.")

@@ -145,6 +145,18 @@ def load_teacher_config(cfg: CfgNode) -> CfgNode:
     return plain_student(load_config(path))
 
 
+def local_weights(path: str) -> str:
+    """Local path of the file that --weights names, downloaded if it is on the internet.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    local = PathManager.get_local_path(path)
+    if not os.path.isfile(local):
+        raise FileNotFoundError(f"--weights: there is no file {path!r}.")
+    return local
+
+
 def teacher_config_of_tool(config_file: str, weights: str, opts: Sequence[str]) -> CfgNode:
     """The config that a tool's arguments mean, on the device that there is, data sets registered.
 
@@ -155,8 +167,7 @@ def teacher_config_of_tool(config_file: str, weights: str, opts: Sequence[str]) 
     Raises:
         FileNotFoundError: there is no such file.
     """
-    if not os.path.isfile(weights):
-        raise FileNotFoundError(f"--weights: there is no file {weights}.")
+    local_weights(weights)
     cfg = plain_student(load_config(config_file, opts))
     use_cpu_without_gpu(cfg)
     register_own_data(cfg)

@@ -54,12 +54,15 @@ def main() -> None:
     for number, (name, config) in enumerate(RUNS.items(), 1):
         print(f"\n[{number}/{len(RUNS)}] {name}", flush=True)
         cfg = config_of(config)
-        if "bbox/AP" not in last_metrics(cfg):
-            train(config)
+        # A run of an earlier version of its config does not count.
+        saved = Path(cfg.OUTPUT_DIR, "config.yaml")
+        changed = saved.exists() and saved.read_text() != cfg.dump()
+        if changed or "bbox/AP" not in last_metrics(cfg):
+            train(config, "--overwrite" if changed else "--resume")
         rows.append(table_row(name, cfg))
     draw_pictures()
     print("\n" + tabulate(rows, headers="keys", floatfmt=".2f"))
-    print(f"\nThe same scene seen by each: {COMPARISON}; AID's weights on it: {WEIGHTS}")
+    print(f"\nThe same scene seen by each: {COMPARISON}; AID's weights by the paper's D: {WEIGHTS}")
     export_and_time()
 
 
@@ -69,9 +72,9 @@ def config_of(name: str) -> CfgNode:
     return cfg
 
 
-def train(config: str) -> None:
+def train(config: str, flag: str) -> None:
     """Run train_net.py, showing its progress and its result."""
-    command = ["train_net.py", "--resume", "--config-file", f"configs/quickstart/{config}.yaml"]
+    command = ["train_net.py", flag, "--config-file", f"configs/quickstart/{config}.yaml"]
     print("python " + " ".join(command), flush=True)
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", *command],
@@ -97,7 +100,8 @@ def export_and_time() -> None:
         config, weights = f"{cfg.OUTPUT_DIR}/config.yaml", f"{cfg.OUTPUT_DIR}/model_final.pth"
         file = OUTPUT / f"{name}.onnx"
         images = ["--images", str(datasets_root() / "synthetic_road/training/image_2")]
-        if not file.exists():
+        if not file.exists() or file.stat().st_mtime < Path(weights).stat().st_mtime:
+            file.unlink(missing_ok=True)
             print(f"\naid-d2 export: {file}", flush=True)
             options = ["--config-file", config, "--weights", weights, "--output", str(file)]
             aid_d2("export", *options, *images)

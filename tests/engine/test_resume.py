@@ -52,10 +52,26 @@ def test_a_change_without_effect_is_told(cfg, caplog):
     assert "SOLVER.BASE_LR from 0.001 to 0.5 has no effect" in caplog.text
 
 
-def test_another_aid_is_told(cfg, caplog):
-    cfg.merge_from_list(["DISTILL.AID.GRANULARITY", "instance"])
+@pytest.mark.parametrize(
+    "changes,now",
+    [
+        (["GRANULARITY", "instance"], "instance, alpha 8, relative"),
+        (["PRESET", "PAPER"], "level, alpha 0.1"),
+        (["ENABLED", False], "off"),
+    ],
+)
+def test_another_aid_is_told(cfg, caplog, changes, now):
+    cfg.DISTILL.AID.merge_from_list(changes)
     check_unchanged(cfg)
-    assert "DISTILL.AID.GRANULARITY from 'batch' to 'instance' for the rest" in caplog.text
+    assert f"AID was batch, alpha 8, relative, and is {now} for the rest" in caplog.text
+
+
+def test_the_same_aid_by_other_keys_is_no_change(cfg, tmp_path, caplog):
+    cfg.DISTILL.AID.PRESET = "PAPER"
+    keys = "{ALPHA: 0.1, GRANULARITY: level, RELATIVE: False, RESCALE: False}"
+    (tmp_path / "config.yaml").write_text(f"DISTILL: {{AID: {keys}}}")
+    check_unchanged(cfg)
+    assert not caplog.records
 
 
 def test_an_empty_folder_can_be_resumed(cfg, tmp_path):

@@ -6,11 +6,11 @@ import pytest
 import torch
 from helpers.commands import command
 from helpers.methods import SERVED, SHALLOW
-from helpers.training import JUDGING
+from helpers.training import DEFAULT_AID, JUDGING
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from aid_d2.aid import GRANULARITIES
+from aid_d2.aid import BATCH_PERIOD
 from aid_d2.engine import argument_parser, run
 from detectron2.modeling import RetinaNet
 from detectron2.utils.events import EventStorage
@@ -99,16 +99,36 @@ def test_float16_with_scaled_gradients(make, make_batch, device):
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("detector", ["RetinaNet", "FasterRCNN"])
+def test_the_default_aid_as_on_the_cpu(
+    make, small_cfg, save_teacher, build_seeded, make_batch, device, detector
+):
+    """The weight of a teacher that is behind its student."""
+    cfg = small_cfg(detector, {**SHALLOW, **ALL_SAMPLES})
+    teacher, weights = build_seeded(cfg, seed=1), []
+    dense = teacher.head if detector == "RetinaNet" else teacher.proposal_generator.rpn_head
+    last = dense.bbox_pred if detector == "RetinaNet" else dense.anchor_deltas
+    last.bias.data += 1.0
+    keys = {**save_teacher(cfg, teacher), **DEFAULT_AID, "DISTILL.AID.ALPHA": 0.05}
+    for x in (torch.device("cpu"), device):
+        model = make(detector, ("PKD",), x, keys)
+        for iteration in range(BATCH_PERIOD):
+            torch.manual_seed(0)
+            with EventStorage(iteration):
+                model(make_batch())
+        weights.append(model.distiller.aid_weight.item())
+    assert 0 < weights[0] < 1
+    assert weights[1] == pytest.approx(weights[0], rel=1e-2)
+
+
 @pytest.mark.parametrize("method", ["PKD", "FGD", "ADL", "CrossKD"])
-def test_aid_and_methods_do_not_wait(make, make_batch, device, method, granularity):
-    """Between logs, once the detectors have computed: no synchronization in AID's weights and the
-    method. What Detectron2 itself reads is counted by tests/modeling/test_host_reads.py.
+def test_methods_do_not_wait(make, make_batch, device, method):
+    """No synchronization once the detectors have computed. AID's, for which Detectron2's transform
+    of boxes reads, are counted by tests/modeling/test_host_reads.py.
     """
     if device.type != "cuda":
         pytest.skip("a CPU does not wait")
-    keys = {"DISTILL.AID.GRANULARITY": granularity}
-    model = make("RetinaNet", (method,), device, keys)
+    model = make("RetinaNet", (method,), device)
     distiller, seen = model.distiller[method], []
     handle = distiller.register_forward_pre_hook(lambda module, args: seen.append(args))
     with EventStorage(JUDGING):

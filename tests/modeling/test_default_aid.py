@@ -7,6 +7,7 @@ import torch
 from helpers.training import DEFAULT_AID, FAMILIES, KD_LOSSES, assert_equal, step
 
 from aid_d2.aid import batch_loss
+from aid_d2.structures import Objects
 from detectron2.utils.events import EventStorage
 
 # Detectors with random weights have large losses.
@@ -115,3 +116,42 @@ def test_it_is_off_and_says_so_where_losses_cannot_be_compared(
     off = {"DISTILL.AID.ENABLED": False}
     without = build_seeded(distilled_cfg("RetinaNet", off, teacher="FasterRCNN"), 0)
     assert_equal(losses, step(without, make_batch((2, 1))))
+
+
+@pytest.mark.parametrize(
+    "of_teacher,reason",
+    [
+        ({"MODEL.ROI_HEADS.NUM_CLASSES": 5}, "5 classes"),
+        ({"MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": (30.0, 30.0, 15.0, 15.0)}, "box transform"),
+        ({"MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 0.5}, "smooth_l1_beta"),
+    ],
+)
+def test_it_is_off_for_other_classes_or_losses_and_a_chosen_one_is_refused(
+    small_cfg, distilled_cfg, build_seeded, save_teacher, caplog, of_teacher, reason
+):
+    caplog.set_level(logging.INFO, logger="aid_d2")
+    cfg = small_cfg("FasterRCNN", of_teacher)
+    files = {**save_teacher(cfg, build_seeded(cfg, 0)), "DISTILL.METHODS": ("PKD",)}
+    model = build_seeded(distilled_cfg("FasterRCNN", {**files, **DEFAULT_AID}), 0)
+    assert not model.aid.enabled and reason in caplog.text
+    for chosen in ({"DISTILL.AID.ALPHA": 4.0}, {"DISTILL.AID.MASKS": True}):
+        with pytest.raises(ValueError, match=reason):
+            build_seeded(distilled_cfg("FasterRCNN", {**files, **DEFAULT_AID, **chosen}), 0)
+
+
+def test_a_weight_that_came_with_the_students_file_does_not_count(pair, make_batch):
+    model, batch = pair(worse=0.1), make_batch((2, 1))
+    (fresh,) = train_some(model, batch, (0,))
+    with torch.no_grad():
+        model.distiller.aid_weight.fill_(1e-9)
+    (again,) = train_some(model, batch, (0,))
+    assert all(again[name] == fresh[name] > 0 for name in KD_LOSSES)
+
+
+def test_weights_relative_to_no_student_are_refused(pair, make_batch):
+    model, batch = pair(), make_batch((2, 1))
+    teacher = model.teacher.wrapper
+    outputs = teacher.forward_features(batch, "BGR", with_head=True)
+    losses = teacher.judge(outputs, Objects.from_inputs(batch, torch.device("cpu")))
+    with pytest.raises(ValueError, match="relative"):
+        model.aid.weights(losses)

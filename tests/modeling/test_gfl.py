@@ -513,7 +513,7 @@ def test_an_object_the_teacher_misses_is_not_trusted(model):
     weights, own = {}, {}
     for name, predictions in (("found", found), ("missed", missed)):
         losses = unreduced_losses(model, predictions, truth)
-        maps = AID(alpha=1.0, granularity="instance").weights(losses).maps
+        maps = AID(alpha=1.0, granularity="instance", relative=False).weights(losses).maps
         weights[name] = maps[8][0, 0, 6, 6].item()
         # What GFL's own loss would have said of the object: its mean over the positive anchors.
         positive = losses.matched_idxs >= 0

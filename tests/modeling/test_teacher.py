@@ -15,10 +15,12 @@ from helpers.training import (
 )
 from torch import nn
 
-from aid_d2.modeling.checks import check_classes
-from aid_d2.modeling.teacher import teacher_of
+from aid_d2.modeling.checks import check_classes, check_teacher_on
+from aid_d2.modeling.teacher import Teacher, local_weights, teacher_of
+from detectron2.data import MetadataCatalog
 from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
+from detectron2.utils.file_io import PathManager
 
 
 def with_bn(small_cfg, build_seeded, save_teacher, detector):
@@ -203,3 +205,26 @@ def test_nothing_survives_a_failed_step(build_seeded, distilled_cfg, make_batch,
         step(model, make_batch())
     assert seen[0] > 0 and hooks(model) == 0
     assert "label_anchors" not in vars(model.student)
+
+
+@pytest.mark.parametrize(
+    "classes,message",
+    [(list("abcde"), "3 classes, and the data set 'other_classes' 5"), (list("bac"), "order")],
+)
+def test_it_is_not_evaluated_on_other_classes(small_cfg, build_seeded, classes, message):
+    teacher = Teacher(build_seeded(small_cfg("RetinaNet"), 0), "BGR", list("abc"))
+    MetadataCatalog.get("other_classes").set(thing_classes=classes)
+    try:
+        with pytest.raises(ValueError, match=message):
+            check_teacher_on(["other_classes"], teacher)
+    finally:
+        MetadataCatalog.pop("other_classes")
+
+
+def test_weights_on_the_internet_are_downloaded(monkeypatch, tmp_path):
+    (tmp_path / "model.pth").write_bytes(b"")
+    paths = {"detectron2://model.pth": str(tmp_path / "model.pth")}
+    monkeypatch.setattr(PathManager, "get_local_path", lambda path: paths.get(path, path))
+    assert local_weights("detectron2://model.pth") == str(tmp_path / "model.pth")
+    with pytest.raises(FileNotFoundError, match="--weights: .*gone.pth"):
+        local_weights("gone.pth")

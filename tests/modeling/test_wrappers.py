@@ -296,7 +296,7 @@ def test_hardest_background_against_sorting():
 
 def weights_at_objects(losses, alpha=1.0):
     """Lowest and highest weight in the cells of each object, over all levels."""
-    weights = AID(alpha=alpha, granularity="instance").weights(losses)
+    weights = AID(alpha=alpha, granularity="instance", relative=False).weights(losses)
     shown = smallest_objects(losses.objects, losses.levels)
     result = []
     for index in range(len(losses.objects.boxes)):
@@ -383,7 +383,10 @@ def test_a_false_alarm_lowers_the_weight_in_the_background_of_its_image_and_leve
     higher = after.background > before.background + 1e-3
     assert higher.nonzero().tolist() == [[image, level]]
     outside = smallest_objects(before.objects, before.levels)[level][image] < 0
-    old, new = (AID(alpha=0.5, granularity="instance").weights(x).maps for x in (before, after))
+    old, new = (
+        AID(alpha=0.5, granularity="instance", relative=False).weights(x).maps
+        for x in (before, after)
+    )
     stride = before.levels[level].stride
     assert (new[stride][image, 0][outside] < old[stride][image, 0][outside]).all()
     assert torch.equal(new[stride][image, 0][~outside], old[stride][image, 0][~outside])
@@ -443,7 +446,9 @@ def test_ignore_regions_say_nothing(teacher_of, make_batch, wrapper):
 def test_images_without_objects(teacher_of, make_batch, detector, counts):
     _, losses = observe(teacher_of(detector), make_batch(counts))
     for granularity in GRANULARITIES:
-        for values in AID(alpha=1.0, granularity=granularity).weights(losses).maps.values():
+        for values in (
+            AID(alpha=1.0, granularity=granularity, relative=False).weights(losses).maps.values()
+        ):
             assert values.isfinite().all() and (values > 0).all() and (values <= 1).all()
 
 
@@ -454,7 +459,9 @@ def test_an_object_without_area_is_judged(teacher_of, make_batch, detector):
     batch[0]["instances"].gt_boxes.tensor[0] = torch.tensor([20.0, 20.0, 20.0, 30.0])
     _, losses = observe(teacher_of(detector), batch)
     for granularity in GRANULARITIES:
-        for values in AID(alpha=1.0, granularity=granularity).weights(losses).maps.values():
+        for values in (
+            AID(alpha=1.0, granularity=granularity, relative=False).weights(losses).maps.values()
+        ):
             assert values.isfinite().all() and (values > 0).all()
 
 

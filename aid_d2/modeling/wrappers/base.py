@@ -282,7 +282,8 @@ class DetectorWrapper:
         ours, theirs = self.anchor_generator, other.anchor_generator
         if ours is None or theirs is None:
             return ours is theirs
-        cells = list(ours.cell_anchors), list(theirs.cell_anchors)
+        # The detectors may be on two devices until the first step.
+        cells = [[x.cpu() for x in y.cell_anchors] for y in (ours, theirs)]
         same = len(cells[0]) == len(cells[1]) and all(map(torch.equal, *cells))
         return same and ours.offset == theirs.offset
 

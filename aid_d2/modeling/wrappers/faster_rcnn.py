@@ -312,8 +312,8 @@ class FasterRCNNWrapper(DetectorWrapper):
 
 
 def spread(boxes: Boxes, count: int) -> Boxes:
-    """At most `count` of the boxes, at equal distances: Detectron2 lists those on objects first, and
-    this keeps their share.
+    """At most `count` of the boxes, at equal distances, which keeps the share of those on objects:
+    Detectron2 lists them first.
     """
     return boxes[:: max(-(-len(boxes) // count), 1)]
 
