@@ -40,7 +40,7 @@ def pages() -> dict[Path, str]:
 def method_part(name: str, method: type) -> str:
     """What is made of the page of a method."""
     file = Path(inspect.getfile(method)).name
-    comments = comments_of(method.config)
+    comments = method_comments(method)
     rows = [
         f"| `DISTILL.{name.upper()}.{key}` | `{plain(value)!r}` | {comments.get(key, '')} |"
         for key, value in method.config().items()
@@ -103,7 +103,7 @@ def keys_page() -> str:
             comments.update(comments_of(extend))
     for name, method in DISTILLER_REGISTRY:
         prefix = f"DISTILL.{name.upper()}."
-        own = comments_of(method.config)
+        own = method_comments(method)
         comments.update({prefix + key: text for key, text in own.items()})
     lines = [
         "# Config keys",
@@ -119,20 +119,37 @@ def keys_page() -> str:
 
 
 def comments_of(function) -> dict[str, str]:
-    """The comment right above each `cfg.KEY = ...` or `node.KEY = ...` of a function, or above the
-    keys before it.
+    """The comment beside each `cfg.KEY = ...` or `node.KEY = ...` of a function, or right above it,
+    or above the keys before it.
     """
     result, comment, after_key = {}, [], False
     for line in map(str.strip, inspect.getsource(function).splitlines()):
-        key = re.match(r"(?:cfg|node)\.([A-Z_.0-9]+) = ", line)
+        key = re.match(r"(?:cfg|node)\.([A-Z_.0-9]+) = .*?(?:  # (.*))?$", line)
         if line.startswith("# "):
             comment = [*([] if after_key else comment), line.removeprefix("# ")]
         elif key:
+            comment = [key[2]] if key[2] else comment
             result[key[1]] = " ".join(comment).replace("|", "or")
         else:
             comment = []
         after_key = bool(key)
     return result
+
+
+def method_comments(method: type) -> dict[str, str]:
+    """Those of a method's keys; of a node those of its own keys too, which a function beside the
+    method fills.
+    """
+    parts = {}
+    for _, function in inspect.getmembers(inspect.getmodule(method), inspect.isfunction):
+        if "node = CN()" in inspect.getsource(function):
+            parts.update(comments_of(function))
+    comments = comments_of(method.config)
+    for key, value in method.config().items():
+        if isinstance(value, CfgNode):
+            told = [f"`{x}`: {parts[x]}" for x in value if parts.get(x)]
+            comments[key] = ". ".join([comments.get(key, "").rstrip("."), *told]) + "."
+    return comments
 
 
 def added(cfg: CfgNode, before: CfgNode, prefix: str = "") -> list[tuple[str, object]]:
