@@ -17,7 +17,7 @@ from .wrappers import wrap
 logger = logging.getLogger(__name__)
 
 
-def check_positive(cfg: CfgNode, *keys: str) -> None:
+def check_nonnegative(cfg: CfgNode, *keys: str) -> None:
     """
     Raises:
         ValueError: a number is negative or not finite.

@@ -14,7 +14,7 @@ from ..aid import AID
 from ..config import plain_student
 from ..distillers import Distiller, build_distillers
 from ..structures import DetectorOutputs, DistillBatch, DistillWeights, Objects
-from .checks import check_input_formats, check_positive, check_recorded_modules
+from .checks import check_input_formats, check_nonnegative, check_recorded_modules
 from .context import DistillContext, pair_levels
 from .inherit import inherit
 from .teacher import DISTILLER_PREFIX, Teacher
@@ -78,7 +78,7 @@ class DistilledDetector(nn.Module):
         student_cfg = plain_student(cfg)
         if not cfg.DISTILL.ENABLED:
             return {"student": build_model(student_cfg)}
-        check_positive(cfg, "DISTILL.WEIGHT", "DISTILL.WARMUP_ITERS")
+        check_nonnegative(cfg, "DISTILL.WEIGHT", "DISTILL.WARMUP_ITERS")
         student = build_model(student_cfg)
 
         with _own_random_numbers(torch.device(cfg.MODEL.DEVICE)):
@@ -90,14 +90,15 @@ class DistilledDetector(nn.Module):
 
         Args:
             student: any detector with a Detectron2 backbone.
-            teacher: such as :meth:`Teacher.load_lazy` gives, on the device of the student.
+            teacher: such as :meth:`Teacher.load_lazy` gives, on the device of the training, where
+                PRECISION auto is decided; the student may go there later.
             cfg: :func:`aid_d2.config.default_config` with the keys of DISTILL, and INPUT.FORMAT of
-                the images; METHODS, AID, WEIGHT, WARMUP_ITERS, INHERIT and PRECISION count.
+                the images. Of DISTILL.TEACHER only COMPILE counts.
 
         Raises:
             ValueError, NotImplementedError: they do not fit each other or the methods.
         """
-        check_positive(cfg, "DISTILL.WEIGHT", "DISTILL.WARMUP_ITERS")
+        check_nonnegative(cfg, "DISTILL.WEIGHT", "DISTILL.WARMUP_ITERS")
         with _own_random_numbers(next(student.parameters()).device):
             return cls(**_assemble(cfg, student, teacher))
 
