@@ -83,6 +83,7 @@ def label_proposals(
         objects.boxes.split(objects.counts),
         objects.classes.split(objects.counts),
         objects.image_sizes,
+        strict=True,
     )
     result = []
     for proposals, truth, classes, size in of_images:
