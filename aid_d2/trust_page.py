@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-import cv2
 import numpy as np
 
 from detectron2.data.detection_utils import read_image
+
+from .deploy.images import write_image
 
 OBJECT, FALSE_ALARM = "object", "false alarm"
 _BINS = 20
@@ -69,7 +70,7 @@ def write_page(
     seen = {image.file_name: image for image in images}
     for name in dict.fromkeys(x.file_name for x in shown):
         picture = f"pictures/{len(places)}.jpg"
-        cv2.imwrite(str(folder / picture), read_image(name, "BGR"))
+        write_image(folder / picture, read_image(name, "BGR"))
         places[name] = len(places)
         pictures.append({**vars(seen[name]), "file_name": Path(name).name, "picture": picture})
     data = {

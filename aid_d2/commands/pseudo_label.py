@@ -34,10 +34,11 @@ from detectron2.evaluation import inference_context
 from detectron2.structures import BoxMode, Instances
 
 from ..config import show_from
+from ..data.image_check import files_under
 from ..data.readable import read_or_skip
 from ..data.registered import class_names, require_registered
-from ..deploy.images import files_under, header_size
-from ..modeling.teacher import Teacher, teacher_config_of_tool
+from ..deploy.images import read_size
+from ..modeling.teacher import Teacher, local_weights, teacher_config_of_tool
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     begun = args.output.with_name(args.output.name + ".partial")
     settings = {
         "config": _digest(cfg),
-        "weights": hashlib.sha256(Path(args.weights).read_bytes()).hexdigest(),
+        "weights": hashlib.sha256(Path(local_weights(args.weights)).read_bytes()).hexdigest(),
         "threshold": args.threshold,
         "classes": classes,
     }
@@ -138,7 +139,7 @@ def images_under(folder: Path) -> list[dict]:
     images = []
     for path in files_under(folder):
         record = {"file_name": str(path.resolve())}
-        width, height = read_or_skip(header_size, record) or (0, 0)
+        width, height = read_or_skip(read_size, record) or (0, 0)
         images.append({**record, "width": width, "height": height})
     if not images:
         raise ValueError(f"--images: {folder} holds no image.")

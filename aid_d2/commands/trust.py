@@ -131,7 +131,10 @@ def look(
     """The objects of one image and the teacher's false alarms on it, and all that it detects."""
     (weights,) = object_weights(teacher, [example], teacher.wrapper.input_format, args.alpha)
     truth = example["instances"]
-    boxes = truth.gt_boxes.tensor * (record["width"] / example["image"].shape[-1])
+    height, width = example["image"].shape[-2:]
+    shown = truth.gt_boxes.clone()
+    shown.scale(record["width"] / width, record["height"] / height)
+    boxes = shown.tensor
     found = [
         Instance(OBJECT, weight, classes[category], record["file_name"], *box)
         for weight, category, box in zip(

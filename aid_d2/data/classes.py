@@ -1,8 +1,8 @@
 """The classes of a user's data sets: choosing, ordering, renaming and joining them by name."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 
+from ..suggestions import did_you_mean
 from .problems import Problem, problems_at
 
 
@@ -39,11 +39,9 @@ def require_known(names: Iterable[str], known: Sequence[str]) -> None:
     """Raise ValueError, with the nearest name that the data have, for one that they lack."""
     for name in names:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"DATASETS.CLASSES names {name!r}, which no data set of the config has.{hint} They "
-                f"have {', '.join(known)}."
+                f"DATASETS.CLASSES names {name!r}, which no data set of the config has."
+                f"{did_you_mean(name, known)} They have {', '.join(known)}."
             )
 
 

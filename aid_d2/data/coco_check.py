@@ -34,6 +34,8 @@ def check_coco(coco: dict) -> tuple[dict, list[Problem]]:
     image_ids, category_ids = _check_ids(images), _check_ids(categories)
     _check_text(images, "file_name")
     _check_text(categories, "name")
+    names = [v if type(v) is str else None for v in categories.values("name")]
+    categories.fail("with the name of another", _repeated(names))
     image_sizes = _check_sizes(images)
 
     _check_annotation_ids(annotations)

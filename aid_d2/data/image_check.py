@@ -19,6 +19,7 @@ UNREADABLE = "images that cannot be read"
 ROTATED = "images with the size before the rotation that their EXIF data ask for"
 SWAPPED = "images with width and height swapped"
 WRONG_SIZE = "images of another size than their annotations say"
+TURNED_TIFF = "TIFF images with a rotation, which is applied twice; turn them, without the tag"
 DEEP = "images of more than 8 bits, whose values Detectron2 clips at 255; convert them to 8 bits"
 
 
@@ -52,6 +53,26 @@ def spread(items: Sequence, count: int) -> Sequence:
     return [items[i * len(items) // count] for i in range(count)]
 
 
+def files_under(folder: Path) -> list[Path]:
+    """The images in a folder and below it, also through links, sorted; what is hidden is none."""
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        # A link to a folder above it would never end.
+        if os.path.realpath(place) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(place))
+        folders[:] = [x for x in folders if not x.startswith(".")]
+        found += [Path(place, x) for x in names if not x.startswith(".")]
+    return sorted(x for x in found if x.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def size_of(file: str | Path) -> tuple[int, int]:
+    """Width and height of an image file by its header, as :func:`image_size`."""
+    with Image.open(file) as image:
+        return image_size(image)
+
+
 def image_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an image after the rotation by its EXIF data, as Detectron2 reads it."""
     width, height = image.size
@@ -59,10 +80,15 @@ def image_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _is_turned(image: Image.Image) -> bool:
+    return _orientation(image) in (5, 6, 7, 8)
+
+
+def _orientation(image: Image.Image) -> int:
+    """By its EXIF data, 1 to 8; 1 is upright."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # Pillow raises of all kinds, and Detectron2 then does without EXIF too
-        return False
+        return 1
 
 
 def image_fault(record: dict, decode: bool) -> str | None:
@@ -70,6 +96,9 @@ def image_fault(record: dict, decode: bool) -> str | None:
     path, size = record["file_name"], (record.get("width"), record.get("height"))
     try:
         with Image.open(path) as image:
+            # Pillow turns it, and then Detectron2 does.
+            if image.format == "TIFF" and _orientation(image) != 1:
+                return TURNED_TIFF
             if decode:
                 image.load()
             stored, shown, mode = image.size, image_size(image), image.mode

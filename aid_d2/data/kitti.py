@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
-from .image_check import image_size
+from .image_check import size_of
 
 logger = logging.getLogger(__name__)
 
@@ -317,8 +317,7 @@ def _clip(box: tuple[float, ...], width: int, height: int) -> tuple[float, ...]:
 
 def _image_size(path: Path) -> tuple[int, int]:
     try:
-        with Image.open(path) as image:  # reads the header only
-            return image_size(image)
+        return size_of(path)
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
 

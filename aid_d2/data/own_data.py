@@ -174,8 +174,12 @@ def _with_classes(sets: list[_OwnSet], class_of: dict[str, str]) -> list[_OwnSet
     result = []
     for own in sets:
         wanted = class_of or (dict(zip(voc, voc)) if own.entry.key == "VOC" else None)
+        names = _names(own.coco)
         # What has the classes already, as labels of a teacher have, is left as it is.
-        if wanted and _names(own.coco) != list(dict.fromkeys(wanted.values())):
+        if wanted and (
+            names != list(dict.fromkeys(wanted.values()))
+            or any(wanted.get(name, name) != name for name in names)
+        ):
             coco, left_out = select_classes(own.coco, wanted)
             settle(own.entry, left_out)
             own = own._replace(coco=coco, json_file=None)

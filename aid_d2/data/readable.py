@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from .image_check import image_fault
+from .image_check import DEEP, image_fault
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class NamingMapper:
         try:
             return self.mapper(dataset_dict)
         except Exception as error:
-            if fault := image_fault(dataset_dict, decode=True):
+            if fault := _breakage(dataset_dict):
                 raise ValueError(
                     f"{dataset_dict['file_name']} is one of the {fault}: repair or remove it. "
                     "`aid-d2 doctor --data CONFIG` finds all of them."
@@ -37,7 +37,13 @@ def read_or_skip(read: Callable[[dict], Any], dataset_dict: dict) -> Any:
         return read(dataset_dict)
     except Exception:
         # Anything else than a broken image is no reason to go on.
-        if (fault := image_fault(dataset_dict, decode=True)) is None:
+        if (fault := _breakage(dataset_dict)) is None:
             raise
         logger.warning(f"{dataset_dict['file_name']} is skipped: it is one of the {fault}.")
         return None
+
+
+def _breakage(dataset_dict: dict) -> str | None:
+    """The fault of its image for which it cannot be read; None if that is no reason."""
+    fault = image_fault(dataset_dict, decode=True)
+    return None if fault == DEEP else fault

@@ -4,9 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 from xml.etree import ElementTree
 
-from PIL import Image
-
-from .image_check import IMAGE_SUFFIXES, UNREADABLE, image_size
+from .image_check import IMAGE_SUFFIXES, UNREADABLE, size_of
 from .problems import Problem, problems_at
 
 
@@ -119,8 +117,7 @@ def _size(root: ElementTree.Element, path: Path) -> tuple[int, int]:
         if 1 <= width < 2**31 and 1 <= height < 2**31:
             return int(width), int(height)
     try:
-        with Image.open(path) as image:
-            return image_size(image)
+        return size_of(path)
     except Exception:  # Pillow raises of all kinds for broken files
         raise _Fault(f"xml files without a size, and {UNREADABLE}") from None
 
@@ -135,7 +132,7 @@ def _read_object(found: ElementTree.Element) -> tuple[str, list[float], int]:
     x1, y1, x2, y2 = (_number(box, tag) for tag in ("xmin", "ymin", "xmax", "ymax"))
     # VOC counts pixels from 1 and includes the last one, as Detectron2's VOC loader knows.
     x1, y1 = x1 - 1, y1 - 1
-    return name, [x1, y1, x2 - x1, y2 - y1], int(_number(found, "difficult", 0) == 1)
+    return name, [x1, y1, x2 - x1, y2 - y1], int(found.findtext("difficult", "").strip() == "1")
 
 
 def _number(parent: ElementTree.Element, tag: str, default: float | None = None) -> float:

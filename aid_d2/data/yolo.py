@@ -5,9 +5,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import yaml
-from PIL import Image
 
-from .image_check import IMAGE_SUFFIXES, UNREADABLE, image_size
+from .image_check import UNREADABLE, files_under, size_of
 from .problems import Problem, problems_at
 
 _FORMAT = "lines that are neither `class x y width height` nor `class` and a polygon"
@@ -42,7 +41,7 @@ def read_yolo(source: Path, split: str | None = None) -> tuple[dict, Path, list[
             f"{source} is a folder, which has no split {split!r}: name its data.yaml instead."
         )
     if source.is_dir():
-        names, images, root = _read_class_list(source), _images_in(source), source
+        names, images, root = _read_class_list(source), files_under(source), source
     else:
         names, images = _read_yaml(source, split)
         root = source.parent
@@ -100,7 +99,7 @@ def _images_at(file: Path, root: Path, place: str) -> list[Path]:
     inside = place.removeprefix("../")
     for path in (root / place, file.parent / place, root / inside, file.parent / inside):
         if path.is_dir():
-            return _images_in(path)
+            return files_under(path)
         if path.is_file():
             return [path.parent / line for line in _lines_of(path)]
     raise FileNotFoundError(f"{file} names {place!r}, but there is no {root / place}.")
@@ -109,10 +108,6 @@ def _images_at(file: Path, root: Path, place: str) -> list[Path]:
 def _lines_of(file: Path) -> list[str]:
     lines = file.read_text("utf-8-sig", errors="replace").splitlines()
     return [line.strip() for line in lines if line.strip()]
-
-
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _label_file(image: Path) -> Path:
@@ -132,8 +127,7 @@ def _convert(
     faults: dict[str, list[str]] = defaultdict(list)
     for image_id, (image, label) in enumerate(zip(images, labels), start=1):
         try:
-            with Image.open(image) as opened:
-                width, height = image_size(opened)
+            width, height = size_of(image)
         except Exception:  # Pillow raises of all kinds for broken files
             faults[UNREADABLE].append(str(image))
             continue

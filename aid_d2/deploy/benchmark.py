@@ -71,7 +71,7 @@ def torch_candidate(
     return Candidate(
         name,
         "PyTorch, fast" if fast else "PyTorch",
-        Path(weights),
+        Path(detector.weights),
         detector.class_names,
         *detector.complexity(size),
         detector.resize,

@@ -81,7 +81,7 @@ def complexity(
         macs = _analysis(head, *(maps[name] for name in wrapper.in_features)).total()
         parts["RPN" if wrapper.two_stage else "head"] = _trainable(head), macs
     heads = getattr(model, "roi_heads", None)
-    if isinstance(heads, StandardROIHeads):
+    if wrapper.two_stage and isinstance(heads, StandardROIHeads):
         stages = [nn.Sequential(*x) for x in wrapper.box_stages]
         boxes = _pooled(model, heads.box_in_features, cfg.MODEL.ROI_BOX_HEAD, proposals)
         macs = sum(_analysis(stage, boxes).total() for stage in stages)

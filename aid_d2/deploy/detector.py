@@ -9,7 +9,6 @@ from torch import nn
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 
 from ..config import load_config, plain_student, show_from, use_cpu_without_gpu
@@ -113,18 +112,24 @@ class TrainedDetector:
         Returns:
             `pred_boxes` in pixels of the image, `scores`, `pred_classes`; on the CPU.
         """
-        found = detector_postprocess(self.detect(self.resize(image)), *image.shape[:2])
+        found = self.detect(self.resize(image), shown=image.shape[:2])
         return found[found.scores >= score]
 
-    def detect(self, resized: np.ndarray, canvas: Sequence[int] | None = None) -> Instances:
-        """As above, with boxes in pixels of what :meth:`resize` gives.
+    def detect(
+        self,
+        resized: np.ndarray,
+        canvas: Sequence[int] | None = None,
+        shown: Sequence[int] | None = None,
+    ) -> Instances:
+        """As above, of what :meth:`resize` gives.
 
         Args:
             resized: (H, W, 3).
             canvas: (H, W) that the image is padded to; by default as little as Detectron2 pads.
+            shown: (H, W) of the image that boxes are in pixels of; by default the resized one.
         """
         pixels = torch.as_tensor(resized.transpose(2, 0, 1).copy())
-        height, width = resized.shape[:2]
+        height, width = shown or resized.shape[:2]
         fast = self.dtype is not torch.float32
         batch = [{"image": pixels, "height": height, "width": width}]
         if canvas is not None:

@@ -73,14 +73,15 @@ class Graph(nn.Module):
     def select(self, boxes: Tensor, scores: Tensor, classes: Tensor, least: float, valid: Tensor):
         """The detections among candidates (N, 4), (N,), (N,); scores not above `least` are 0."""
         scores = torch.where(scores > least, scores, 0)
-        if len(scores) > self.topk:
-            scores, at = scores.topk(self.topk)
-            boxes, classes = boxes[at], classes[at]
+        scores, at = scores.topk(min(self.topk, len(scores)))
+        boxes, classes = boxes[at], classes[at]
         if not self.suppressed:
             return boxes, scores, classes
         boxes, scores, classes = suppress(boxes, scores, classes, *self.nms)
         boxes = clip(boxes, valid)
-        return boxes, scores * has_area(boxes), classes
+        # What is outside of the image goes to the end.
+        scores, at = (scores * has_area(boxes)).topk(len(scores))
+        return boxes[at], scores, classes[at]
 
     def features(self, pixels: Tensor, names: list[str]) -> list[Tensor]:
         """Maps of the backbone."""

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from detectron2.data.detection_utils import read_image
 
-from ..data.image_check import IMAGE_SUFFIXES, image_size, spread
+from ..data.image_check import files_under, size_of, spread
 from ..data.readable import read_or_skip
 
 logger = logging.getLogger(__name__)
@@ -39,11 +38,6 @@ def image_files(source: Sequence[str]) -> list[Path]:
     return files
 
 
-def files_under(folder: Path) -> list[Path]:
-    """The images in a folder and below, sorted."""
-    return [x for x in sorted(folder.rglob("*")) if x.suffix.lower() in IMAGE_SUFFIXES]
-
-
 def images(files: Sequence[Path]) -> Iterator[tuple[str, np.ndarray | None]]:
     """Name and BGR image of each file, as training reads it; None, with a warning, for what cannot
     be read.
@@ -57,10 +51,19 @@ def read_bgr(record: dict) -> np.ndarray:
     return np.ascontiguousarray(read_image(record["file_name"], "BGR"))
 
 
-def header_size(record: dict) -> tuple[int, int]:
-    """Width and height of the image of a data set dict, by its header, as training sees them."""
-    with Image.open(record["file_name"]) as image:
-        return image_size(image)
+def read_size(record: dict) -> tuple[int, int]:
+    """Width and height of the image of a data set dict, as training sees them."""
+    return size_of(record["file_name"])
+
+
+def write_image(file: Path, image: np.ndarray) -> None:
+    """Write a BGR image.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if not cv2.imwrite(str(file), image):
+        raise OSError(f"{file} cannot be written.")
 
 
 def is_camera(source: str) -> bool:
@@ -108,7 +111,7 @@ class Video:
 
 def image_sizes(folder: Path) -> list[tuple[int, int]]:
     """(H, W) of the images in a folder and below, by their headers; of those that can be read."""
-    found = (read_or_skip(header_size, {"file_name": str(x)}) for x in files_under(folder))
+    found = (read_or_skip(read_size, {"file_name": str(x)}) for x in files_under(folder))
     return [size[::-1] for size in found if size is not None]
 
 

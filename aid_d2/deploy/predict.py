@@ -13,7 +13,7 @@ from detectron2.structures import BoxMode, Instances
 from detectron2.utils.visualizer import Visualizer
 
 from .detector import TrainedDetector, show_metadata
-from .images import VIDEOS, Video, image_files, images, is_camera
+from .images import VIDEOS, Video, image_files, images, is_camera, write_image
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def predict(
                 writer = writer or _writer(output / drawn, picture, video.rate)
                 writer.write(picture)
             else:
-                cv2.imwrite(str(output / drawn), picture)
+                write_image(output / drawn, picture)
     except KeyboardInterrupt:
         logger.warning("Stopped: what was seen so far is kept.")
     finally:

@@ -188,3 +188,10 @@ def test_all_problems_are_told_at_once_with_their_first_places():
         'annotations whose "bbox" is not four numbers: 4 '
         "(id 1 (1.jpg), id 2 (2.jpg), id 3 (3.jpg), ...)",
     ]
+
+
+def test_a_repeated_category_name_is_fatal():
+    coco = _coco()
+    coco["categories"].append({"id": 2, "name": "a"})
+    _, (problem,) = check_coco(coco)
+    assert problem.fatal and "name of another" in problem.kind

@@ -97,3 +97,11 @@ def test_gaps_of_a_spread_are_even(total, count):
     gaps = [after - before for before, after in zip(chosen, [*chosen[1:], total])]
     assert len(chosen) == min(total, count) and (not total or chosen[0] == 0)
     assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize("size", [(60, 40), (40, 60)])
+def test_a_tiff_with_a_rotation_is_fatal(record, size):
+    """Pillow turns it, and then Detectron2 does."""
+    (problem,) = check_images([record("a.tiff", size, exif=_exif(_ROTATED_BY_90))], sample=1)
+    assert problem.fatal and "TIFF" in problem.kind
+    assert check_images([record("b.tiff")], sample=1) == []

@@ -85,7 +85,11 @@ def _mutated_coco(draw):
 
 
 def _register_and_load(key, files, source):
-    """Register a folder with these files and an image; whatever happens, they are left alone."""
+    """Register a folder with these files and an image; whatever happens, they are left alone.
+
+    Returns:
+        whether the data set loaded.
+    """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for sub in ("", "images"):
@@ -97,9 +101,10 @@ def _register_and_load(key, files, source):
         before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
         cfg = default_config()
         cfg.DATASETS[key] = [["mutated", *(str(root / s) if s != "train" else s for s in source)]]
+        loaded = False
         try:
             register_own_data(cfg)
-            DatasetCatalog.get("mutated")
+            loaded = len(DatasetCatalog.get("mutated")) > 0
         except (ValueError, FileNotFoundError) as error:
             assert is_ours(error, str(root)), f"not our message: {error!r}"
         finally:
@@ -107,6 +112,7 @@ def _register_and_load(key, files, source):
                 DatasetCatalog.remove("mutated")
             MetadataCatalog.pop("mutated", None)
         assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
+    return loaded
 
 
 @examples
@@ -184,4 +190,4 @@ def test_unmutated_files_load(key):
             ("data.yaml", "train"),
         ),
     }
-    _register_and_load(key, *register[key])
+    assert _register_and_load(key, *register[key])

@@ -185,6 +185,17 @@ def test_classes_are_renamed_and_joined(write, coco):
     assert [a["category_id"] for a in record["annotations"]] == [1, 1]
 
 
+def test_swapped_names_are_set_right(write, coco):
+    """Though the names that come out are those of the data."""
+    register_own_data(_cfg(COCO_JSON=[write(coco)], CLASSES=[["bus", "tram"], ["tram", "bus"]]))
+    assert MetadataCatalog.get("own_train").thing_classes == ["bus", "tram"]
+    (record,) = DatasetCatalog.get("own_train")
+    ids = [a["category_id"] for a in coco["annotations"]]
+    names = {c["id"]: c["name"] for c in coco["categories"]}
+    expected = [{"bus": 1, "tram": 0}[names[i]] for i in ids]
+    assert [a["category_id"] for a in record["annotations"]] == expected
+
+
 def test_what_has_the_classes_already_keeps_them(write, coco):
     """Labels that a teacher made are beside the data it was trained on, whose names are others."""
     labels = {**coco, "categories": [{"id": 9, "name": "vehicle"}, {"id": 4, "name": "tram"}]}

@@ -3,9 +3,12 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from aid_d2.data import register_coco_json
+from aid_d2.data.readable import NamingMapper, read_or_skip
 from aid_d2.engine import Trainer
 
 
@@ -32,3 +35,17 @@ def test_evaluation(cfg):
     cfg, name, broken = cfg
     with pytest.raises(ValueError, match=f"{Path(broken).name} .*cannot be read"):
         list(Trainer.build_test_loader(cfg, name))
+
+
+def test_other_errors_are_not_blamed_on_16_bits(tmp_path):
+    """Which is a fault, but none that keeps an image from being read."""
+    file = tmp_path / "deep.png"
+    Image.fromarray(np.full((4, 4), 300, np.uint16)).save(file)
+
+    def fail(record):
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        read_or_skip(fail, {"file_name": str(file)})
+    with pytest.raises(RuntimeError, match="a bug"):
+        NamingMapper(fail)({"file_name": str(file)})

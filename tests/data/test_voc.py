@@ -97,3 +97,9 @@ def test_faults_are_counted_by_kind_and_name_their_files(write):
 def test_a_folder_without_annotations_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"No VOC annotations {tmp_path}"):
         read_voc(tmp_path)
+
+
+@pytest.mark.parametrize("tag", ["<difficult/>", "<difficult>Unspecified</difficult>"])
+def test_what_is_not_said_to_be_difficult_is_not(write, tag):
+    coco, _, problems = read_voc(write("a", _object(extra=tag)))
+    assert problems == [] and [a["iscrowd"] for a in coco["annotations"]] == [0]

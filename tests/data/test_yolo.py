@@ -124,3 +124,16 @@ def test_missing_files_are_named(write, tmp_path):
     (tmp_path / "classes.txt").write_text("car\n")
     with pytest.raises(FileNotFoundError, match="No label file for any image .*a.txt"):
         read_yolo(tmp_path)
+
+
+def test_linked_folders_are_followed_and_hidden_files_are_none(write, tmp_path):
+    write("images/a.jpg", "0 0.5 0.5 1 1\n")
+    write("images/.ipynb_checkpoints/a-checkpoint.jpg")
+    write("images/._a.jpg")
+    write("elsewhere/b.jpg")
+    (tmp_path / "images/part").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/round").symlink_to(tmp_path / "images")
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [car]\n")
+    coco, _, problems = read_yolo(tmp_path / "data.yaml", "train")
+    assert [x["file_name"] for x in coco["images"]] == ["images/a.jpg", "images/part/b.jpg"]
+    assert problems == []

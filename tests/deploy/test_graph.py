@@ -75,9 +75,11 @@ def test_candidates_without_nms(detector, name):
     some = scores > 0
     boxes, scores, classes = boxes[some], scores[some], classes[some]
     keep = batched_nms(boxes, scores, classes, threshold)[:count]
-    found = expected[1] > 0  # those beside the image are none
+    found = expected[1] > 0
     assert found.sum() > 20
-    assert torch.allclose(clip(boxes[keep], valid)[found[: len(keep)]], expected[0][found])
+    boxes = clip(boxes[keep], valid)
+    inside = (boxes[:, 2:] > boxes[:, :2]).all(1)  # those beside the image are none
+    assert torch.allclose(boxes[inside], expected[0][found])
     assert torch.equal(scores[keep][found[: len(keep)]], expected[1][found])
 
 
@@ -126,3 +128,15 @@ def test_masks_are_left_out_with_a_warning(detector, caplog):
     with torch.no_grad():
         boxes, _, _ = build_graph(model, (96, 96))(image, valid)
     assert boxes.shape[1] == 4 and "masks and keypoints are left out" in caplog.text
+
+
+@pytest.mark.parametrize("suppressed", [True, False])
+@pytest.mark.parametrize("name", ["RetinaNet", "FasterRCNN"])
+def test_scores_fall_and_zeros_come_last(detector, name, suppressed):
+    """Also where boxes outside of a small image are none."""
+    image = torch.randint(0, 255, (96, 128, 3), dtype=torch.uint8)
+    graph = build_graph(detector(name), (96, 128), suppressed=suppressed)
+    with torch.no_grad():
+        _, scores, _ = graph(image, torch.tensor((20, 20)))
+    assert 0 < (scores > 0).sum()
+    assert (scores.diff() <= 0).all()

@@ -10,6 +10,8 @@ import torch
 
 from aid_d2.cli import main
 from aid_d2.deploy.detector import TrainedDetector
+from aid_d2.deploy.images import write_image
+from detectron2.engine import DefaultPredictor
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +164,32 @@ def test_fast_finds_almost_the_same(files, rectangles):
     fast.speed_up()
     wanted, found = exact(image).scores[:20], fast(image).scores[:20]
     assert found.tolist() == pytest.approx(wanted.tolist(), abs=0.02)
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_detections_of_a_resized_image_are_detectron2s(
+    small_cfg, build_seeded, save_teacher, masks
+):
+    changes = {
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+        "MODEL.MASK_ON": masks,
+        "INPUT.MIN_SIZE_TEST": 80,
+    }
+    cfg = small_cfg("FasterRCNN", changes)
+    saved = save_teacher(cfg, build_seeded(cfg, 3))
+    config, weights = saved["DISTILL.TEACHER.CONFIG_FILE"], saved["DISTILL.TEACHER.WEIGHTS"]
+    image = np.random.default_rng(0).integers(0, 256, (50, 97, 3), np.uint8)
+    cfg.MODEL.WEIGHTS = weights
+    expected = DefaultPredictor(cfg)(image)["instances"]
+    found = TrainedDetector.load(config, weights)(image)
+    assert len(found) == len(expected) > 0
+    assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+    assert torch.equal(found.scores, expected.scores)
+    if masks:
+        assert torch.equal(found.pred_masks, expected.pred_masks)
+        assert found.pred_masks.shape[1:] == (50, 97)
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(tmp_path):
+    with pytest.raises(OSError, match="a.jpg cannot be written"):
+        write_image(tmp_path / "gone" / "a.jpg", np.zeros((4, 4, 3), np.uint8))

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import batched_nms
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.structures.boxes import matched_pairwise_iou
 
@@ -92,6 +92,8 @@ class GFL(DenseDetector):
         pixel_mean, pixel_std: per channel, see :class:`DenseDetector`.
     """
 
+    inference_single_image = RetinaNet.inference_single_image
+
     @configurable
     def __init__(
         self,
@@ -138,6 +140,11 @@ class GFL(DenseDetector):
     @classmethod
     def from_config(cls, cfg: CfgNode):
         node = cfg.MODEL.GFL
+        if node.NORM not in ("GN", ""):
+            raise ValueError(
+                f"MODEL.GFL.NORM is {node.NORM!r}; it has to be 'GN', or '' for none. Levels share "
+                "it, which others do not bear."
+            )
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
         head = GFLHead(
@@ -267,21 +274,9 @@ class GFL(DenseDetector):
         anchors = self.anchor_generator(features)
         results = []
         for index, image_size in enumerate(images.image_sizes):
-            detections = self._decode_multi_level_predictions(
-                anchors,
-                [x[index].sigmoid() for x in logits],
-                [x[index] for x in distributions],
-                self.test_score_thresh,
-                self.test_topk_candidates,
-                image_size,
-            )
-            keep = batched_nms(
-                detections.pred_boxes.tensor,
-                detections.scores,
-                detections.pred_classes,
-                self.test_nms_thresh,
-            )
-            results.append(detections[keep[: self.max_detections_per_image]])
+            scores = [x[index].sigmoid() for x in logits]
+            distances = [x[index] for x in distributions]
+            results.append(self.inference_single_image(anchors, scores, distances, image_size))
         return results
 
     def _flatten(self, predictions) -> list[list[Tensor]]:
