@@ -80,7 +80,7 @@ def test_candidates_without_nms(detector, name):
     boxes = clip(boxes[keep], valid)
     inside = (boxes[:, 2:] > boxes[:, :2]).all(1)  # those beside the image are none
     assert torch.allclose(boxes[inside], expected[0][found])
-    assert torch.equal(scores[keep][found[: len(keep)]], expected[1][found])
+    assert torch.equal(scores[keep][inside], expected[1][found])
 
 
 def test_folded_norms_change_rounding_alone(detector):
