@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import profile_step
 import pytest
+from helpers.training import DEFAULT_AID
 
 from aid_d2 import load_config
 from aid_d2.aid import AID, GRANULARITIES
@@ -67,7 +68,7 @@ def test_rows_and_their_ratios(tool, monkeypatch, capsys, config, kind, expected
 
 
 def test_granularities_are_those_of_their_names(tool, distilled_cfg):
-    cfg = distilled_cfg("RetinaNet", {"DISTILL.AID.PRESET": "PAPER"})
+    cfg = distilled_cfg("RetinaNet", {**DEFAULT_AID, "DISTILL.AID.PRESET": "PAPER"})
     rows = tool.variants(tool.Case(cfg, 64, 64, images=1, objects=2), "granularity")
     for name, case in rows.items():
         aid = AID.from_config(case.cfg.DISTILL.AID)

@@ -82,7 +82,13 @@ def test_the_teacher_is_fully_trusted_on_its_own_labels(
 def test_the_weight_of_a_batch_is_of_its_labeled_images(
     distilled_cfg, build_seeded, make_batch, detector
 ):
-    changes = {"DISTILL.AID.ALPHA": 0.1, "DISTILL.AID.GRANULARITY": "batch"}
+    # All proposals: which are drawn of an image depends on the images before it.
+    drawn = {"RPN.POST_NMS_TOPK_TRAIN": 60, "ROI_HEADS.BATCH_SIZE_PER_IMAGE": 10**6}
+    changes = {
+        "DISTILL.AID.ALPHA": 0.1,
+        "DISTILL.AID.GRANULARITY": "batch",
+        **{f"MODEL.{key}": number for key, number in drawn.items()},
+    }
     model = build_seeded(distilled_cfg(detector, changes), 0).train()
     batch, weights = make_batch((2, 1, 2)), []
     batch[0]["pseudo_labeled"] = True
