@@ -5,7 +5,7 @@ import os
 
 from detectron2.config import CfgNode
 
-from ..aid import AID
+from ..aid import AID, PRESETS
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ def _aid(before: CfgNode, cfg: CfgNode) -> AID:
     node = cfg.DISTILL.AID.clone()
     known = before.DISTILL.AID if "DISTILL" in before and "AID" in before.DISTILL else {}
     node.update({key: known[key] for key in node if key in known})
+    node.update(PRESETS.get(node.PRESET, {}))  # beside which other values are refused today
     return AID.from_config(node)
 
 

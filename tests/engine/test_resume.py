@@ -68,10 +68,13 @@ def test_another_aid_is_told(cfg, caplog, changes, now):
 
 def test_the_same_aid_by_other_keys_is_no_change(cfg, tmp_path, caplog):
     cfg.DISTILL.AID.PRESET = "PAPER"
-    keys = "{ALPHA: 0.1, GRANULARITY: level, RELATIVE: False, RESCALE: False}"
-    (tmp_path / "config.yaml").write_text(f"DISTILL: {{AID: {keys}}}")
-    check_unchanged(cfg)
-    assert not caplog.records
+    for keys in (
+        "{ALPHA: 0.1, GRANULARITY: level, RELATIVE: False, RESCALE: False}",
+        "{PRESET: PAPER, ALPHA: 0.1, GRANULARITY: instance}",  # defaults of that time
+    ):
+        (tmp_path / "config.yaml").write_text(f"DISTILL: {{AID: {keys}}}")
+        check_unchanged(cfg)
+        assert not caplog.records
 
 
 def test_an_empty_folder_can_be_resumed(cfg, tmp_path):
