@@ -25,8 +25,11 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies in bfloat16 instead of emulating it."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # younger than torch 2.4
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    if not hasattr(torch.cpu, "get_capabilities"):  # younger than torch 2.6
+        return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    capabilities = torch.cpu.get_capabilities()
+    # Of Intel and AMD, and of ARM.
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def warn_emulated_bfloat16(device: torch.device) -> None:

@@ -105,6 +105,18 @@ def test_float32_is_exact(small_cfg, build_seeded, make_batch):
         assert all(map(torch.equal, x, y))
 
 
+@pytest.mark.parametrize(
+    "capabilities,expected",
+    [({"avx2": True}, False), ({"avx512_bf16": True}, True), ({"bf16": True}, True)],
+)
+def test_what_a_cpu_can_do_is_asked_of_torch(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert precision.has_bfloat16(CPU) == expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: expected, raising=False)
+    assert precision.has_bfloat16(CPU) == expected
+
+
 @pytest.mark.parametrize("available", [True, False])
 def test_auto_takes_bfloat16_where_it_is_fast(monkeypatch, available):
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: available)
