@@ -36,7 +36,13 @@ MORE_MEMORY = "Lower SOLVER.IMS_PER_BATCH, or set SOLVER.BF16 True, which halves
 
 
 class Trainer(DefaultTrainer):
-    """`DefaultTrainer` with the COCO evaluator, and KITTI's own metrics where they apply."""
+    """`DefaultTrainer` with the COCO evaluator, and KITTI's own metrics where they apply.
+
+    Attributes:
+        trained: the last iteration whose step is done.
+    """
+
+    trained = -1
 
     def __init__(self, cfg: CfgNode):
         if cfg.SOLVER.BF16 and cfg.SOLVER.AMP.ENABLED:
@@ -82,10 +88,11 @@ class Trainer(DefaultTrainer):
                 "clip gradients by SOLVER.CLIP_GRADIENTS.ENABLED True, CLIP_TYPE norm and "
                 "CLIP_VALUE 35.0."
             ) from error
+        self.trained = self.iter
 
     def save_progress(self) -> str:
-        """Save what the steps before this one have trained, and say where; in the main process."""
-        done = self.iter - 1
+        """Save what all steps that are done have trained, and say where; in the main process."""
+        done = self.trained
         if done < self.start_iter or not comm.is_main_process():
             return ""
         self.iter = done  # which the trainer's own state tells
