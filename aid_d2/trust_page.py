@@ -10,6 +10,7 @@ import numpy as np
 
 from detectron2.data.detection_utils import read_image
 
+from .data.coco_file import add_annotation, categories_of
 from .deploy.images import write_image
 
 OBJECT, FALSE_ALARM = "object", "false alarm"
@@ -119,6 +120,16 @@ def coco_annotations(
     Each has its trust as `score`, and `kind`. A file name is the path of the image.
     """
     numbers = {image.file_name: i for i, image in enumerate(images, start=1)}
+    annotations: list[dict] = []
+    for x in instances:
+        add_annotation(
+            annotations,
+            numbers[x.file_name],
+            classes.index(x.category) + 1,
+            [x.x1, x.y1, x.x2 - x.x1, x.y2 - x.y1],
+            score=None if x.trust != x.trust else x.trust,
+            kind=x.kind,
+        )
     return {
         "images": [
             {
@@ -129,20 +140,8 @@ def coco_annotations(
             }
             for image in images
         ],
-        "categories": [{"id": i, "name": name} for i, name in enumerate(classes, start=1)],
-        "annotations": [
-            {
-                "id": i,
-                "image_id": numbers[x.file_name],
-                "category_id": classes.index(x.category) + 1,
-                "bbox": [x.x1, x.y1, x.x2 - x.x1, x.y2 - x.y1],
-                "area": (x.x2 - x.x1) * (x.y2 - x.y1),
-                "iscrowd": 0,
-                "score": None if x.trust != x.trust else x.trust,
-                "kind": x.kind,
-            }
-            for i, x in enumerate(instances, start=1)
-        ],
+        "categories": categories_of(classes),
+        "annotations": annotations,
     }
 
 

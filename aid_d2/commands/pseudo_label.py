@@ -34,6 +34,7 @@ from detectron2.evaluation import inference_context
 from detectron2.structures import BoxMode, Instances
 
 from ..config import show_from
+from ..data.coco_file import add_annotation, categories_of
 from ..data.image_check import files_under
 from ..data.readable import read_or_skip
 from ..data.registered import class_names, require_registered
@@ -206,7 +207,7 @@ def to_coco(images: list[dict], found: dict[str, list], classes: list[str]) -> t
     coco = {
         "images": [],
         "annotations": [],
-        "categories": [{"id": i, "name": name} for i, name in enumerate(classes, start=1)],
+        "categories": categories_of(classes),
     }
     for image in images:
         if not found[image["file_name"]]:
@@ -215,15 +216,5 @@ def to_coco(images: list[dict], found: dict[str, list], classes: list[str]) -> t
         name = os.path.relpath(image["file_name"], root)
         coco["images"].append({**image, "id": image_id, "file_name": name})
         for class_, score, *box in found[image["file_name"]]:
-            coco["annotations"].append(
-                {
-                    "id": len(coco["annotations"]) + 1,
-                    "image_id": image_id,
-                    "category_id": class_ + 1,
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": 0,
-                    "score": score,
-                }
-            )
+            add_annotation(coco["annotations"], image_id, class_ + 1, box, score=score)
     return coco, root

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..suggestions import did_you_mean
+from .coco_file import categories_of
 from .problems import Problem, problems_at
 
 
@@ -56,7 +57,8 @@ def select_classes(coco: dict, class_of: Mapping[str, str]) -> tuple[dict, list[
         the annotations, their categories being 1, 2, ...; and the names that were left out, each
         with the number and the files of its objects.
     """
-    ids = {class_: i for i, class_ in enumerate(dict.fromkeys(class_of.values()), start=1)}
+    categories = categories_of(dict.fromkeys(class_of.values()))
+    ids = {category["name"]: category["id"] for category in categories}
     names = {c["id"]: c["name"] for c in coco["categories"]}
     kept, left_out = [], {}
     for annotation in coco["annotations"]:
@@ -70,5 +72,4 @@ def select_classes(coco: dict, class_of: Mapping[str, str]) -> tuple[dict, list[
     for name, images in left_out.items():
         kind = f"objects of class {name!r}, left out by DATASETS.CLASSES"
         problems += problems_at(kind, [file_names[i] for i in images], fatal=False)
-    categories = [{"id": i, "name": class_} for class_, i in ids.items()]
     return {**coco, "annotations": kept, "categories": categories}, problems

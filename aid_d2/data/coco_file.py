@@ -1,6 +1,7 @@
-"""Reading COCO-json files, with clear errors."""
+"""Reading COCO-json files, with clear errors, and the records that they are made of."""
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .paths import datasets_root
@@ -32,6 +33,36 @@ def read_coco_json(path: Path) -> dict:
     if not coco["categories"] or not all(named):
         raise ValueError(f"{path}: every category needs an id and a name, and there must be one.")
     return coco
+
+
+def categories_of(names: Iterable[str]) -> list[dict]:
+    """COCO's categories of class names in their order, with ids 1, 2, ..."""
+    return [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
+
+
+def add_annotation(
+    annotations: list[dict], image_id: int, category_id: int, box: Sequence[float], **more
+) -> None:
+    """Add an object to a list of COCO's annotations, whose ids are 1, 2, ...
+
+    COCO's evaluation takes id 0 for "no match".
+
+    Args:
+        annotations: what there is so far.
+        box: x, y, width, height in pixels.
+        more: further keys, and `iscrowd` if it is not 0.
+    """
+    annotations.append(
+        {
+            "id": len(annotations) + 1,
+            "image_id": image_id,
+            "category_id": category_id,
+            "bbox": list(box),
+            "area": box[2] * box[3],
+            "iscrowd": 0,
+            **more,
+        }
+    )
 
 
 def is_plain_utf8(path: Path) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import UnidentifiedImageError
 
+from .coco_file import add_annotation, categories_of
 from .image_check import size_of
 
 logger = logging.getLogger(__name__)
@@ -270,8 +271,10 @@ def kitti_to_coco(root: Path | str, ids: Sequence[str], classes: Sequence[str]) 
         raise ValueError(
             f"{unknown[0]!r} is no KITTI class; choose from {', '.join(KITTI_8_CLASSES)}."
         )
-    category_ids = {name: i for i, name in enumerate(classes, start=1)}
-    images, annotations = [], []
+    categories = categories_of(classes)
+    category_ids = {category["name"]: category["id"] for category in categories}
+    images: list[dict] = []
+    annotations: list[dict] = []
     warnings = Counter()
     for frame, (image_file, label_file) in zip(ids, frame_files(root, ids)):
         if not frame.isdecimal():
@@ -289,25 +292,23 @@ def kitti_to_coco(root: Path | str, ids: Sequence[str], classes: Sequence[str]) 
                 warnings["partly outside the image, clipped"] += 1
             ignored = obj.type not in category_ids
             for category_id in category_ids.values() if ignored else [category_ids[obj.type]]:
-                annotation = {
-                    "id": len(annotations) + 1,  # COCO's evaluation takes id 0 for "no match"
-                    "image_id": image["id"],
-                    "category_id": category_id,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
-                    "iscrowd": int(ignored),
-                    "kitti_type": obj.type,
-                    "truncated": obj.truncated,
-                    "occluded": obj.occluded,
-                }
-                annotations.append(annotation)
+                add_annotation(
+                    annotations,
+                    image["id"],
+                    category_id,
+                    [x1, y1, x2 - x1, y2 - y1],
+                    iscrowd=int(ignored),
+                    kitti_type=obj.type,
+                    truncated=obj.truncated,
+                    occluded=obj.occluded,
+                )
     for what, count in warnings.items():
         logger.warning("%s: %d boxes %s.", root, count, what)
     return {
         "info": {"description": "KITTI-layout data set converted by aid_d2"},
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": i, "name": name} for name, i in category_ids.items()],
+        "categories": categories,
     }
 
 

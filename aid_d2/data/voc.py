@@ -4,6 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 from xml.etree import ElementTree
 
+from .coco_file import add_annotation, categories_of
 from .image_check import IMAGE_SUFFIXES, UNREADABLE, size_of
 from .problems import Problem, problems_at
 
@@ -46,11 +47,10 @@ def read_voc(folder: Path, split: str | None = None) -> tuple[dict, Path, list[P
             {"id": image_id, "file_name": path.name, "width": width, "height": height}
         )
     names = sorted({name for _, name, _, _ in objects})
-    coco["categories"] = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
-    ids = {name: i for i, name in enumerate(names, start=1)}
-    for i, (image_id, name, box, difficult) in enumerate(objects, start=1):
-        record = {"id": i, "image_id": image_id, "category_id": ids[name], "bbox": box}
-        coco["annotations"].append({**record, "area": box[2] * box[3], "iscrowd": difficult})
+    coco["categories"] = categories_of(names)
+    ids = {category["name"]: category["id"] for category in coco["categories"]}
+    for image_id, name, box, difficult in objects:
+        add_annotation(coco["annotations"], image_id, ids[name], box, iscrowd=difficult)
     problems = [p for kind, places in faults.items() for p in problems_at(kind, places)]
     return coco, image_dir, problems
 

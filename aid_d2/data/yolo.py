@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from .coco_file import add_annotation, categories_of
 from .image_check import UNREADABLE, files_under, size_of
 from .problems import Problem, problems_at
 
@@ -123,7 +124,8 @@ def _label_file(image: Path) -> Path:
 def _convert(
     images: list[Path], labels: list[Path], names: list[str], root: Path
 ) -> tuple[dict, list[Problem]]:
-    listed, annotations = [], []
+    listed: list[dict] = []
+    annotations: list[dict] = []
     faults: dict[str, list[str]] = defaultdict(list)
     for image_id, (image, label) in enumerate(zip(images, labels), start=1):
         try:
@@ -140,10 +142,8 @@ def _convert(
                 faults[str(fault)].append(f"{label}:{number}")
                 continue
             box = [x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height]
-            record = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category}
-            annotations.append({**record, "bbox": box, "area": box[2] * box[3], "iscrowd": 0})
-    categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
-    coco = {"images": listed, "annotations": annotations, "categories": categories}
+            add_annotation(annotations, image_id, category, box)
+    coco = {"images": listed, "annotations": annotations, "categories": categories_of(names)}
     return coco, [p for kind, places in faults.items() for p in problems_at(kind, places)]
 
 

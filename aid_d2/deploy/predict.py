@@ -12,6 +12,7 @@ import numpy as np
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils.visualizer import Visualizer
 
+from ..data.coco_file import add_annotation, categories_of
 from .detector import TrainedDetector, show_metadata
 from .images import VIDEOS, Video, image_files, images, is_camera, write_image
 
@@ -25,7 +26,7 @@ class Sink:
         self.folder = folder
         self.images: list[dict] = []
         self.annotations: list[dict] = []
-        self.categories = [{"id": i, "name": name} for i, name in enumerate(class_names, start=1)]
+        self.categories = categories_of(class_names)
         self.same: Counter[str] = Counter()
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -46,17 +47,7 @@ class Sink:
         for box, score, label in zip(
             boxes.tolist(), found.scores.tolist(), found.pred_classes.tolist()
         ):
-            self.annotations.append(
-                {
-                    "id": len(self.annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": label + 1,
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": 0,
-                    "score": score,
-                }
-            )
+            add_annotation(self.annotations, image_id, label + 1, box, score=score)
 
     def write(self) -> Path:
         """Write detections.json."""

@@ -7,7 +7,7 @@ from helpers.training import DEFAULT_AID, step
 from aid_d2.layers.matching import label_proposals
 from aid_d2.modeling.ignore_regions import ignoring_regions
 from aid_d2.modeling.wrappers import wrap
-from aid_d2.modeling.wrappers.faster_rcnn import spread
+from aid_d2.modeling.wrappers.faster_rcnn import thin_out
 from aid_d2.structures import Objects
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
@@ -101,7 +101,7 @@ def test_labels_are_those_of_the_students_sampling(small_cfg, build_seeded, make
 def test_a_sample_of_many_keeps_the_share_of_those_on_objects(number, kept):
     on_object = torch.arange(number) < number / 4
     boxes = Boxes(on_object[:, None].expand(-1, 4).float())
-    sample = spread(boxes, 128).tensor[:, 0]
+    sample = thin_out(boxes, 128).tensor[:, 0]
     assert len(sample) == kept
     assert abs(sample.sum() - kept / 4) <= 1
 

@@ -171,7 +171,7 @@ class FasterRCNNWrapper(DetectorWrapper):
         matchers = getattr(heads, "proposal_matchers", [heads.proposal_matcher])
         return [
             label_proposals(
-                [spread(x, _PROPOSALS) for x in call.inputs[1]],
+                [thin_out(x, _PROPOSALS) for x in call.inputs[1]],
                 objects,
                 matcher,
                 heads.num_classes,
@@ -311,7 +311,7 @@ class FasterRCNNWrapper(DetectorWrapper):
         return torch.stack(stage_losses).mean(0)
 
 
-def spread(boxes: Boxes, count: int) -> Boxes:
+def thin_out(boxes: Boxes, count: int) -> Boxes:
     """At most `count` of the boxes, at equal distances, which keeps the share of those on objects:
     Detectron2 lists them first.
     """
