@@ -84,6 +84,19 @@ def test_it_runs_without_torch_and_detects_the_same(files, exported, rectangles)
     assert found["classes"] == expected.pred_classes.tolist()
 
 
+def test_an_image_that_is_resized(exported, rectangles):
+    """Each pixel as nine of them: the mean of nine is that pixel, and boxes are three times as
+    large.
+    """
+    image = cv2.imread(str(sorted(Path(rectangles[2]).glob("*.png"))[0]))
+    detector = Detector(str(exported))
+    found, enlarged = detector(image), detector(image.repeat(3, axis=0).repeat(3, axis=1))
+    assert len(found["scores"]) > 20
+    assert np.allclose(enlarged["scores"], found["scores"], atol=1e-6)
+    assert np.allclose(enlarged["boxes"], 3 * found["boxes"], atol=1e-3)
+    assert enlarged["classes"].tolist() == found["classes"].tolist()
+
+
 def test_what_run_onnx_prints(exported, rectangles, tmp_path, monkeypatch, capsys):
     image = str(sorted(Path(rectangles[2]).glob("*.png"))[0])
     (tmp_path / "broken.png").write_bytes(b"no image")
