@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
         slim_checkpoint(detector, args.output)
     else:
         _export(args)
-    print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MB")
+    print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MiB")
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -110,10 +110,10 @@ def teacher_classes(cfg: CfgNode, teacher: Teacher) -> list[str]:
         raise ValueError(
             "Neither the checkpoint nor DATASETS.TRAIN of its config names the teacher's classes."
         )
-    if len(names) != teacher.wrapper.num_classes:
+    if teacher.wrapper.num_classes not in (None, len(names)):
         raise ValueError(
-            f"The teacher has {teacher.wrapper.num_classes} classes, and DATASETS.TRAIN "
-            f"{len(names)}: set it to what the teacher was trained on."
+            f"The teacher has {teacher.wrapper.num_classes} classes, and the checkpoint or "
+            f"DATASETS.TRAIN names {len(names)}: set it to what the teacher was trained on."
         )
     return list(names)
 

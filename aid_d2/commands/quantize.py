@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"8 bits lose {before - after:.2f} AP, more than {MOST_AP_LOST}: nothing is kept."
             )
-    print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MB")
+    print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MiB")
 
 
 def _average_precision(data: TestSet, path: Path) -> float:

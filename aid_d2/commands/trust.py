@@ -84,6 +84,7 @@ def run(args: argparse.Namespace) -> None:
     records = DatasetCatalog.get(args.dataset)
     truth = read_truth(args.truth, records) if args.truth else None
     teacher = Teacher.load(cfg, args.weights)
+    teacher.wrapper.check_losses()
     classes = MetadataCatalog.get(args.dataset).thing_classes
     if teacher.class_names:
         require_same_classes("the teacher", teacher.class_names, args.dataset, classes)

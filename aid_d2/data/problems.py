@@ -1,13 +1,17 @@
 """Faults of a user's data set: each kind counted, all of them told at once."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
 
 # How many places of a problem its message names.
 _SHOWN = 3
+
+
+class Fault(ValueError):
+    """What is wrong with one file or line; the message is the kind of a :class:`Problem`."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,11 @@ class Problem:
 def problems_at(kind: str, places: Sequence[str], fatal: bool = True) -> list[Problem]:
     """The problem of this kind as a list, which is empty where there are no places."""
     return [Problem(kind, len(places), tuple(places), fatal)] if places else []
+
+
+def problems_of(faults: Mapping[str, Sequence[str]]) -> list[Problem]:
+    """The fatal problems of these kinds, each with its places."""
+    return [p for kind, places in faults.items() for p in problems_at(kind, places)]
 
 
 def settle(source: object, problems: Sequence[Problem]) -> None:

@@ -6,11 +6,7 @@ from xml.etree import ElementTree
 
 from .coco_file import add_annotation, categories_of
 from .image_check import IMAGE_SUFFIXES, UNREADABLE, size_of
-from .problems import Problem, problems_at
-
-
-class _Fault(ValueError):
-    """What is wrong with one file."""
+from .problems import Fault, Problem, problems_of
 
 
 def read_voc(folder: Path, split: str | None = None) -> tuple[dict, Path, list[Problem]]:
@@ -40,7 +36,7 @@ def read_voc(folder: Path, split: str | None = None) -> tuple[dict, Path, list[P
             width, height = _size(root, path)
             image_id = len(coco["images"]) + 1
             objects += [(image_id, *found) for found in map(_read_object, root.iter("object"))]
-        except _Fault as fault:
+        except Fault as fault:
             faults[str(fault)].append(xml.name)
             continue
         coco["images"].append(
@@ -51,8 +47,7 @@ def read_voc(folder: Path, split: str | None = None) -> tuple[dict, Path, list[P
     ids = {category["name"]: category["id"] for category in coco["categories"]}
     for image_id, name, box, difficult in objects:
         add_annotation(coco["annotations"], image_id, ids[name], box, iscrowd=difficult)
-    problems = [p for kind, places in faults.items() for p in problems_at(kind, places)]
-    return coco, image_dir, problems
+    return coco, image_dir, problems_of(faults)
 
 
 def _first_dir(folder: Path, *names: str) -> Path:
@@ -95,9 +90,9 @@ def _parse(xml: Path) -> ElementTree.Element:
     try:
         return ElementTree.parse(xml).getroot()
     except FileNotFoundError:
-        raise _Fault("xml files that the split lists and that do not exist") from None
+        raise Fault("xml files that the split lists and that do not exist") from None
     except (ElementTree.ParseError, OSError, ValueError, LookupError):
-        raise _Fault("files that are not xml") from None
+        raise Fault("files that are not xml") from None
 
 
 def _image_of(xml: Path, root: ElementTree.Element, images: dict[str, list[Path]]) -> Path:
@@ -105,7 +100,7 @@ def _image_of(xml: Path, root: ElementTree.Element, images: dict[str, list[Path]
     named = Path((root.findtext("filename") or "").strip())
     found = images.get(xml.stem) or images.get(named.stem)
     if not found:
-        raise _Fault("xml files without an image of the same name")
+        raise Fault("xml files without an image of the same name")
     return next((path for path in found if path.name == named.name), found[0])
 
 
@@ -119,16 +114,16 @@ def _size(root: ElementTree.Element, path: Path) -> tuple[int, int]:
     try:
         return size_of(path)
     except Exception:  # Pillow raises of all kinds for broken files
-        raise _Fault(f"xml files without a size, and {UNREADABLE}") from None
+        raise Fault(f"xml files without a size, and {UNREADABLE}") from None
 
 
 def _read_object(found: ElementTree.Element) -> tuple[str, list[float], int]:
     """Name, box as x, y, width and height, and whether the object is `difficult`."""
     name, box = (found.findtext("name") or "").strip(), found.find("bndbox")
     if not name:
-        raise _Fault("xml files with an object without <name>")
+        raise Fault("xml files with an object without <name>")
     if box is None:
-        raise _Fault("xml files with an object without <bndbox>")
+        raise Fault("xml files with an object without <bndbox>")
     x1, y1, x2, y2 = (_number(box, tag) for tag in ("xmin", "ymin", "xmax", "ymax"))
     # VOC counts pixels from 1 and includes the last one, as Detectron2's VOC loader knows.
     x1, y1 = x1 - 1, y1 - 1
@@ -142,4 +137,4 @@ def _number(parent: ElementTree.Element, tag: str, default: float | None = None)
     try:
         return float(text or "")
     except ValueError:
-        raise _Fault(f"xml files in which <{tag}> is no number") from None
+        raise Fault(f"xml files in which <{tag}> is no number") from None

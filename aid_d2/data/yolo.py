@@ -8,15 +8,11 @@ import yaml
 
 from .coco_file import add_annotation, categories_of
 from .image_check import UNREADABLE, files_under, size_of
-from .problems import Problem, problems_at
+from .problems import Fault, Problem, problems_of
 
 _FORMAT = "lines that are neither `class x y width height` nor `class` and a polygon"
 # What rounding and boxes at the edge of an image leave.
 _TOLERANCE = 0.01
-
-
-class _Fault(ValueError):
-    """What is wrong with one line."""
 
 
 def read_yolo(source: Path, split: str | None = None) -> tuple[dict, Path, list[Problem]]:
@@ -136,20 +132,22 @@ def _convert(
         size = {"width": width, "height": height}
         listed.append({"id": image_id, "file_name": os.path.relpath(image, root), **size})
         for number, line in enumerate(_labels(label, faults), start=1):
+            if not line.strip():
+                continue
             try:
                 category, x1, y1, x2, y2 = _parse(line, len(names))
-            except _Fault as fault:
+            except Fault as fault:
                 faults[str(fault)].append(f"{label}:{number}")
                 continue
             box = [x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height]
             add_annotation(annotations, image_id, category, box)
     coco = {"images": listed, "annotations": annotations, "categories": categories_of(names)}
-    return coco, [p for kind, places in faults.items() for p in problems_at(kind, places)]
+    return coco, problems_of(faults)
 
 
 def _labels(label: Path, faults: dict[str, list[str]]) -> list[str]:
     try:
-        return [line for line in label.read_text("utf-8-sig").splitlines() if line.strip()]
+        return label.read_text("utf-8-sig").splitlines()
     except FileNotFoundError:
         return []
     except (OSError, ValueError):
@@ -162,13 +160,13 @@ def _parse(line: str, num_classes: int) -> tuple[int, float, float, float, float
     try:
         class_, *values = map(float, line.split())
     except ValueError:
-        raise _Fault(_FORMAT) from None
+        raise Fault(_FORMAT) from None
     if len(values) < 4 or len(values) % 2:
-        raise _Fault(_FORMAT)
+        raise Fault(_FORMAT)
     if class_ not in range(num_classes):
-        raise _Fault(f"lines with a class that is not one of 0..{num_classes - 1}")
+        raise Fault(f"lines with a class that is not one of 0..{num_classes - 1}")
     if not all(-_TOLERANCE <= v <= 1 + _TOLERANCE for v in values):
-        raise _Fault("lines with a number outside of 0..1")
+        raise Fault("lines with a number outside of 0..1")
     if len(values) == 4:
         x, y, w, h = values
         return int(class_) + 1, x - w / 2, y - h / 2, x + w / 2, y + h / 2

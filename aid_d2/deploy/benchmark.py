@@ -123,7 +123,7 @@ def report(candidates: Sequence[Candidate]) -> list[dict]:
             "runtime": x.runtime,
             "parameters (M)": round(x.parameters / 1e6, 2),
             "MACs (G)": round(x.macs / 1e9, 2),
-            "file (MB)": round(x.file.stat().st_size / 2**20, 1),
+            "file (MiB)": round(x.file.stat().st_size / 2**20, 1),
             "resize (ms)": round(_median(x, 0), 1),
             "detect (ms)": round(_median(x, 1), 1),
             "least": round(min(y[1] for y in x.seconds) * 1000, 1),
@@ -132,7 +132,7 @@ def report(candidates: Sequence[Candidate]) -> list[dict]:
             "faster": f"{slowest / _median(x, 1):.1f}x",
         }
         if x.memory is not None:
-            row["memory (MB)"] = round(x.memory)
+            row["memory (MiB)"] = round(x.memory)
         if x.ap is not None:
             row["AP"] = round(x.ap, 2)
         rows.append(row)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -130,7 +131,7 @@ def _write_script(path: Path) -> None:
 
 
 def write_onnx(
-    graph: Graph, example: tuple[Tensor, Tensor], metadata: Mapping[str, str], path: Path
+    graph: Graph, example: tuple[Tensor, Tensor], metadata: Mapping[str, Any], path: Path
 ) -> None:
     """Write a graph in ONNX; arguments as of :func:`write_program`."""
     proto = torch.onnx.export(
@@ -142,7 +143,7 @@ def write_onnx(
         output_names=["boxes", "scores", "classes"],
         verbose=False,
     ).model_proto
-    onnx.helper.set_model_props(proto, dict(metadata))
+    onnx.helper.set_model_props(proto, {key: json.dumps(x) for key, x in metadata.items()})
     onnx.save(proto, path)
 
 
@@ -181,10 +182,10 @@ def _match(ours: list[Tensor], theirs: list[Tensor], result: Parity) -> None:
         result.score = max(result.score, float(score[found].max()))
 
 
-def _metadata(detector: TrainedDetector, canvas: Sequence[int], graph: Graph) -> dict[str, str]:
+def _metadata(detector: TrainedDetector, canvas: Sequence[int], graph: Graph) -> dict[str, Any]:
     cfg = detector.cfg
     parameters, macs = detector.complexity(canvas)
-    values = {
+    return {
         "classes": detector.class_names,
         "input_format": cfg.INPUT.FORMAT,
         "canvas": list(canvas),
@@ -198,7 +199,6 @@ def _metadata(detector: TrainedDetector, canvas: Sequence[int], graph: Graph) ->
         "config_sha256": hashlib.sha256(cfg.dump().encode()).hexdigest(),
         "weights": detector.weights,
     }
-    return {key: json.dumps(value) for key, value in values.items()}
 
 
 def slim_checkpoint(detector: TrainedDetector, output: Path) -> None:

@@ -1,7 +1,5 @@
 """The files of `aid-d2 export` in OpenVINO, which is faster on Intel's processors."""
 
-import json
-
 import numpy as np
 import onnx
 import openvino
@@ -16,13 +14,15 @@ class OpenVinoDetector(runtime.Detector):
         path: of the .onnx file.
         threads: of the processor.
         precision: `f32`, `bf16` or `f16`; by default OpenVINO's choice for the processor.
+
+    Raises:
+        ValueError: the file is not of `aid-d2 export`.
     """
 
     def __init__(self, path: str, threads: int = 0, precision: str = ""):
         self.path = path
-        self.metadata = {
-            entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props
-        }
+        stored = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+        self.metadata = runtime.read_metadata(path, stored)
         options = {"INFERENCE_NUM_THREADS": threads}
         if precision:
             options["INFERENCE_PRECISION_HINT"] = precision

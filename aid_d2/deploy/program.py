@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,20 +17,19 @@ _METADATA = "metadata.json"
 
 
 def write_program(
-    graph: Graph, example: tuple[Tensor, Tensor], metadata: Mapping[str, str], path: Path
+    graph: Graph, example: tuple[Tensor, Tensor], metadata: Mapping[str, Any], path: Path
 ) -> None:
     """Write a graph as a program of `torch.export`.
 
     Args:
         graph: in eval mode.
         example: its inputs.
-        metadata: values as json.
+        metadata: what json can hold.
         path: of the file, which may have any name.
     """
-    values = {key: json.loads(value) for key, value in metadata.items()}
     program = torch.export.export(graph, example, strict=False)  # the default since torch 2.8
     with path.open("wb") as file:
-        torch.export.save(program, file, extra_files={_METADATA: json.dumps(values)})
+        torch.export.save(program, file, extra_files={_METADATA: json.dumps(metadata)})
 
 
 class ProgramDetector(runtime.Detector):
@@ -37,6 +37,9 @@ class ProgramDetector(runtime.Detector):
 
     Args:
         path: of the .pt2 file.
+
+    Raises:
+        ValueError: the file is not of `aid-d2 export`.
     """
 
     runtime = "PyTorch program"
@@ -46,7 +49,8 @@ class ProgramDetector(runtime.Detector):
         extra = {_METADATA: ""}
         with open(path, "rb") as file:
             self.module = torch.export.load(file, extra_files=extra).module()
-        self.metadata = json.loads(extra[_METADATA])
+        self.metadata = json.loads(extra[_METADATA] or "{}")
+        runtime.require_metadata(path, self.metadata)
 
     def infer(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         tensors = torch.from_numpy(inputs["image"]), torch.from_numpy(inputs["valid"])

@@ -17,6 +17,22 @@ import onnxruntime
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 
 
+def require_metadata(path: str, stored: dict) -> None:
+    """Raise ValueError where a file's metadata are not those that `aid-d2 export` writes."""
+    if "canvas" not in stored:
+        raise ValueError(f"{path} is not of `aid-d2 export`: it does not say what it takes.")
+
+
+def read_metadata(path: str, stored: dict[str, str]) -> dict:
+    """The metadata of an .onnx file, decoded.
+
+    Raises:
+        ValueError: the file is not of `aid-d2 export`.
+    """
+    require_metadata(path, stored)
+    return {key: json.loads(value) for key, value in stored.items()}
+
+
 class Detector:
     """An exported detector.
 
@@ -49,10 +65,7 @@ class Detector:
             self.session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # ONNX Runtime raises of many kinds, which have no common base
             raise ValueError(f"{path} cannot be run: {error}") from error
-        stored = self.session.get_modelmeta().custom_metadata_map
-        if "canvas" not in stored:
-            raise ValueError(f"{path} is not of `aid-d2 export`: it does not say what it takes.")
-        self.metadata = {key: json.loads(value) for key, value in stored.items()}
+        self.metadata = read_metadata(path, self.session.get_modelmeta().custom_metadata_map)
 
     def __call__(self, image: np.ndarray, score: float = 0.0) -> dict[str, np.ndarray]:
         """Detect objects.

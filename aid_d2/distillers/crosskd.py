@@ -90,7 +90,7 @@ class CrossKD(Distiller):
                 f"a {type(self.student.model).__name__}. Use a RetinaNet, FCOS or GFL."
             )
         self.constants = context.constants(node)
-        self._check_position()
+        self._check_position(node)
         self.adapters = nn.ModuleDict()
         for branch in self.teacher.towers:
             self.adapters[branch] = channel_adapter(
@@ -135,14 +135,15 @@ class CrossKD(Distiller):
         before = tower[: self._cut(tower)]
         return [layer.out_channels for layer in before if isinstance(layer, nn.Conv2d)][-1]
 
-    def _check_position(self) -> None:
-        position, detector = self.constants.POSITION, self.teacher.detector.__name__
+    def _check_position(self, node: CN) -> None:
+        key = next(key for key, value in node.items() if value is self.constants)
+        position = self.constants.POSITION
         for role, wrapper in (("student", self.student), ("teacher", self.teacher)):
             for branch, tower in wrapper.towers.items():
                 length = len(activations(tower))
                 if not 1 <= position <= length:
                     raise ValueError(
-                        f"DISTILL.CROSSKD.{detector.upper()}.POSITION is {position}, but the "
+                        f"DISTILL.CROSSKD.{key}.POSITION is {position}, but the "
                         f"{branch} tower of the {role} has {length} convolutions (NUM_CONVS); it "
                         "has to be between 1 and the smaller number of both."
                     )

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import split_coco
@@ -9,7 +10,9 @@ import torch
 from PIL import ExifTags, Image
 
 from aid_d2.cli import main
+from aid_d2.commands.pseudo_label import teacher_classes
 from aid_d2.data import register_coco_json
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, DatasetMapper
 from detectron2.modeling import META_ARCH_REGISTRY
 
@@ -146,6 +149,15 @@ def test_classes_are_those_of_the_checkpoint(run, teacher, tmp_path):
     torch.save({**torch.load(weights), "class_names": ["car", "person", "truck"]}, named)
     coco = run(tmp_path / "labels.json", 0.0, "--weights", str(named), *OF_DATA_SET)
     assert [x["name"] for x in coco["categories"]] == ["car", "person", "truck"]
+
+
+def test_a_teacher_whose_number_of_classes_is_not_known():
+    """A detector of one's own, without a wrapper that tells it."""
+    known = SimpleNamespace(class_names=["car", "bus"], wrapper=SimpleNamespace(num_classes=None))
+    assert teacher_classes(get_cfg(), known) == ["car", "bus"]
+    known.wrapper.num_classes = 3
+    with pytest.raises(ValueError, match="has 3 classes, .* names 2"):
+        teacher_classes(get_cfg(), known)
 
 
 def test_a_photograph_turned_by_its_exif_tag(run, rectangles, tmp_path):

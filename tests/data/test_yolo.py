@@ -84,8 +84,8 @@ def test_a_polygon_becomes_the_box_around_it(write):
 
 
 def test_faults_are_counted_by_kind_and_name_file_and_line(write):
-    lines = ["0 0.5 0.5 0.1 0.1", "7 0.5 0.5 0.1 0.1", "0 50 20 10 10", "0 0.5 0.5", "car 1 1 1 1"]
-    root = write("a.jpg", "\n".join(lines))
+    lines = ["0 0.5 0.5 0.1 0.1", "", "7 0.5 0.5 0.1 0.1", "0 50 20 10 10"]
+    root = write("a.jpg", "\n".join([*lines, "0 0.5 0.5", "car 1 1 1 1"]))
     (root / "classes.txt").write_text("car\nbus\n")
     (root / "b.jpg").write_text("no image")
     coco, _, problems = read_yolo(root)
@@ -93,9 +93,9 @@ def test_faults_are_counted_by_kind_and_name_file_and_line(write):
     assert sorted(map(str, problems)) == [
         f"images that cannot be read: 1 ({root}/b.jpg)",
         "lines that are neither `class x y width height` nor `class` and a polygon: 2 "
-        f"({root}/a.txt:4, {root}/a.txt:5)",
-        f"lines with a class that is not one of 0..1: 1 ({root}/a.txt:2)",
-        f"lines with a number outside of 0..1: 1 ({root}/a.txt:3)",
+        f"({root}/a.txt:5, {root}/a.txt:6)",
+        f"lines with a class that is not one of 0..1: 1 ({root}/a.txt:3)",
+        f"lines with a number outside of 0..1: 1 ({root}/a.txt:4)",
     ]
 
 

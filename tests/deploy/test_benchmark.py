@@ -28,7 +28,7 @@ def test_the_table_by_hand(candidate):
     slow.seconds = [(0.001, 0.010), (0.002, 0.040), (0.003, 0.020)]
     fast.seconds = [(0.002, 0.004), (0.002, 0.005), (0.002, 0.006)]
     slow_row, fast_row = report([slow, fast])
-    assert slow_row["file (MB)"] == 1.0
+    assert slow_row["file (MiB)"] == 1.0
     assert (slow_row["parameters (M)"], slow_row["MACs (G)"]) == (12.34, 5.67)
     assert (slow_row["resize (ms)"], slow_row["detect (ms)"]) == (2.0, 20.0)
     assert (slow_row["least"], slow_row["most"]) == (10.0, 40.0)

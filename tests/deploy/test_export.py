@@ -16,6 +16,7 @@ import torch
 from aid_d2.cli import main
 from aid_d2.deploy import export, runtime
 from aid_d2.deploy.detector import TrainedDetector
+from aid_d2.deploy.program import ProgramDetector
 from aid_d2.deploy.runtime import Detector
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
@@ -241,23 +242,28 @@ def test_the_canvas_fits_images_that_are_not_compared(retinanet, rectangles, tmp
     detector(first.transpose(1, 0, 2))
 
 
-def test_a_script_that_was_changed_is_kept(exported, files, rectangles, tmp_path, caplog):
+def test_a_script_that_was_changed_is_kept(retinanet, rectangles, tmp_path, caplog):
     script = tmp_path / "run_onnx.py"
     script.write_text("mine")
-    assert main(arguments(files, str(tmp_path / "x.onnx"), "--images", rectangles[2])) == 0
+    assert main(arguments(retinanet, str(tmp_path / "x.onnx"), "--images", rectangles[2])) == 0
     assert script.read_text() == "mine" and "is left as it is" in caplog.text
+
+
+def write_foreign(path):
+    """An ONNX file of another program."""
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    out = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([node], "g", [value], [out])
+    opset = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), path)
 
 
 @pytest.mark.parametrize("content, message", [(b"no graph", "cannot be run"), (None, "not of")])
 def test_other_files_are_refused_in_one_line(content, message, tmp_path, monkeypatch, capsys):
     path = tmp_path / "x.onnx"
     if content is None:
-        value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
-        node = onnx.helper.make_node("Identity", ["x"], ["y"])
-        out = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
-        graph = onnx.helper.make_graph([node], "g", [value], [out])
-        opset = [onnx.helper.make_opsetid("", 18)]
-        onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+        write_foreign(path)
     else:
         path.write_bytes(content)
     monkeypatch.setattr("sys.argv", ["run_onnx.py", str(path), "image.jpg"])
@@ -265,6 +271,18 @@ def test_other_files_are_refused_in_one_line(content, message, tmp_path, monkeyp
         runtime.main()
     with pytest.raises(ValueError, match=message):
         Detector(str(path))
+
+
+def test_foreign_files_in_openvino_and_pytorch(tmp_path):
+    program = torch.export.export(torch.nn.Identity(), (torch.ones(1),))
+    torch.export.save(program, tmp_path / "x.pt2")
+    with pytest.raises(ValueError, match="x.pt2 is not of `aid-d2 export`"):
+        ProgramDetector(str(tmp_path / "x.pt2"))
+    pytest.importorskip("openvino", reason="the extra [openvino] is not installed")
+    openvino_runtime = importlib.import_module("aid_d2.deploy.openvino_runtime")
+    write_foreign(tmp_path / "x.onnx")
+    with pytest.raises(ValueError, match="x.onnx is not of `aid-d2 export`"):
+        openvino_runtime.OpenVinoDetector(str(tmp_path / "x.onnx"))
 
 
 def test_images_as_they_are(exported):

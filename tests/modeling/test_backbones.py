@@ -268,7 +268,7 @@ def test_weights_that_cannot_be_downloaded(monkeypatch, small_cfg):
 
 def test_without_timm(monkeypatch, small_cfg):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ImportError, match=r"pip install aid_d2\[timm\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install aid_d2\[timm\]"):
         build_backbone(small_cfg("GFL", timm_changes("GFL", "resnet18")))
 
 

@@ -15,7 +15,7 @@ from ...config import CONFIG_EXTENSIONS
 from .checks import warn_pixel_scale
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
-NORMS = ("FrozenBN", "BN", "SyncBN")
+NORM_NAMES = ("FrozenBN", "BN", "SyncBN")
 
 
 def add_timm_config(cfg: CfgNode) -> None:
@@ -24,7 +24,7 @@ def add_timm_config(cfg: CfgNode) -> None:
     # Network of the backbones build_..._timm_fpn_backbone. How much of it is frozen,
     # MODEL.BACKBONE.FREEZE_AT says.
     cfg.MODEL.TIMM.NAME = "resnet18"
-    # What batch norms become: one of NORMS. Other kinds of normalization stay.
+    # What batch norms become: FrozenBN, BN or SyncBN. Other kinds of normalization stay.
     cfg.MODEL.TIMM.NORM = "FrozenBN"
     # Where MODEL.WEIGHTS is empty, start from the ImageNet weights that timm downloads ...
     cfg.MODEL.TIMM.PRETRAINED = False
@@ -41,8 +41,10 @@ def _timm() -> ModuleType:
     """Imported when it is needed: it is an optional extra, and takes a second."""
     try:
         return importlib.import_module("timm")
-    except ImportError as error:
-        raise ImportError("Backbones of timm need it: pip install aid_d2[timm]") from error
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "Backbones of timm need it: pip install aid_d2[timm]", name="timm"
+        ) from error
 
 
 class TimmNetwork(Backbone):
@@ -51,7 +53,7 @@ class TimmNetwork(Backbone):
     Args:
         network: of `timm.create_model(..., features_only=True)`.
         name: of the network, for messages.
-        norm: one of NORMS.
+        norm: one of NORM_NAMES.
         freeze_at: as for ResNet: k freezes what the map at stride 2^k is computed by, 0 nothing.
             Where there is no map at stride 2, as in ConvNeXt, 1 freezes nothing either.
 
@@ -62,8 +64,8 @@ class TimmNetwork(Backbone):
     @torch.enable_grad()  # gradients tell what is to be frozen, also where none are wanted
     def __init__(self, network: nn.Module, name: str, norm: str = "FrozenBN", freeze_at: int = 0):
         super().__init__()
-        if norm not in NORMS:
-            raise ValueError(f"MODEL.TIMM.NORM is {norm!r}; choose one of {NORMS}.")
+        if norm not in NORM_NAMES:
+            raise ValueError(f"MODEL.TIMM.NORM is {norm!r}; choose one of {NORM_NAMES}.")
         strides, channels = network.feature_info.reduction(), network.feature_info.channels()
         maps = _maps_of_black_image(network, name, strides)
         # Of several maps of one stride the last is the deepest.
@@ -106,7 +108,7 @@ def build_timm_network(cfg: CfgNode, input_shape: ShapeSpec) -> TimmNetwork:
     """The network that MODEL.TIMM names, with ImageNet weights unless MODEL.WEIGHTS brings others.
 
     Raises:
-        ImportError: timm is not installed.
+        ModuleNotFoundError: timm is not installed.
         ValueError: timm has no such network with maps at strides 4 to 32, or the file of weights
             belongs to another one.
         FileNotFoundError: there is no file MODEL.TIMM.CHECKPOINT.

@@ -327,6 +327,7 @@ class DetectorWrapper:
         Raises:
             NotImplementedError: see :meth:`check_losses`.
         """
+        self.check_losses()
         raise NotImplementedError
 
     @torch.no_grad()
