@@ -12,7 +12,7 @@ from detectron2.config import CfgNode as CN
 
 from ..layers.adapters import PerLevel, identity_conv, identity_linear, level_adapters
 from ..layers.attention import channel_attention, spatial_attention
-from ..layers.norms import reference_ratio, weighted_distance
+from ..layers.distance import reference_ratio, weighted_distance
 from ..structures import DistillBatch
 from .base import DISTILLER_REGISTRY, Distiller
 

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from detectron2.config import CfgNode as CN
 
 from ..layers.adapters import PerLevel, channel_adapters, identity_conv
+from ..layers.distance import mean_squared_error
 from ..layers.matching import counted_anchors
 from ..layers.prediction_losses import mimic_losses
 from ..modeling.context import DistillContext
 from ..structures import DistillBatch, DistillWeights, UnreducedLosses
 from .base import DISTILLER_REGISTRY, Distiller, check_levels_double
-from .hint import hint_loss
 
 # Student's map 2 teacher's map: of the backbone below the pyramid (B) or of the pyramid (N: neck).
 STRATEGIES = ("B2B", "N2N", "N2B", "B2N")
@@ -147,7 +147,7 @@ class Dist2(Distiller):
             # Maps of the backbone still have the padding of each detector.
             height, width = weight.shape[-2:]
             s, t = (x[stride][..., :height, :width] for x in (source, target))
-            losses.append(hint_loss(self.transforms[strategy][stride](s), t, weight))
+            losses.append(mean_squared_error(self.transforms[strategy][stride](s), t, weight))
         return losses
 
     def _transforms(self, strategy: str, context: DistillContext) -> PerLevel:

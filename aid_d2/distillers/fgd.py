@@ -10,6 +10,7 @@ from detectron2.config import CfgNode as CN
 from ..layers.adapters import PerLevel, channel_adapters
 from ..layers.attention import attention_loss, attentions
 from ..layers.cells import boxes_in_cells, smallest_objects
+from ..layers.distance import squared_error
 from ..structures import DistillBatch, Objects
 from .base import DISTILLER_REGISTRY, Distiller
 
@@ -30,18 +31,6 @@ def object_masks(index: Tensor, objects: Objects, stride: int) -> tuple[Tensor, 
     shares = torch.cat([1 / (high - low).prod(1), low.new_zeros(1)])
     background = (index < 0).to(shares)
     return shares[index], background / background.sum((1, 2, 3), keepdim=True).clamp(min=1)
-
-
-def imitation_loss(student: Tensor, teacher: Tensor, weight: Tensor, attention: Tensor) -> Tensor:
-    """``1/N sum W A (T - S)^2`` (Yang et al., eq. 8; the division by N as released).
-
-    Args:
-        student: S (N, C, H, W), adapted.
-        teacher: T of the same shape.
-        weight: W of AID, times a mask (N, 1, H, W).
-        attention: A (N, C, H, W), the teacher's in space times that in channels.
-    """
-    return (weight * attention * (teacher - student).square()).sum() / len(teacher)
 
 
 class GlobalContext(nn.Module):
@@ -127,8 +116,8 @@ class FGD(Distiller):
             of_student, of_teacher = (attentions(x, self.constants.TEMPERATURE) for x in (s, t))
             pooled = batch.weights.pooled(stride, of_teacher.space)
             contexts = self.student_contexts[stride](s), self.teacher_contexts[stride](t)
-            parts["foreground"] += imitation_loss(s, t, weight * foreground, of_teacher.both)
-            parts["background"] += imitation_loss(s, t, weight * background, of_teacher.both)
+            for part, mask in (("foreground", foreground), ("background", background)):
+                parts[part] += squared_error(s, t, weight * mask, of_teacher.both) / len(t)
             parts["attention"] += attention_loss(of_student, of_teacher, weight, pooled)
-            parts["global"] += imitation_loss(*contexts, weight, torch.ones_like(weight))
+            parts["global"] += squared_error(*contexts, weight) / len(t)
         return {part: self.constants[f"{part.upper()}_WEIGHT"] * x for part, x in parts.items()}

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode as CN
 from detectron2.structures import Boxes
 
 from ..layers.adapters import level_adapters
+from ..layers.distance import squared_error
 from ..layers.iou import pairwise_iou
 from ..structures import DistillBatch, Objects
 from .base import DISTILLER_REGISTRY, Distiller
@@ -29,18 +30,6 @@ def near_objects(boxes: Tensor, anchors: Boxes, threshold: float) -> Tensor:
     """
     iou = pairwise_iou(boxes, anchors.tensor)
     return (iou > threshold * iou.amax(1, keepdim=True)).any(0)
-
-
-def imitation_loss(student: Tensor, teacher: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
-    """``sum W I (T - S)^2``, without the divisor 2 N of Wang et al.
-
-    Args:
-        student: S (N, C, H, W), adapted.
-        teacher: T of the same shape.
-        weight: W of AID (N, 1, H, W).
-        mask: I (N, 1, H, W) bool.
-    """
-    return (weight * mask * (teacher - student).square()).sum()
 
 
 @DISTILLER_REGISTRY.register()
@@ -90,7 +79,7 @@ class FGFI(Distiller):
     def forward(self, batch: DistillBatch) -> dict[str, Tensor]:
         masks = self._masks(batch.student.features, batch.objects)
         total: Any = sum(
-            imitation_loss(
+            squared_error(
                 self.adapters[stride](s),
                 batch.teacher.features[stride],
                 batch.weights.maps[stride],

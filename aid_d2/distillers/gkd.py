@@ -12,11 +12,11 @@ from detectron2.config import CfgNode as CN
 from ..layers.adapters import channel_adapters
 from ..layers.attention import attention_loss, attentions
 from ..layers.cells import boxes_in_cells
+from ..layers.distance import squared_error
 from ..modeling.modes import evaluating
 from ..modeling.wrappers import DetectorWrapper
 from ..structures import DistillBatch, Objects
 from .base import DISTILLER_REGISTRY, Distiller
-from .fgd import imitation_loss
 
 # Of the released code: a map stays near 0 where the loss hardly depends on the features.
 _EPSILON = 1e-7
@@ -164,7 +164,7 @@ class GKD(Distiller):
             of_student, of_teacher = (attentions(x, node.TEMPERATURE) for x in (s, t))
             pooled = batch.weights.pooled(stride, of_teacher.space)
             mask = box_masks(batch.objects, stride, *t.shape[-2:])
-            feature += imitation_loss(s, t, weight * mask, of_teacher.both)
+            feature += squared_error(s, t, weight * mask, of_teacher.both) / len(t)
             attention += attention_loss(of_student, of_teacher, weight, pooled)
         return {
             "feature": node.FEATURE_WEIGHT * feature,

@@ -2,23 +2,11 @@
 in Chen et al., *Learning Efficient Object Detection Models with Knowledge Distillation*, NIPS 2017.
 """
 
-from torch import Tensor
-
 from detectron2.config import CfgNode as CN
 
 from ..layers.adapters import level_adapters
+from ..layers.distance import mean_squared_error
 from .base import DISTILLER_REGISTRY, LevelDistiller
-
-
-def hint_loss(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
-    """``mean W (T - S)^2`` over images, channels and locations.
-
-    Args:
-        student: S (N, C, H, W), adapted.
-        teacher: T of the same shape.
-        weight: W of AID (N, 1, H, W).
-    """
-    return (weight * (teacher - student).square()).mean()
 
 
 @DISTILLER_REGISTRY.register()
@@ -45,4 +33,4 @@ class Hint(LevelDistiller):
         self.adapters = level_adapters(context.pairs, 1)
 
     def level_loss(self, student, teacher, weight):
-        return hint_loss(student, teacher, weight)
+        return mean_squared_error(student, teacher, weight)

@@ -2,11 +2,11 @@
 CVPR 2022).
 """
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from detectron2.config import CfgNode as CN
 
+from ..layers.prediction_losses import distribution_divergence
 from ..structures import DistillBatch
 from .base import DISTILLER_REGISTRY, Distiller
 
@@ -25,8 +25,8 @@ def side_divergence(student: Tensor, teacher: Tensor, bins: int, temperature: fl
     Returns:
         (...)
     """
-    s, t = ((x.unflatten(-1, (4, bins)) / temperature).log_softmax(-1) for x in (student, teacher))
-    return temperature**2 * F.kl_div(s, t, reduction="none", log_target=True).mean((-2, -1))
+    divergence = distribution_divergence(student / temperature, teacher / temperature)
+    return temperature**2 / bins * divergence
 
 
 @DISTILLER_REGISTRY.register()

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode as CN
 from detectron2.utils.events import get_event_storage
 
 from ..layers.adapters import PerLevel, channel_adapters
+from ..layers.distance import squared_error
 from ..structures import DistillBatch
 from .base import DISTILLER_REGISTRY, Distiller
 
@@ -16,17 +17,6 @@ from .base import DISTILLER_REGISTRY, Distiller
 def random_mask(shape: tuple[int, ...], ratio: float, generator: torch.Generator) -> Tensor:
     """False with probability ``ratio``, and else True, on the device of the generator."""
     return torch.rand(shape, generator=generator, device=generator.device) >= ratio
-
-
-def generation_loss(generated: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
-    """``1/N sum W (T - G)^2`` (Yang et al.; the division by N as released).
-
-    Args:
-        generated: G (N, C, H, W), from the student's map.
-        teacher: T of the same shape.
-        weight: W of AID (N, 1, H, W).
-    """
-    return (weight * (teacher - generated).square()).sum() / len(teacher)
 
 
 @DISTILLER_REGISTRY.register()
@@ -70,7 +60,7 @@ class MGD(Distiller):
             mask = random_mask((len(s), 1, *s.shape[-2:]), self.constants.RATIO, generator)
             generated = self.generators[stride](mask * self.adapters[stride](s))
             t, weight = batch.teacher.features[stride], batch.weights.maps[stride]
-            total = total + generation_loss(generated, t, weight)
+            total = total + squared_error(generated, t, weight) / len(t)
         return {"generation": self.constants.WEIGHT * total}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from detectron2.config import CfgNode as CN
 
 from ..layers.adapters import PerLevel, level_adapters
-from ..layers.norms import reference_ratio, weighted_distance
+from ..layers.distance import reference_ratio, weighted_distance
 from ..structures import DistillBatch
 from .base import DISTILLER_REGISTRY, Distiller
 

@@ -9,7 +9,7 @@ from detectron2.modeling.meta_arch import fcos
 from detectron2.structures import Boxes, Instances
 
 from ..config import CONFIG_EXTENSIONS
-from .gfl.head import group_norm
+from ..layers.norms import group_norm
 
 
 def add_fcos_config(cfg: CfgNode) -> None:

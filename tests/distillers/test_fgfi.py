@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.toy import as_batch, build, constant_weights, maps, rand, random_weights, shake
+from helpers.toy import as_batch, build, constant_weights, maps, random_weights, shake
 
 from aid_d2.distillers import build_distillers
-from aid_d2.distillers.fgfi import FGFI, imitation_loss, near_objects
+from aid_d2.distillers.fgfi import FGFI, near_objects
 from aid_d2.modeling.context import DistillContext
 from aid_d2.modeling.wrappers import DetectorWrapper
 from aid_d2.structures import LevelPair, Objects
@@ -149,12 +149,6 @@ def test_without_objects_the_loss_is_a_zero_that_trains_nothing(truth):
     assert all((x.grad == 0).all() for x in [*student.values(), *method.parameters()])
 
 
-def test_gradient():
-    t, weight = rand(2, 3, 2, 3, seed=1), rand(2, 1, 2, 3, seed=2).sigmoid()
-    mask, s = rand(2, 1, 2, 3, seed=3) > 0, rand(2, 3, 2, 3, seed=4).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: imitation_loss(x, t, weight, mask), s)
-
-
 @pytest.mark.parametrize("weight", [0.3, 1e-3])
 def test_constant_weight_scales_the_loss(weight):
     student, teacher = toy_maps()
@@ -162,13 +156,6 @@ def test_constant_weight_scales_the_loss(weight):
     full = run(method, student, teacher, constant_weights(teacher), objects())
     weighted = run(method, student, teacher, constant_weights(teacher, weight), objects())
     assert weighted.item() == pytest.approx(weight * full.item(), rel=1e-12)
-
-
-def test_full_weight_is_the_formula_bit_for_bit():
-    t, s = rand(2, 3, 5, 7, seed=1).float(), rand(2, 3, 5, 7, seed=2).float()
-    mask = rand(2, 1, 5, 7, seed=3) > 0
-    expected = (mask * (t - s) ** 2).sum()
-    assert torch.equal(imitation_loss(s, t, torch.ones(2, 1, 5, 7), mask), expected)
 
 
 def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
@@ -191,15 +178,6 @@ def test_extreme_maps_give_a_finite_loss_and_gradients(scale):
     loss.backward()
     assert loss.isfinite()
     assert all(x.grad.isfinite().all() for x in [*student.values(), *method.parameters()])
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(dtype):
-    t, s = rand(2, 3, 5, 7, seed=1).to(dtype), rand(2, 3, 5, 7, seed=2).to(dtype)
-    mask = rand(2, 1, 5, 7, seed=3) > 0
-    weight = torch.full((2, 1, 5, 7), 0.5, dtype=dtype)
-    expected = (0.5 * mask * (t - s).double() ** 2).sum()
-    assert imitation_loss(s, t, weight, mask).item() == pytest.approx(expected.item(), rel=1e-2)
 
 
 def test_step_on_fcos(distilled_cfg, build_seeded, make_batch):

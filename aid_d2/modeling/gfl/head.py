@@ -7,14 +7,7 @@ from torch import Tensor, nn
 
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of 32 groups as published for 256 channels; narrower layers have fewer.
-
-    A group has 8 channels at least, since a coarse level may be a single location, and a group of a
-    single value would lose it. Groups are a power of two: of 88 channels there is one alone.
-    """
-    return nn.GroupNorm(math.gcd(32, channels, max(channels // 8, 1)), channels)
+from ...layers.norms import group_norm
 
 
 class GFLHead(nn.Module):

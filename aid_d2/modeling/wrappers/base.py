@@ -16,7 +16,6 @@ from ...structures import (
     DensePredictions,
     DetectorOutputs,
     Level,
-    LevelShape,
     Objects,
     UnreducedLosses,
 )
@@ -247,22 +246,17 @@ class DetectorWrapper:
         """(N, R) CrossKD's distance of the boxes of two detectors of this kind."""
         return giou_loss(student.boxes, teacher.boxes)
 
-    def assign(self, levels: list[LevelShape], anchors: Tensor, objects: Objects) -> Tensor:
+    def matched_idxs(self, predictions: DensePredictions, objects: Objects) -> Tensor:
         """The detector's own assignment of its anchors to objects, without sampling.
 
         Args:
-            levels: finest first.
-            anchors: (R, 4) of an image, level after level.
+            predictions: whose levels and anchors are looked at.
             objects: ground truth of N images.
 
         Returns:
             (N, R) int64: index into objects.boxes, BACKGROUND or IGNORED.
         """
         raise NotImplementedError
-
-    def matched_idxs(self, predictions: DensePredictions, objects: Objects) -> Tensor:
-        """As :meth:`assign`, for the anchors of these predictions."""
-        return self.assign(predictions.levels, predictions.anchors, objects)
 
     # What AID asks of it.
 

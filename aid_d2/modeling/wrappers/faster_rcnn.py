@@ -84,8 +84,8 @@ class FasterRCNNWrapper(DetectorWrapper):
             self.anchor_generator, self.box_transform, features, head_outputs, 1, 4
         )
 
-    def assign(self, levels, anchors, objects):
-        rpn = self.model.proposal_generator
+    def matched_idxs(self, predictions, objects):
+        rpn, anchors = self.model.proposal_generator, predictions.anchors
         matched_idxs = match_by_iou(rpn.anchor_matcher, anchors, objects)
         if rpn.anchor_boundary_thresh < 0:
             return matched_idxs

@@ -32,8 +32,9 @@ class FCOSWrapper(DenseWrapper):
         )
         return [[x.float() for x in level] for level in maps]
 
-    def assign(self, levels, anchors, objects):
-        per_level = [Boxes(x) for x in anchors.split([x.num_anchors for x in levels])]
+    def matched_idxs(self, predictions, objects):
+        anchors, sizes = predictions.anchors, [x.num_anchors for x in predictions.levels]
+        per_level = [Boxes(x) for x in anchors.split(sizes)]
         return assign(lambda boxes: self._match(per_level, boxes), anchors, objects)
 
     def box_distance(self, student, teacher):

@@ -43,8 +43,9 @@ class GFLWrapper(DenseWrapper):
     def box_distance(self, student, teacher):
         return distribution_divergence(student.regression, teacher.regression)
 
-    def assign(self, levels, anchors, objects):
-        sizes, candidates = [x.num_anchors for x in levels], self.model.atss_candidates
+    def matched_idxs(self, predictions, objects):
+        anchors, candidates = predictions.anchors, self.model.atss_candidates
+        sizes = [x.num_anchors for x in predictions.levels]
         return assign(
             lambda boxes: atss_match(anchors, sizes, boxes, candidates),
             location_cells(anchors),

@@ -20,8 +20,8 @@ class RetinaNetWrapper(DenseWrapper):
             [self.head.bbox_pred(x) for x in towers["box"]],
         )
 
-    def assign(self, levels, anchors, objects):
-        return match_by_iou(self.model.anchor_matcher, anchors, objects)
+    def matched_idxs(self, predictions, objects):
+        return match_by_iou(self.model.anchor_matcher, predictions.anchors, objects)
 
     @property
     def loss_constants(self):
