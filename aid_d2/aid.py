@@ -5,8 +5,8 @@ instance by ``exp(-alpha * D)``, where D is the teacher's own task loss on that 
 teacher is wrong, its knowledge counts less. What an instance is, the *granularity*, is a choice:
 
 ============  ====================================================================================
-``batch``     one weight for the batch of all GPUs: with `relative`, the strength follows the gap
-              between student and teacher
+``batch``     one weight for all images of all GPUs, of a running mean: with `relative`, the
+              strength follows the gap between student and teacher
 ``level``     one weight per pyramid level for the batch, as in the authors' released code
 ``image``     one weight per image and level: the paper's i as one training image
 ``instance``  one weight per ground-truth object, painted into its box; the background apart
@@ -56,6 +56,13 @@ _MAX_EXPONENT = 80.0
 # `batch` judges in every fourth iteration, and its weight stays until the next: the teacher's head,
 # which methods of maps do without, would cost a tenth of each step.
 BATCH_PERIOD = 4
+
+# Of the running mean of D under `batch`: about the last four that were judged. D of a single batch
+# is noisy, and chance alone would take strength from a teacher as good as its student.
+GAP_MOMENTUM = 0.75
+
+# The most that one batch adds to that mean, in either direction, lest a broken one stays in it.
+_MAX_GAP = 100.0
 
 # As often as Detectron2's writers run; in between no scalar is read off the device.
 _LOG_PERIOD = 5 * BATCH_PERIOD
@@ -211,47 +218,50 @@ class AID:
         student: DetectorOutputs,
         teacher: DetectorOutputs,
         objects: Objects,
-        last: Tensor,
+        gap: Tensor,
     ) -> DistillWeights:
         """Weight the teacher's maps in this step, and log the weights.
 
         Args:
             context: the detectors.
             student, teacher: what they computed.
-            objects: the ground truth. The teacher has weight 1 on images that it labeled itself:
-                its loss on its own labels cannot show where it is wrong.
-            last: (), the weight of a whole batch that was judged last; written to by `batch`.
+            objects: the ground truth. Images that the teacher labeled itself are not judged, since
+                its loss on its own labels cannot show where it is wrong. They have the weight of
+                the whole batch or level, and weight 1 where each image has its own.
+            gap: (2,), the running mean of :func:`add_gap`, written to by `batch`.
         """
         if not self.enabled:
             return DistillWeights.full(teacher.features)
-        if get_event_storage().iter == 0:
+        whole = self.granularity == "batch"
+        # PreciseBN's passes, without gradients, have iteration 0 too.
+        if get_event_storage().iter == 0 and torch.is_grad_enabled():
             # That of an earlier training may have come with MODEL.WEIGHTS.
-            last.fill_(1.0)
+            gap.zero_()
         if not self.judges():
-            # A copy, which the backward pass may still look at when `last` has changed.
-            weights = DistillWeights.constant(teacher.features, last.clone())
-            return weights.with_full(objects.pseudo_labeled)
-        if self.granularity == "batch":
+            weight = loss_to_weight(mean_gap(gap), self.alpha)
+            return DistillWeights.constant(teacher.features, weight)
+        if whole:
             objects = replace(objects, proposals=context.student.proposals(student, objects))
         losses = context.teacher.judge(teacher, objects)
         own = context.student.judge(student, objects) if self.relative else None
-        weights = self.weights(losses, own)
-        if self.granularity == "batch":
-            last.copy_(next(iter(weights.maps.values()))[0, 0, 0, 0])
-        weights = weights.with_full(objects.pseudo_labeled)
-        self.log(losses, own, weights)
+        weights = self.weights(losses, own, gap if whole else None)
+        if self.granularity not in ("batch", "level"):
+            weights = weights.with_full(objects.pseudo_labeled)
+        self.log(losses, own, weights, gap)
         return weights
 
     def weights(
         self,
         losses: UnreducedLosses,
         student: UnreducedLosses | None = None,
+        gap: Tensor | None = None,
     ) -> DistillWeights:
         """Weight maps for all levels of the teacher.
 
         Args:
             losses: the teacher's.
             student: the student's on the same batch and levels, if `relative`.
+            gap: (2,), the running mean that D of the whole batch is added to; None: D counts alone.
 
         Raises:
             ValueError: the student's are missing.
@@ -263,6 +273,8 @@ class AID:
             excess = loss(losses)
             if student is not None:
                 excess = excess - loss(student)
+            if gap is not None:
+                excess = add_gap(gap, excess)
             return loss_to_weight(excess, self.alpha)
 
         maps = _MAPS[self.granularity](losses, weigh, self.normalizer)
@@ -270,7 +282,11 @@ class AID:
         return DistillWeights(by_stride)
 
     def log(
-        self, losses: UnreducedLosses, student: UnreducedLosses | None, weights: DistillWeights
+        self,
+        losses: UnreducedLosses,
+        student: UnreducedLosses | None,
+        weights: DistillWeights,
+        gap: Tensor,
     ) -> None:
         """Put `teacher/*`, `student/*` and `aid/*` into the event storage, as often as Detectron2
         writes it; arguments as of :meth:`weights`, and those.
@@ -285,6 +301,8 @@ class AID:
                 scalars[f"{name}/loss_dense"] = x.dense
             if x is not None and x.roi is not None:
                 scalars[f"{name}/loss_roi"] = x.second_stage
+        if self.granularity == "batch":
+            scalars["aid/gap"] = mean_gap(gap)
         for stride, x in weights.maps.items():
             scalars[f"aid/weight_stride{stride}"] = x.mean()
         values = torch.cat([x.flatten() for x in weights.maps.values()])
@@ -342,36 +360,53 @@ def loss_to_weight(loss: Tensor, alpha: float) -> Tensor:
     return torch.exp(-(alpha * loss).clamp(max=_MAX_EXPONENT))
 
 
-def batch_loss(losses: UnreducedLosses) -> Tensor:
-    """A detector's loss on the whole batch: its own dense loss, and that of a second stage on
-    proposals; without proposals, the mean on objects.
+def add_gap(gap: Tensor, excess: Tensor) -> Tensor:
+    """Add D of a batch to its running mean, and return the mean.
 
-    It is the mean over all GPUs. Images that the teacher labeled itself are left out, since its
-    loss on them says nothing; where there are no others, they count.
+    Args:
+        gap: (2,), written to: the sum of all D by weights that fall by GAP_MOMENTUM, and the sum of
+            these weights. Zeros before the first D.
+        excess: D, (); NaN and infinity count as a very large one.
+    """
+    excess = excess.detach().float().nan_to_num(nan=_MAX_GAP).clamp(-_MAX_GAP, _MAX_GAP)
+    gap.lerp_(torch.stack([excess, torch.ones_like(excess)]), 1 - GAP_MOMENTUM)
+    return mean_gap(gap)
+
+
+def mean_gap(gap: Tensor) -> Tensor:
+    """() the running mean of :func:`add_gap`; 0 before the first D."""
+    return gap[0] / gap[1].clamp(min=1 - GAP_MOMENTUM)
+
+
+def batch_loss(losses: UnreducedLosses) -> Tensor:
+    """A detector's loss on the whole batch.
+
+    Of a one-stage detector it is cls + box over the number of positive anchors. For RetinaNet and
+    FCOS this is their own loss. GFL's own has soft labels and is small for a detector that finds
+    nothing, so that cls has hard ones here. Of a two-stage detector it is the RPN's own, plus that
+    of the second stage on proposals; without proposals, its mean on objects.
+
+    Sums and divisors are those of all GPUs; without a positive anchor it is 0. Images that the
+    teacher labeled itself are left out, since its loss on them says nothing; where there are no
+    others, they count.
 
     Returns:
         ()
     """
-    objects, count = losses.objects, len(losses.cls)
-    images = objects.labeled_images
-
-    def total(by_image: Tensor) -> Tensor:
-        # Image by image: indexing with a list would copy it to the device, which waits.
-        return torch.stack([by_image[i] for i in images]).sum()
-
-    whole = len(images) == count
-    loss = total(losses.anchor_losses.sum(1))
-    loss = loss / (losses.batch_normalizer if whole else total(losses.image_normalizer))
+    if losses.roi is None:
+        sums, counts = (losses.cls + losses.box).sum(1), (losses.matched_idxs >= 0).sum(1)
+    else:
+        sums, counts = losses.anchor_losses.sum(1), losses.image_normalizer
+    parts = [_of_labeled(losses, sums), _of_labeled(losses, counts.float())]
     if losses.roi is not None:
-        roi = losses.roi.new_zeros(count).index_add_(0, objects.image_index, losses.roi)
-        loss = loss + total(roi) / max(sum(objects.counts[i] for i in images), 1)
-    if losses.proposals is not None:
-        loss = loss + losses.proposals
-    return mean_over_gpus(loss)
+        parts += _labeled_roi(losses)
+    of_all = mean_over_gpus(torch.stack(parts)).unflatten(0, (-1, 2))
+    loss = torch.where(of_all[:, 1] > 0, of_all[:, 0] / of_all[:, 1], 0.0).sum()
+    return loss if losses.proposals is None else loss + mean_over_gpus(losses.proposals)
 
 
 def level_loss(losses: UnreducedLosses, normalizer: str = "native") -> Tensor:
-    """A detector's loss on each level, over the whole batch.
+    """A detector's loss on each level, over the images that the teacher did not label itself.
 
     With `native` normalisation the levels add up to the detector's own dense loss, so that a level
     without objects has a small loss and nearly full weight. With `per_level` each level is divided
@@ -381,10 +416,16 @@ def level_loss(losses: UnreducedLosses, normalizer: str = "native") -> Tensor:
         (L,)
     """
     sums, positives = _level_sums(losses)
-    divisor = losses.batch_normalizer if normalizer == "native" else positives.sum(0).clamp(min=1)
-    total = sums.sum(0) / divisor
+    if normalizer != "native":
+        divisor = _of_labeled(losses, positives).clamp(min=1)
+    elif len(losses.objects.labeled_images) == len(losses.cls):
+        divisor = losses.batch_normalizer
+    else:
+        divisor = _of_labeled(losses, losses.image_normalizer)
+    total = _of_labeled(losses, sums) / divisor
     if losses.roi is not None:
-        total = total + losses.mean_roi
+        loss, count = _labeled_roi(losses)
+        total = total + loss / count.clamp(min=1)
     return total
 
 
@@ -433,6 +474,20 @@ def location_loss(losses: UnreducedLosses) -> list[Tensor]:
         return maps
     shown = smallest_objects(losses.objects, losses.levels)
     return [x + _gather_or(losses.roi, index, 0.0) for x, index in zip(maps, shown)]
+
+
+def _of_labeled(losses: UnreducedLosses, by_image: Tensor) -> Tensor:
+    """The sum of (N, ...) over the images that the teacher did not label itself, (...)."""
+    # Image by image: indexing with a list would copy it to the device, which waits.
+    return torch.stack([by_image[i] for i in losses.objects.labeled_images]).sum(0)
+
+
+def _labeled_roi(losses: UnreducedLosses) -> tuple[Tensor, Tensor]:
+    """() sum of the second stage's losses on these images' objects, and () their number."""
+    objects = losses.objects
+    by_image = losses.roi.new_zeros(len(losses.cls)).index_add_(0, objects.image_index, losses.roi)
+    counts = objects.counts_on_device.to(losses.roi)
+    return _of_labeled(losses, by_image), _of_labeled(losses, counts)
 
 
 def _level_sums(losses: UnreducedLosses) -> tuple[Tensor, Tensor]:

@@ -198,7 +198,11 @@ def brute_force_sums(losses):
 @pytest.mark.parametrize("counts", [(3, 0, 2), (0, 0)], ids=str)
 def test_batch_loss_against_loops(roi, counts):
     losses = random_losses(counts, roi=roi)
-    expected = brute_force_sums(losses)[0].sum() / 17.0
+    if roi:
+        expected = brute_force_sums(losses)[0].sum() / losses.image_normalizer.double().sum().item()
+    else:
+        positive = (losses.matched_idxs >= 0).sum().item()
+        expected = (losses.cls + losses.box).double().sum().item() / positive if positive else 0.0
     if roi and sum(counts):
         expected += losses.roi.double().mean().item()
     assert batch_loss(losses).item() == pytest.approx(expected, rel=1e-5)
@@ -218,6 +222,26 @@ def test_level_loss_against_loops(roi, normalizer, counts):
     if roi and sum(counts):
         expected = expected + losses.roi.double().mean().item()
     np.testing.assert_allclose(level_loss(losses, normalizer).numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("roi", [False, True])
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_images_that_the_teacher_labeled_count_neither_in_the_batch_nor_in_a_level(normalizer, roi):
+    losses = random_losses((3, 1, 2), roi=roi)
+    expected = level_loss(losses, normalizer), batch_loss(losses)
+    losses.objects.pseudo_labeled = [0]
+    sums, positives = (x[1:].sum(0) for x in brute_force_sums(losses))
+    native = losses.image_normalizer[1:].double().sum().item()
+    of_levels = sums / (native if normalizer == "native" else np.maximum(positives, 1))
+    if roi:
+        of_roi = losses.roi[3:].double().mean().item()
+        of_levels, of_batch = of_levels + of_roi, sums.sum() / native + of_roi
+    else:
+        of_batch = (losses.cls + losses.box)[1:].double().sum().item() / positives.sum()
+    actual = level_loss(losses, normalizer), batch_loss(losses)
+    np.testing.assert_allclose(actual[0].numpy(), of_levels, rtol=1e-5)
+    assert actual[1].item() == pytest.approx(of_batch, rel=1e-5)
+    assert all(abs(x - y).max() > 0.01 for x, y in zip(actual, expected))
 
 
 @pytest.mark.parametrize("roi", [False, True])
@@ -302,7 +326,9 @@ def test_weight_has_a_map_per_stride_between_0_and_1(granularity, counts, roi):
         assert values.shape == (len(counts), 1, level.height, level.width)
         assert not values.requires_grad
         assert (values > 0).all() and (values <= 1).all()
-        assert (values < 1).any()
+        # A one-stage detector's loss on the batch is one on objects.
+        unknown = granularity == "batch" and not roi and not sum(counts)
+        assert (values < 1).any() != unknown
 
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)

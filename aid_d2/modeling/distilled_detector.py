@@ -65,7 +65,7 @@ class DistilledDetector(nn.Module):
         self.distiller = nn.ModuleDict(distillers or {})
         if teacher is not None:
             # Beside the methods, whose part of a checkpoint the plain student ignores.
-            self.distiller.register_buffer("aid_weight", torch.ones((), device=self.device))
+            self.distiller.register_buffer("aid_gap", torch.zeros(2, device=self.device))
         self.teacher = teacher
         self.context = context
         self.aid = aid
@@ -128,7 +128,7 @@ class DistilledDetector(nn.Module):
             batched_inputs, self.input_format, with_head, self._recorded("teacher")
         )
         with torch.autocast(self.device.type, enabled=False):
-            weights = self.aid(self.context, student, teacher, objects, self.distiller.aid_weight)
+            weights = self.aid(self.context, student, teacher, objects, self.distiller.aid_gap)
             batch = align(self.context, student, teacher, objects, weights, self.needs_predictions)
             for name, distiller in self.distiller.items():
                 with self.context.teacher.autocast(distiller.supports_bf16):

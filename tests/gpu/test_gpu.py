@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.commands import command
 from helpers.methods import SERVED, SHALLOW
-from helpers.training import DEFAULT_AID, JUDGING
+from helpers.training import DEFAULT_AID, JUDGING, batch_weight
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
@@ -116,7 +116,7 @@ def test_the_default_aid_as_on_the_cpu(
             torch.manual_seed(0)
             with EventStorage(iteration):
                 model(make_batch())
-        weights.append(model.distiller.aid_weight.item())
+        weights.append(batch_weight(model))
     assert 0 < weights[0] < 1
     assert weights[1] == pytest.approx(weights[0], rel=1e-2)
 

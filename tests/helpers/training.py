@@ -2,7 +2,7 @@
 
 import torch
 
-from aid_d2.aid import AID, BATCH_PERIOD
+from aid_d2.aid import AID, BATCH_PERIOD, loss_to_weight, mean_gap
 from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
 
@@ -77,3 +77,8 @@ def train(model, cfg, batch, steps=3):
             history.append({n: x.detach() for n, x in losses.items() if n not in KD_LOSSES})
     student = getattr(model, "student", model)
     return history, {name: p.detach().clone() for name, p in student.named_parameters()}
+
+
+def batch_weight(model):
+    """AID's weight of the whole batch by now, under GRANULARITY batch."""
+    return loss_to_weight(mean_gap(model.distiller.aid_gap), model.aid.alpha).item()

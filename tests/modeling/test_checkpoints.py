@@ -51,7 +51,7 @@ def test_keys_are_the_students_and_the_distillers(plain_of, distilled_of, detect
     plain, model = plain_of(detector), distilled_of(detector)
     assert student_keys(model) == set(plain.state_dict())
     prefixes = {".".join(k.split(".")[:2]) for k in model.state_dict() if "distiller." in k}
-    assert prefixes == {f"distiller.{name}" for name in (*METHODS, "aid_weight")}
+    assert prefixes == {f"distiller.{name}" for name in (*METHODS, "aid_gap")}
     expected = sum(x.numel() for x in plain.state_dict().values())
     expected += sum(x.numel() for x in model.distiller.state_dict().values())
     assert sum(x.numel() for x in model.state_dict().values()) == expected

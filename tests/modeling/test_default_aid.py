@@ -2,11 +2,12 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
-from helpers.training import DEFAULT_AID, FAMILIES, KD_LOSSES, assert_equal, step
+from helpers.training import DEFAULT_AID, FAMILIES, KD_LOSSES, assert_equal, batch_weight, step
 
-from aid_d2.aid import batch_loss
+from aid_d2.aid import GAP_MOMENTUM, add_gap, batch_loss, mean_gap
 from aid_d2.structures import Objects
 from detectron2.utils.events import EventStorage
 
@@ -62,7 +63,7 @@ def test_weight_is_of_the_gap_in_every_fourth_iteration_and_stays(pair, make_bat
     assert teacher > student
     weight = torch.tensor(-ALPHA * (teacher - student), dtype=torch.float64).exp().item()
     assert 0.01 < weight < 0.99
-    assert model.distiller.aid_weight.item() == pytest.approx(weight, rel=1e-4)
+    assert batch_weight(model) == pytest.approx(weight, rel=1e-4)
     for name in KD_LOSSES:
         values = [losses[name].item() for losses in history]
         assert values[:3] == [values[0]] * 3
@@ -92,7 +93,7 @@ def test_weight_of_the_batch_is_restored_and_none_of_the_students_business(
     model, batch = pair(worse=0.1), make_batch((2, 1))
     train_some(model, batch, range(4))
     saved = model.state_dict()
-    assert saved["distiller.aid_weight"] < 0.99
+    assert mean_gap(saved["distiller.aid_gap"]) > 0.1
     plain = build_seeded(small_cfg("RetinaNet"), 1)
     assert not any("aid" in key for key in plain.state_dict())
     unknown = plain.load_state_dict(saved, strict=False).unexpected_keys
@@ -143,9 +144,56 @@ def test_a_weight_that_came_with_the_students_file_does_not_count(pair, make_bat
     model, batch = pair(worse=0.1), make_batch((2, 1))
     (fresh,) = train_some(model, batch, (0,))
     with torch.no_grad():
-        model.distiller.aid_weight.fill_(1e-9)
+        model.distiller.aid_gap.copy_(torch.tensor([100.0, 1.0]))
     (again,) = train_some(model, batch, (0,))
     assert all(again[name] == fresh[name] > 0 for name in KD_LOSSES)
+
+
+def test_the_gap_is_a_running_mean_of_those_judged():
+    gaps, gap = [3.0, -1.0, 0.5, 2.0, 0.0], torch.zeros(2)
+    assert mean_gap(gap) == 0
+    for count in range(1, len(gaps) + 1):
+        mean = add_gap(gap, torch.tensor(gaps[count - 1])).item()
+        weights = [GAP_MOMENTUM ** (count - 1 - i) for i in range(count)]
+        assert mean == pytest.approx(np.average(gaps[:count], weights=weights), rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_broken_batch_does_not_stay_in_the_gap(bad):
+    gap = torch.zeros(2)
+    assert add_gap(gap, torch.tensor(bad)) > 10
+    for _ in range(100):
+        mean = add_gap(gap, torch.tensor(0.25)).item()
+    assert mean == pytest.approx(0.25, rel=1e-4)
+
+
+def test_passes_without_gradient_leave_the_gap_alone(pair, make_batch):
+    """Those of Detectron2's PreciseBN, in a storage of their own."""
+    model, batch = pair(worse=0.1), make_batch((2, 1))
+    train_some(model, batch, range(4))
+    gap = model.distiller.aid_gap.clone()
+    with torch.no_grad(), EventStorage(0):
+        model(batch)
+    assert gap[1] > 0 and torch.equal(model.distiller.aid_gap, gap)
+
+
+def test_a_gfl_that_finds_nothing_is_no_good_teacher(
+    small_cfg, distilled_cfg, build_seeded, save_teacher, make_batch
+):
+    """Its own loss, of soft labels, is smaller than that of one that finds something."""
+    cfg, gaps = small_cfg("GFL"), []
+    for of_teacher, of_student in ((-20.0, -4.0), (-4.0, -20.0)):
+        teacher = build_seeded(cfg, seed=5)
+        student = build_seeded(cfg, seed=5)
+        for model, bias in ((teacher, of_teacher), (student, of_student)):
+            with torch.no_grad():
+                model.head.cls_score.bias.fill_(bias)
+        changes = {**save_teacher(cfg, teacher), **DEFAULT_AID}
+        model = build_seeded(distilled_cfg("GFL", changes), 5)
+        model.load_state_dict(student.state_dict(), strict=False)
+        step(model, make_batch((2, 1)))
+        gaps.append(mean_gap(model.distiller.aid_gap).item())
+    assert gaps[0] > 1 and gaps[1] < -1
 
 
 def test_weights_relative_to_no_student_are_refused(pair, make_batch):

@@ -255,7 +255,7 @@ class FasterRCNNWrapper(DetectorWrapper):
         return loss if objects.masks is None else loss + self._mask_losses(features, objects)
 
     def _proposal_loss(self, features, objects):
-        """() the box heads' own loss on the proposals of the labeled images."""
+        """() the box heads' own loss on the labeled images' proposals, the mean over stages."""
         if objects.proposals is None:
             return None
         total = 0.0
@@ -271,7 +271,7 @@ class FasterRCNNWrapper(DetectorWrapper):
             deltas = deltas_of(classes, deltas)
             loss = box_head_loss(predictor, logits, deltas, torch.cat(boxes), truth, classes)
             total = total + loss.sum() / max(len(loss), 1)
-        return total
+        return total / len(self.box_stages)
 
     def _mask_losses(self, features, objects):
         """(M,) loss of the mask head in each ground-truth box: the mean over its pixels."""
