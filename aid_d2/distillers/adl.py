@@ -8,6 +8,7 @@ from torch import Tensor
 
 from detectron2.config import CfgNode as CN
 
+from ..layers.distributed import mean_over_gpus
 from ..layers.matching import counted_anchors
 from ..structures import DistillBatch
 from .base import DISTILLER_REGISTRY, Distiller
@@ -124,6 +125,8 @@ class ADL(Distiller):
 
         matched_idxs = self.student.matched_idxs(predictions, objects)
         counted = counted_anchors(matched_idxs, predictions.anchors, objects)
-        normalizer = (counted * (t.sigmoid() ** constants.THETA).sum(-1)).sum().clamp(min=1)
+        normalizer = (counted * (t.sigmoid() ** constants.THETA).sum(-1)).sum()
+        # Of all GPUs, as N_pos of other methods: one without objects would count more.
+        normalizer = mean_over_gpus(normalizer).clamp(min=1)
         weight = batch.weights.per_anchor(predictions.levels) * counted
         return {"cls": self.weight * (weight * loss).sum() / normalizer}

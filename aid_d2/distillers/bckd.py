@@ -2,6 +2,7 @@
 Detection*, ICCV 2023): every class is a binary task, in distillation as in detection.
 """
 
+import torch
 from torch import Tensor
 
 from detectron2.config import CfgNode as CN
@@ -9,7 +10,7 @@ from detectron2.config import CfgNode as CN
 from ..layers.iou import giou_loss
 from ..layers.matching import count_positive, counted_anchors
 from ..layers.prediction_losses import soft_quality_loss
-from ..structures import DistillBatch
+from ..structures import DistillBatch, LevelShape, split_levels
 from .base import DISTILLER_REGISTRY, Distiller
 
 
@@ -31,6 +32,17 @@ def localization_loss(
     return weight * giou_loss(boxes, target_boxes)
 
 
+def on_levels_with_objects(matched_idxs: Tensor, levels: list[LevelShape]) -> Tensor:
+    """(R,) bool: the anchors of levels that have a positive one.
+
+    Args:
+        matched_idxs: (N, R) as in :class:`UnreducedLosses`.
+        levels: finest first.
+    """
+    found = [(x >= 0).any() for x in split_levels(matched_idxs, levels)]
+    return torch.cat([x.expand(level.num_anchors) for x, level in zip(found, levels)])
+
+
 @DISTILLER_REGISTRY.register()
 class BCKD(Distiller):
     """Imitation of the teacher's scores and boxes where the scores differ.
@@ -41,7 +53,8 @@ class BCKD(Distiller):
         L_cls = sum sum_k |q - p| BCE(p, q) / N_pos
         L_box = sum max_k |q - p| GIoU(b, b_t) / N_pos
 
-    N_pos are the positive anchors of the student's assigner, the mean over GPUs, at least 1. Of a
+    N_pos are the positive anchors of the student's assigner, the mean over GPUs, at least 1. As
+    released, levels that have none of them in the batch of a GPU are left out. Of a
     Faster R-CNN this imitates the RPN. AID's weight of an anchor's location multiplies both losses
     of the anchor.
     """
@@ -67,6 +80,7 @@ class BCKD(Distiller):
         num_positive = count_positive(matched_idxs)
         weight = batch.weights.per_anchor(mine.levels)
         weight = weight * counted_anchors(matched_idxs, mine.anchors, batch.objects)
+        weight = weight * on_levels_with_objects(matched_idxs, mine.levels)
         cls = soft_quality_loss(mine.logits, theirs.logits)
         box = localization_loss(mine.boxes, theirs.boxes, mine.logits, theirs.logits)
         return {

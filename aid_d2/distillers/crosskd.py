@@ -10,6 +10,7 @@ from detectron2.config import CfgNode as CN
 from ..layers.adapters import channel_adapter
 from ..layers.matching import counted_anchors
 from ..layers.prediction_losses import mimic_losses
+from ..modeling.wrappers import DetectorWrapper
 from ..modeling.wrappers.fcos import FCOSWrapper
 from ..modeling.wrappers.gfl import GFLWrapper
 from ..modeling.wrappers.retinanet import RetinaNetWrapper
@@ -42,11 +43,11 @@ def activations(tower: nn.Sequential) -> list[int]:
     return [i for i, layer in enumerate(tower) if isinstance(layer, nn.ReLU)]
 
 
-def _published(position: int, cls: float, box: float) -> CN:
+def _published(position: int, wrapper: type[DetectorWrapper]) -> CN:
     node = CN()
     node.POSITION = position  # the convolution of both towers after which the heads are crossed
-    node.CLS_WEIGHT = cls  # factor on L_cls
-    node.BOX_WEIGHT = box  # factor on L_box
+    node.CLS_WEIGHT = wrapper.mimic_cls_weight  # factor on L_cls
+    node.BOX_WEIGHT = wrapper.mimic_box_weight  # factor on L_box
     return node
 
 
@@ -74,9 +75,9 @@ class CrossKD(Distiller):
     def config():
         node = CN()
         # Of the released configs.
-        node.RETINANET = _published(3, cls=1.0, box=RetinaNetWrapper.mimic_box_weight)
-        node.FCOS = _published(2, cls=0.4, box=FCOSWrapper.mimic_box_weight)
-        node.GFL = _published(3, cls=1.0, box=GFLWrapper.mimic_box_weight)
+        node.RETINANET = _published(3, RetinaNetWrapper)
+        node.FCOS = _published(2, FCOSWrapper)
+        node.GFL = _published(3, GFLWrapper)
         # Of other detectors, for which nothing is published: those of RetinaNet.
         node.ONE_STAGE = node.RETINANET.clone()
         return node

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from detectron2.config import CfgNode as CN
@@ -26,6 +27,21 @@ def masked_mean(student: Tensor, teacher: Tensor, weight: Tensor, mask: Tensor) 
     return (difference / (student.shape[1] * cells)).mean()
 
 
+def object_levels(boxes: Tensor, num_levels: int) -> Tensor:
+    """The level that an object counts on: the finest below 112 pixels, and the next one for each
+    doubling of its size sqrt((w + 1) (h + 1)), as released.
+
+    Args:
+        boxes: (M, 4), pixels of the network's input.
+        num_levels: finest first.
+
+    Returns:
+        (M,) int64
+    """
+    size = (boxes[:, 2:] - boxes[:, :2] + 1).prod(1).sqrt()
+    return torch.log2(size / 56 + 1e-6).floor().clamp(0, num_levels - 1).long()
+
+
 @DISTILLER_REGISTRY.register()
 class DeFeat(Distiller):
     """Imitation of what lies in the boxes of objects and of what lies outside, apart:
@@ -33,10 +49,13 @@ class DeFeat(Distiller):
         L = a mean_in W (T - f(S))^2 + b mean_out W (T - f(S))^2
 
     summed over levels, f a 1x1 convolution per level. Each mean is over the cells of an image that
-    lie in a box, or in none, and over channels; then over images. The background, which the task
-    teaches little about, weighs more than the objects. AID's map W weights each squared difference.
+    lie in a box, or in none, and over channels; then over images. As released, an object counts on
+    the level of its size (:func:`object_levels`), and is background on the others. The background,
+    which the task teaches little about, weighs more than the objects. AID's map W weights each
+    squared difference.
 
-    Padding and regions to be ignored are background too.
+    Padding and regions to be ignored are background too. The released code has 3x3 convolutions,
+    and its means are over the batch.
 
     The paper also imitates the class scores of proposals, of objects and background apart; here
     :class:`~aid_d2.distillers.dkd.DKD` does that for the box head.
@@ -60,9 +79,10 @@ class DeFeat(Distiller):
 
     def forward(self, batch: DistillBatch) -> dict[str, Tensor]:
         parts: dict[str, Any] = dict.fromkeys(self.weights, 0.0)
-        shown = smallest_objects(batch.objects, batch.levels)
-        for (stride, s), index in zip(batch.student.features.items(), shown):
+        level_of = object_levels(batch.objects.boxes, len(batch.levels))
+        for i, (stride, s) in enumerate(batch.student.features.items()):
             s, t = self.adapters[stride](s), batch.teacher.features[stride]
+            (index,) = smallest_objects(batch.objects, [batch.levels[i]], level_of == i)
             inside = index[:, None] >= 0
             for part, mask in (("foreground", inside), ("background", ~inside)):
                 parts[part] += masked_mean(s, t, batch.weights.maps[stride], mask)

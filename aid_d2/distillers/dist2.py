@@ -127,7 +127,7 @@ class Dist2(Distiller):
             self.teacher.box_distance(predicted, target),
             self.teacher.mimic_by_confidence,
         )
-        return cls + self.teacher.mimic_box_weight * box
+        return self.teacher.mimic_cls_weight * cls + self.teacher.mimic_box_weight * box
 
     @torch.no_grad()
     def _target(self, teacher):

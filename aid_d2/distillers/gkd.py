@@ -23,8 +23,8 @@ _EPSILON = 1e-7
 
 
 def gradient_map(features: Tensor, gradient: Tensor) -> Tensor:
-    """``G = ReLU(sum_k w_k A_k)``, ``w_k = mean_hw dL/dA_k``, over its maximum in each image (plus
-    1e-7).
+    """``G = ReLU(sum_k w_k A_k)``, ``w_k = sum_hw dL/dA_k``, over its maximum in each image (plus
+    1e-7, lest a mean over many locations be as small).
 
     Args:
         features: A (N, C, H, W).
@@ -33,7 +33,7 @@ def gradient_map(features: Tensor, gradient: Tensor) -> Tensor:
     Returns:
         (N, 1, H, W) in [0, 1).
     """
-    importance = gradient.mean((2, 3), keepdim=True)
+    importance = gradient.sum((2, 3), keepdim=True)
     found = (importance * features).sum(1, keepdim=True).relu()
     return found / (found.amax((2, 3), keepdim=True) + _EPSILON)
 
@@ -69,7 +69,8 @@ def box_masks(objects: Objects, stride: int, height: int, width: int) -> Tensor:
 def task_gradients(
     wrapper: DetectorWrapper, features: dict[int, Tensor], objects: Objects
 ) -> dict[int, Tensor]:
-    """Gradient of a detector's own loss with respect to its maps, by one pass through its heads.
+    """Gradient of a detector's own loss, times the number of images, with respect to its maps, by
+    one pass through its heads. In the released code each image has a loss of its own.
 
     Args:
         wrapper: of the detector, whose norms compute as in evaluation. Neither its parameters nor
@@ -84,6 +85,7 @@ def task_gradients(
             head_outputs = wrapper.head(list(maps.values()))
         losses = wrapper.unreduced_losses(maps, head_outputs, objects)
         loss = losses.dense if losses.roi is None else losses.dense + losses.mean_roi
+        loss = len(objects.counts) * loss
     found = torch.autograd.grad(loss, list(maps.values()), materialize_grads=True)
     return dict(zip(maps, found))
 

@@ -6,7 +6,7 @@ import torch
 from helpers.references import Corners, boxes, reference_giou, reference_quality, sigmoid
 from helpers.toy import as_batch, build, context, no_objects, rand
 
-from aid_d2.distillers.bckd import BCKD, localization_loss
+from aid_d2.distillers.bckd import BCKD, localization_loss, on_levels_with_objects
 from aid_d2.structures import (
     BACKGROUND,
     IGNORED,
@@ -104,16 +104,22 @@ def test_constant_weight_scales_each_loss(weight):
         assert weighted[part].item() == pytest.approx(weight * full[part].item(), rel=1e-12)
 
 
-def test_equal_predictions_have_no_loss_and_without_objects_the_divisor_is_one():
-    nothing = torch.full((2, 8), BACKGROUND)
+def test_equal_predictions_have_no_loss():
     weights = DistillWeights({8: weight_map()})
-    equal = make(nothing)(as_batch(outputs(1), outputs(1), weights, no_objects()))
+    equal = make()(as_batch(outputs(1), outputs(1), weights, no_objects()))
     assert [x.item() for x in equal.values()] == [0.0, 0.0]
-    some, none = (
-        make(x)(as_batch(outputs(1), outputs(11), weights, no_objects())) for x in (OWNER, nothing)
-    )
-    for part in some:
-        assert none[part].item() == pytest.approx(8 * some[part].item(), rel=1e-12)
+
+
+def test_levels_without_a_positive_anchor_are_left_out():
+    levels = [LevelShape(8, 2, 2, 2), LevelShape(16, 1, 1, 2), LevelShape(32, 1, 1, 2)]
+    matched_idxs = torch.full((2, 12), BACKGROUND)
+    matched_idxs[1, 9] = 0
+    counted = on_levels_with_objects(matched_idxs, levels)
+    assert counted.tolist() == [False] * 8 + [True] * 2 + [False] * 2
+    nothing = make(torch.full((2, 8), BACKGROUND))
+    weights = DistillWeights({8: weight_map()})
+    losses = nothing(as_batch(outputs(1), outputs(11), weights, no_objects()))
+    assert [x.item() for x in losses.values()] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("scale", [0.0, 100.0, 1e4])

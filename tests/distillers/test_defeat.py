@@ -15,7 +15,7 @@ from helpers.toy import (
     some_objects,
 )
 
-from aid_d2.distillers.defeat import DeFeat
+from aid_d2.distillers.defeat import DeFeat, object_levels
 
 SIZES = {8: (5, 6), 16: (3, 3), 32: (1, 2)}
 WEIGHTS = {"foreground": 0.3, "background": 1.2}
@@ -28,8 +28,8 @@ def make(channels=(4, 4)):
 
 
 def in_a_box(n, y, x, stride):
-    """Whether an object of the image reaches into the cell."""
-    return any(
+    """Whether an object of the image reaches into the cell: on the finest level, of their size."""
+    return stride == 8 and any(
         image == n
         and x1 < (x + 1) * stride
         and x2 > x * stride
@@ -57,6 +57,14 @@ def test_losses_cell_by_cell(channels):
     losses = method(as_batch(student, teacher, weights, some_objects()))
     for part, weight in WEIGHTS.items():
         assert losses[part].item() == pytest.approx(weight * expected[part], rel=1e-9), part
+
+
+def test_levels_of_objects():
+    """Of squares, by their sides in pixels."""
+    sides = torch.tensor([0.0, 40, 110, 112, 222, 225, 500, 5000])
+    boxes = torch.stack([0 * sides, 0 * sides, sides, sides], dim=1)
+    assert object_levels(boxes, 5).tolist() == [0, 0, 0, 1, 1, 2, 3, 4]
+    assert object_levels(boxes[:0], 5).tolist() == []
 
 
 def test_images_without_objects_are_background():

@@ -21,7 +21,7 @@ from aid_d2.distillers.dist2 import detection_loss
 from aid_d2.distillers.gkd import GKD, box_masks, gradient_map, task_gradients
 from aid_d2.modeling.context import pair_levels
 from aid_d2.modeling.wrappers import DetectorWrapper
-from aid_d2.structures import DistillWeights
+from aid_d2.structures import DistillWeights, Objects
 
 # The cells of each level of the detectors here, for images of 64x96.
 SIZES = {8: (8, 12), 16: (4, 6), 32: (2, 3), 64: (1, 1), 128: (1, 1)}
@@ -72,7 +72,7 @@ def numpy_mask(stride):
 
 def numpy_gradient_map(features, gradient):
     """(H, W) of one image."""
-    found = np.maximum((gradient.mean((1, 2))[:, None, None] * features).sum(0), 0)
+    found = np.maximum((gradient.sum((1, 2))[:, None, None] * features).sum(0), 0)
     return found / (found.max() + 1e-7)
 
 
@@ -97,7 +97,7 @@ def test_gradient_maps_cell_by_cell():
 def test_gradient_maps_are_0_where_the_loss_depends_on_nothing():
     """And so is the gradient of what compares them, however sharp the map is."""
     features, gradient = (maps({8: (5, 6)}, 4, seed=i)[8] for i in (1, 2))
-    assert gradient_map(features, 1e-12 * gradient).max() < 1e-4
+    assert gradient_map(features, 1e-14 * gradient).max() < 1e-4
     features = (1e-20 * features).requires_grad_()
     gradient_map(features, gradient).sum().backward()
     assert features.grad.abs().max() < 1e8
@@ -138,9 +138,31 @@ def test_task_gradients_against_finite_differences(detector_of, name):
     for sign in (1, -1):
         moved = {s: x + sign * step * gradient[s] / norm for s, x in features.items()}
         unreduced = wrapper.unreduced_losses(moved, wrapper.head(list(moved.values())), objects)
-        losses.append(detection_loss(unreduced, DistillWeights.full(moved)).item())
+        # Times two images.
+        losses.append(2 * detection_loss(unreduced, DistillWeights.full(moved)).item())
     assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(norm.item(), rel=0.03)
     assert all(p.grad is None for p in wrapper.model.parameters())
+
+
+def test_a_map_does_not_depend_on_how_many_images_there_are(detector_of):
+    """Nor on the constant that is added to its maximum: that of the same image eight times."""
+    wrapper = detector_of("RetinaNet")
+    truth = some_objects()
+    found = []
+    for count in (1, 8):
+        features = {s: x[:1].repeat(count, 1, 1, 1) for s, x in features_of(wrapper, 4, 1).items()}
+        objects = Objects(
+            boxes=truth.boxes[:2].repeat(count, 1),
+            classes=truth.classes[:2].repeat(count),
+            counts=[2] * count,
+            ignored=truth.ignored[:1] * count,
+            image_sizes=truth.image_sizes[:1] * count,
+        )
+        gradients = task_gradients(wrapper, features, objects)
+        found.append({s: gradient_map(x, gradients[s])[0] for s, x in features.items()})
+    assert any(x.max() > 0.99 for x in found[0].values())
+    for one, other in zip(found[0].values(), found[1].values()):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
 def test_task_gradients_change_no_statistics(detector_of):

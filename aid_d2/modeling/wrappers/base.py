@@ -41,7 +41,7 @@ class DetectorWrapper:
         two_stage: which of the published constants of a method apply.
         ignoring_parts: by config key the registered parts that leave ignore regions out of the
             detector's loss, by the name of the part that they replace; None where there are none.
-        mimic_box_weight: CrossKD's factor on the box loss.
+        mimic_cls_weight, mimic_box_weight: CrossKD's factors on the class and box losses.
         mimic_by_confidence: whether CrossKD divides that loss by the sum of the teacher's scores.
         box_bins: bins of the distribution of a box side; None for boxes of four numbers.
     """
@@ -49,6 +49,7 @@ class DetectorWrapper:
     detector: type[nn.Module] = nn.Module
     two_stage = False
     ignoring_parts: dict[str, dict[str, str]] | None = None
+    mimic_cls_weight = 1.0
     mimic_box_weight = 1.0
     mimic_by_confidence = False
     box_bins: int | None = None

@@ -22,6 +22,7 @@ class FCOSWrapper(DenseWrapper):
     """
 
     detector = FCOS
+    mimic_cls_weight = 0.4
     mimic_box_weight = 0.75
 
     def predict(self, towers):
