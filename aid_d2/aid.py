@@ -169,10 +169,11 @@ class AID:
         """
         if not self.enabled:
             return self
-        classes = student.num_classes not in (None, teacher.num_classes) and (
-            f"the teacher has {teacher.num_classes} classes and the student {student.num_classes}"
-        )
-        unlike = self.relative and (classes or _unlike(student, teacher))
+        classes = ""
+        if student.num_classes not in (None, teacher.num_classes):
+            own, theirs = student.num_classes, teacher.num_classes
+            classes = f"the teacher has {theirs} classes and the student {own}"
+        unlike = (classes or _unlike(student, teacher)) if self.relative else ""
         if unlike and self == AID():
             logger.info(
                 "AID is off: by default it compares the losses of student and teacher, which "
@@ -315,8 +316,8 @@ class AID:
         storage.put_histogram("aid/weight", values)
 
 
-def _unlike(student: DetectorWrapper, teacher: DetectorWrapper) -> str | None:
-    """Why the losses of two detectors cannot be compared; None if they can."""
+def _unlike(student: DetectorWrapper, teacher: DetectorWrapper) -> str:
+    """Why the losses of two detectors cannot be compared; empty if they can."""
     if student.detector is not teacher.detector:
         return f"the student is a {student.name} and the teacher a {teacher.name}"
     for wrapper in (student, teacher):
@@ -342,7 +343,7 @@ def _unlike(student: DetectorWrapper, teacher: DetectorWrapper) -> str | None:
         return unlike[0]
     if not student.same_anchors(teacher):
         return "their anchors have other sizes, shapes or places"
-    return None
+    return ""
 
 
 def loss_to_weight(loss: Tensor, alpha: float) -> Tensor:
@@ -538,9 +539,13 @@ def _location_maps(losses: UnreducedLosses, weigh, normalizer: str) -> list[Tens
 
 
 # Per level the weights (N, H, W) of each granularity.
-_MAPS = dict(
-    zip(GRANULARITIES, (_batch_maps, _level_maps, _image_maps, _instance_maps, _location_maps))
-)
+_MAPS = {
+    "batch": _batch_maps,
+    "level": _level_maps,
+    "image": _image_maps,
+    "instance": _instance_maps,
+    "location": _location_maps,
+}
 
 
 def _smallest_known(losses: UnreducedLosses) -> list[Tensor]:

@@ -6,7 +6,6 @@ looks first whether it is needed: a compiled and newer Detectron2 is left as it 
 
 import importlib
 import importlib.util
-import logging
 import re
 import sys
 import warnings
@@ -15,8 +14,6 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import torch
-
-logger = logging.getLogger(__name__)
 
 # What was done, for a log that is set up later.
 REPAIRS: list[str] = []
@@ -31,8 +28,7 @@ def prepare() -> list[str]:
     """Make ``import detectron2`` work on this machine, touching only what needs it.
 
     Returns:
-        one sentence for each repair made; empty for a Detectron2 that needs none. They are also
-        logged, once.
+        one sentence for each repair made; empty for a Detectron2 that needs none.
 
     Raises:
         ImportError: Detectron2 is not installed.
@@ -52,8 +48,6 @@ def prepare() -> list[str]:
         *_replace_extension(),
         *_load_model_zoo(root),  # imports Detectron2, so it comes last
     ]
-    for repair in repairs:
-        logger.info(repair)
     REPAIRS.extend(repairs)
     return repairs
 

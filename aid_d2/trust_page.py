@@ -1,6 +1,7 @@
 """The page of `aid-d2 trust`: pictures of labels and detections, to be looked at in a browser."""
 
 import json
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +65,7 @@ def write_page(
         images: of all instances.
         count: of each kind, how many of the least trusted have a picture.
     """
-    known = [x for x in instances if x.trust == x.trust]
+    known = [x for x in instances if not math.isnan(x.trust)]
     shown = [x for kind in (OBJECT, FALSE_ALARM) for x in _of_kind(known, kind)[:count]]
     (folder / "pictures").mkdir(exist_ok=True)
     places, pictures = {}, []
@@ -127,7 +128,7 @@ def coco_annotations(
             numbers[x.file_name],
             classes.index(x.category) + 1,
             [x.x1, x.y1, x.x2 - x.x1, x.y2 - x.y1],
-            score=None if x.trust != x.trust else x.trust,
+            score=None if math.isnan(x.trust) else x.trust,
             kind=x.kind,
         )
     return {

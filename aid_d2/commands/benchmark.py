@@ -18,11 +18,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from tabulate import tabulate
 
 from ..config import load_config
 from ..deploy.average_precision import TestSet
 from ..deploy.benchmark import (
-    as_markdown,
     evaluate_all,
     file_candidate,
     plot,
@@ -71,6 +71,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--repeats and --threads have to be 1 at least.")
     data = TestSet(load_config(args.evaluate)) if args.evaluate else None
     images = read_images(args.images, args.repeats)
+    sizes = [image.shape[:2] for image in images]
     torch.set_num_threads(args.threads)
     builders = []
     for option, fast in (("torch", False), ("torch_fast", True)):
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
             config, separator, weights = file.partition(":")
             if not separator:
                 raise ValueError(f"--{option} {text}: it has to be NAME=CONFIG:WEIGHTS.")
-            builders.append(partial(torch_candidate, name, config, weights, images, fast))
+            builders.append(partial(torch_candidate, name, config, weights, sizes, fast))
     for option in ("onnx", "openvino"):
         for text in getattr(args, option):
             name, file = _named(option, text)
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _show(rows: list[dict], args: argparse.Namespace) -> None:
-    table = as_markdown(rows)
+    table = tabulate(rows, headers="keys", tablefmt="github")
     print(table)
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from ..deploy.average_precision import TestSet
 from ..deploy.detector import TrainedDetector
 from ..deploy.export import FORMATS, export_file, slim_checkpoint
+from ..deploy.files import require_absent
 from ..deploy.images import image_sizes, read_images
 
 
@@ -57,8 +58,7 @@ def run(args: argparse.Namespace) -> None:
     suffixes = [".pth"] if args.student_only else list(FORMATS)
     if args.output.suffix not in suffixes:
         raise ValueError(f"--output {args.output} has to end in {' or '.join(suffixes)}.")
-    if args.output.exists():
-        raise FileExistsError(f"{args.output} exists already: remove it, or choose another name.")
+    require_absent(args.output)
     if args.student_only:
         detector = TrainedDetector.load(args.config_file, args.weights, args.opts)
         slim_checkpoint(detector, args.output)

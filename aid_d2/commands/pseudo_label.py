@@ -36,10 +36,13 @@ from detectron2.structures import BoxMode, Instances
 from ..config import show_from
 from ..data.coco_file import add_annotation, categories_of
 from ..data.image_check import files_under
+from ..data.own_data import register_own_data
 from ..data.readable import read_or_skip
 from ..data.registered import class_names, require_registered
+from ..deploy.detector import detector_config, local_weights
+from ..deploy.files import kept_if_whole, require_absent
 from ..deploy.images import read_size
-from ..modeling.teacher import Teacher, local_weights, teacher_config_of_tool
+from ..modeling.teacher import Teacher
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,10 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Label the images that are left, and write the file."""
     cfg = teacher_config(args)
-    if args.output.exists():
-        raise FileExistsError(
-            f"{args.output} exists already: remove it, or choose another --output."
-        )
+    require_absent(args.output)
     images = registered_images(args.dataset) if args.dataset else images_under(args.images)
     teacher = Teacher.load(cfg, args.weights)
     classes = teacher_classes(cfg, teacher)
@@ -79,9 +79,8 @@ def run(args: argparse.Namespace) -> None:
         label(cfg, teacher.model, left, begun, args.threshold)
     found = read_partial(begun, settings)
     coco, root = to_coco(images, found, classes)
-    scratch = args.output.with_name(args.output.name + ".writing")
-    scratch.write_text(json.dumps(coco))
-    scratch.replace(args.output)
+    with kept_if_whole(args.output) as scratch:
+        scratch.write_text(json.dumps(coco))
     begun.unlink()
     skipped = sum(found[x["file_name"]] is None for x in images)
     print(
@@ -96,7 +95,9 @@ def teacher_config(args) -> CfgNode:
     """The teacher's config, in which it shows all that the threshold asks for."""
     if not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold is {args.threshold}; scores lie between 0 and 1.")
-    cfg = teacher_config_of_tool(args.config_file, args.weights, args.opts)
+    local_weights(args.weights)
+    cfg = detector_config(args.config_file, args.opts)
+    register_own_data(cfg)
     show_from(cfg, args.threshold)
     return cfg
 
@@ -192,6 +193,7 @@ def _mapped(mapper: Callable[[dict], dict], record: dict) -> tuple[str, dict | N
 
 
 def detections(found: Instances) -> list[list]:
+    """[class, score, x, y, width, height] of each, in pixels."""
     boxes = BoxMode.convert(found.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
     return [
         [class_, score, *box]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..config import load_config
 from ..deploy.average_precision import TestSet
-from ..deploy.files import kept_if_whole
+from ..deploy.files import kept_if_whole, require_absent
 from ..deploy.images import read_images
 from ..deploy.quantize import quantize
 from ..deploy.runtime import Detector
@@ -36,8 +36,7 @@ def run(args: argparse.Namespace) -> None:
     """Quantize, and print the AP of both files."""
     if not args.onnx.is_file():
         raise FileNotFoundError(f"--onnx: there is no file {args.onnx}.")
-    if args.output.exists():
-        raise FileExistsError(f"{args.output} exists already: remove it, or choose another name.")
+    require_absent(args.output)
     data = TestSet(load_config(args.evaluate))
     data.require_classes(Detector(str(args.onnx)).metadata["classes"])
     images = read_images(args.images, args.count)

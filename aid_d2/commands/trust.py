@@ -23,8 +23,9 @@ crowd or a region to be ignored is none.
 import argparse
 import csv
 import json
+import math
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -38,10 +39,12 @@ from detectron2.structures import Boxes, BoxMode, Instances, pairwise_ioa, pairw
 
 from ..aid import PRESETS, loss_to_weight
 from ..data.coco_file import read_coco_json
+from ..data.own_data import register_own_data
 from ..data.readable import read_or_skip
 from ..data.registered import require_registered, require_same_classes
+from ..deploy.detector import detector_config, local_weights
 from ..deploy.files import require_empty
-from ..modeling.teacher import Teacher, teacher_config_of_tool
+from ..modeling.teacher import Teacher
 from ..trust_page import (
     FALSE_ALARM,
     OBJECT,
@@ -78,7 +81,9 @@ def run(args: argparse.Namespace) -> None:
     """Write the page and the table."""
     if args.alpha < 0:
         raise ValueError(f"--alpha is {args.alpha}; AID's weights exp(-alpha D) need 0 or more.")
-    cfg = teacher_config_of_tool(args.config_file, args.weights, args.opts)
+    local_weights(args.weights)
+    cfg = detector_config(args.config_file, args.opts)
+    register_own_data(cfg)
     require_empty(args.output)
     require_registered([args.dataset])
     records = DatasetCatalog.get(args.dataset)
@@ -101,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
             instances += found
             images.append(image)
     # Of some objects the losses of a one-stage teacher say nothing; they come last.
-    instances.sort(key=lambda x: (x.trust != x.trust, x.trust))
+    instances.sort(key=lambda x: (math.isnan(x.trust), x.trust))
     args.output.mkdir(parents=True, exist_ok=True)
     write_csv(args.output / "trust.csv", instances)
     coco = coco_annotations(instances, images, list(classes))
@@ -192,7 +197,7 @@ def found_errors(objects: list[Instance], truth: dict) -> str:
     known, wrong = {x["file_name"] for x in truth["images"]}, []
     for x in objects:
         boxes = right.get((name_among(known, x.file_name), x.category), torch.zeros(0, 4))
-        overlap = pairwise_iou(Boxes([(x.x1, x.y1, x.x2, x.y2)]), Boxes(boxes))
+        overlap = pairwise_iou(Boxes([x.box]), Boxes(boxes))
         wrong.append(not (overlap > SAME_BOX).any())
     count = max(round(LEAST_TRUSTED * len(objects)), 1)
     return (
@@ -213,6 +218,6 @@ def name_among(known: set[str], path: str) -> str:
 
 def write_csv(path: Path, instances: list[Instance]) -> None:
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(Instance.__dataclass_fields__))
+        writer = csv.DictWriter(file, [field.name for field in fields(Instance)])
         writer.writeheader()
         writer.writerows(asdict(x) for x in instances)

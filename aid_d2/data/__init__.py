@@ -3,10 +3,9 @@
 from . import builtin  # noqa: F401
 from .ignore_regions import IgnoreRegionMapper
 from .own_data import register_coco_json, register_own_data
-from .semi_supervised import PSEUDO_LABELED, build_mixed_train_loader
+from .semi_supervised import build_mixed_train_loader
 
 __all__ = [
-    "PSEUDO_LABELED",
     "IgnoreRegionMapper",
     "build_mixed_train_loader",
     "register_coco_json",

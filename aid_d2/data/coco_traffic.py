@@ -67,9 +67,8 @@ def filter_coco_traffic(coco: Mapping, num_classes: int = 13) -> dict:
         if annotation["image_id"] in kept and annotation["category_id"] in classes
     ]
     logger.info(
-        "COCO-traffic, %d classes: %d of %d images, %d of %d annotations.",
-        *(num_classes, len(images), len(coco["images"])),
-        *(len(annotations), len(coco["annotations"])),
+        f"COCO-traffic, {num_classes} classes: {len(images)} of {len(coco['images'])} images, "
+        f"{len(annotations)} of {len(coco['annotations'])} annotations."
     )
     return {
         "info": coco.get("info", {}),

@@ -16,9 +16,7 @@ from .image_check import size_of
 logger = logging.getLogger(__name__)
 
 KITTI_CLASSES = ("Car", "Pedestrian", "Cyclist")
-KITTI_8_CLASSES = (
-    *("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc"),
-)
+KITTI_8_CLASSES = tuple("Car Van Truck Pedestrian Person_sitting Cyclist Tram Misc".split())
 KITTI_TYPES = (*KITTI_8_CLASSES, "DontCare")
 # Kept beside COCO's own keys, so that KITTI's easy / moderate / hard levels can be told apart.
 EXTRA_ANNOTATION_KEYS = ["kitti_type", "truncated", "occluded"]
@@ -31,8 +29,7 @@ Set the environment variable DETECTRON2_DATASETS to the directory that holds {na
 datasets/README.md says where to get it."""
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _COLUMNS = (
-    *("type", "truncated", "occluded", "alpha", "x1", "y1", "x2", "y2", "height", "width"),
-    *("length", "x", "y", "z", "rotation_y", "score"),
+    "type truncated occluded alpha x1 y1 x2 y2 height width length x y z rotation_y score".split()
 )
 
 

@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
-from tabulate import tabulate
 from tqdm import trange
 
 from .average_precision import Arrays, TestSet
@@ -60,12 +59,12 @@ def torch_candidate(
     name: str,
     config_file: str,
     weights: str,
-    images: Sequence[np.ndarray],
+    sizes: Sequence[tuple[int, ...]],
     fast: bool = False,
 ) -> Candidate:
-    """A detector as Detectron2 runs it, or sped up; its MACs are those of the images' size."""
+    """A detector as Detectron2 runs it, or sped up; its MACs are of images of these (H, W)."""
     detector = TrainedDetector.load(config_file, weights)
-    size = detector.canvas([image.shape[:2] for image in images])
+    size = detector.canvas(sizes)
     if fast:
         detector.speed_up()
     return Candidate(
@@ -137,11 +136,6 @@ def report(candidates: Sequence[Candidate]) -> list[dict]:
             row["AP"] = round(x.ap, 2)
         rows.append(row)
     return rows
-
-
-def as_markdown(rows: Sequence[dict]) -> str:
-    """The table of :func:`report`."""
-    return tabulate(rows, headers="keys", tablefmt="github")
 
 
 def plot(rows: Sequence[dict], path: Path) -> None:

@@ -16,8 +16,13 @@ from ..modeling.wrappers import wrap
 
 # fvcore gives these numbers of operations too, but they multiply and accumulate nothing.
 _NOT_COUNTED = (
-    *("aten::batch_norm", "aten::group_norm", "aten::layer_norm", "aten::instance_norm"),
-    *("aten::upsample_nearest2d", "aten::upsample_bilinear2d", "aten::adaptive_avg_pool2d"),
+    "aten::batch_norm",
+    "aten::group_norm",
+    "aten::layer_norm",
+    "aten::instance_norm",
+    "aten::upsample_nearest2d",
+    "aten::upsample_bilinear2d",
+    "aten::adaptive_avg_pool2d",
 )
 
 

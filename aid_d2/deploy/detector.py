@@ -1,5 +1,6 @@
 """A trained detector, ready to be run."""
 
+import os
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -7,13 +8,13 @@ import torch
 from torch import nn
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
+from detectron2.utils.file_io import PathManager
 
 from ..config import load_config, plain_student, show_from, use_cpu_without_gpu
 from ..modeling.precision import choose_precision, fold_norms
-from ..modeling.teacher import Teacher, local_weights
+from ..modeling.teacher import load_detector
 from ..modeling.wrappers import wrap
 from .complexity import complexity
 
@@ -67,13 +68,12 @@ class TrainedDetector:
             FileNotFoundError: a file does not exist.
             ValueError: the weights do not fit.
         """
-        cfg = plain_student(load_config(config_file, opts))
-        use_cpu_without_gpu(cfg)
+        cfg = detector_config(config_file, opts)
         if score is not None:
             show_from(cfg, score)
         weights = local_weights(weights or cfg.MODEL.WEIGHTS)
-        detector = Teacher.load(cfg, weights)
-        return cls(cfg, detector.model, detector.class_names, weights)
+        model, class_names = load_detector(cfg, weights)
+        return cls(cfg, model.eval().requires_grad_(False), class_names, weights)
 
     def speed_up(self) -> None:
         """Fold the norms, order by channels last, and compute in bfloat16 where that is fast."""
@@ -148,12 +148,30 @@ class TrainedDetector:
         return boxes.numpy(), scores.numpy(), found.pred_classes.numpy()
 
 
+def detector_config(config_file: str, opts: Sequence[str]) -> CfgNode:
+    """The config of a detector, of a distilled one the student's, on the device that there is.
+
+    Args:
+        config_file: a yaml.
+        opts: KEY VALUE ... on top of the file.
+    """
+    cfg = plain_student(load_config(config_file, opts))
+    use_cpu_without_gpu(cfg)
+    return cfg
+
+
+def local_weights(path: str) -> str:
+    """Local path of a file of weights, downloaded if it is on the internet.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    local = PathManager.get_local_path(path)
+    if not os.path.isfile(local):
+        raise FileNotFoundError(f"--weights or MODEL.WEIGHTS: there is no file {path!r}.")
+    return local
+
+
 def numbered(count: int) -> list[str]:
     """What classes are called whose names are not known."""
     return [f"class {i}" for i in range(count)]
-
-
-def show_metadata(class_names: Sequence[str]) -> object:
-    """What Detectron2's Visualizer wants to know of the classes."""
-    name = "aid_d2/" + ",".join(class_names)
-    return MetadataCatalog.get(name).set(thing_classes=list(class_names))

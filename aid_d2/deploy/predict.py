@@ -9,11 +9,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from detectron2.data.catalog import Metadata
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils.visualizer import Visualizer
 
 from ..data.coco_file import add_annotation, categories_of
-from .detector import TrainedDetector, show_metadata
+from .detector import TrainedDetector
 from .images import VIDEOS, Video, image_files, images, is_camera, write_image
 
 logger = logging.getLogger(__name__)
@@ -49,12 +50,10 @@ class Sink:
         ):
             add_annotation(self.annotations, image_id, label + 1, box, score=score)
 
-    def write(self) -> Path:
+    def write(self) -> None:
         """Write detections.json."""
-        path = self.folder / "detections.json"
         content = {x: getattr(self, x) for x in ("images", "annotations", "categories")}
-        path.write_text(json.dumps(content))
-        return path
+        (self.folder / "detections.json").write_text(json.dumps(content))
 
 
 def predict(
@@ -108,7 +107,7 @@ def side_by_side(
     """BGR pictures of the detections, titled by their weights where there are several."""
     pictures = []
     for detector, instances in zip(detectors, found):
-        visualizer = Visualizer(image[:, :, ::-1], show_metadata(detector.class_names))
+        visualizer = Visualizer(image[:, :, ::-1], Metadata(thing_classes=detector.class_names))
         picture = visualizer.draw_instance_predictions(instances).get_image()[:, :, ::-1].copy()
         if len(detectors) > 1:
             picture = cv2.copyMakeBorder(picture, 24, 0, 0, 0, cv2.BORDER_CONSTANT)

@@ -24,7 +24,7 @@ from .report import EvaluateTeacher
 from .resume import check_unchanged
 from .student_config import write_student_config
 from .summary import summary
-from .trainer import Trainer
+from .trainer import Trainer, inference_dir
 
 
 def run(args: argparse.Namespace) -> None:
@@ -65,11 +65,6 @@ def main(args: argparse.Namespace):
     cfg = setup(args)
     if args.eval_only:
         return evaluate(cfg, resume=args.resume)
-    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
-        raise ValueError(
-            "SOLVER.AMP.ENABLED trains in float16, on GPUs alone, and MODEL.DEVICE is cpu: set it "
-            "False."
-        )
     trainer = Trainer(cfg)
     if args.eval_teacher:
         teacher = teacher_of(trainer.model)
@@ -147,11 +142,6 @@ def evaluate(cfg: CfgNode, resume: bool = False):
         verify_results(cfg, results)
         _write_metrics(results, os.path.join(inference_dir(cfg), "metrics.json"))
     return results
-
-
-def inference_dir(cfg: CfgNode) -> str:
-    """Where an evaluation writes, as Detectron2's evaluators do."""
-    return os.path.join(cfg.OUTPUT_DIR, "inference")
 
 
 def _write_metrics(results: dict, path: str) -> None:

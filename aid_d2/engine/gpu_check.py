@@ -4,7 +4,6 @@ A part is a function of the :class:`Setting`; it returns figures by name or rais
 """
 
 import gc
-import json
 import os
 import platform
 import subprocess
@@ -21,6 +20,7 @@ import torchvision
 import detectron2
 
 from ..config import load_config, plain_student
+from ..data.coco_file import read_coco_json
 from .step_cost import Case, interleave, observer, stepper, with_random_teacher
 
 DETECTORS = ("retinanet", "gfl", "faster_rcnn")
@@ -33,9 +33,9 @@ PRECISIONS = {
 COMPILED = ("SOLVER.COMPILE", True, "DISTILL.TEACHER.COMPILE", True)
 # Without a GPU: small networks and images, which show that the parts run.
 SMALL = (
-    *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
-    *("MODEL.FPN.OUT_CHANNELS", 64, "MODEL.ROI_BOX_HEAD.FC_DIM", 64),
-)
+    "MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.RES2_OUT_CHANNELS 64 "
+    "MODEL.FPN.OUT_CHANNELS 64 MODEL.ROI_BOX_HEAD.FC_DIM 64"
+).split()
 
 
 class Skip(Exception):
@@ -184,7 +184,8 @@ def _peak(case: Case) -> float:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     _, step = stepper(case)
-    step(), step()
+    for _ in range(2):
+        step()
     return torch.cuda.max_memory_allocated()
 
 
@@ -196,8 +197,7 @@ def training(setting: Setting) -> dict:
     annotations, images = setting.data
     with tempfile.TemporaryDirectory() as folder:
         cfg = load_config("kitti/gfl_R_50_aid.yaml", () if setting.on_gpu else SMALL)
-        categories = json.loads(Path(annotations).read_text(encoding="utf-8-sig"))["categories"]
-        cfg.MODEL.GFL.NUM_CLASSES = len(categories)
+        cfg.MODEL.GFL.NUM_CLASSES = len(read_coco_json(Path(annotations))["categories"])
         cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = setting.device, ""
         cfg.DISTILL.METHODS, cfg.DISTILL.AID.PRESET = ["auto"], ""
         cfg.DISTILL.TEACHER.CONFIG_FILE = f"{folder}/teacher.yaml"

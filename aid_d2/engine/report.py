@@ -6,6 +6,7 @@ import math
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
+from ..modeling.modes import unwrapped
 from ..modeling.teacher import load_teacher_config, teacher_of
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ class ReportShare(HookBase):
     """
 
     def before_train(self):
-        model = getattr(self.trainer.model, "module", self.trainer.model)
+        model = unwrapped(self.trainer.model)
         self._prefixes = tuple(f"loss_{name}_" for name in model.distiller)
         self._told_at = max(self.trainer.start_iter + TOLD_AFTER, model.warmup_iters) - 1
 

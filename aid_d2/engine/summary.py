@@ -6,6 +6,7 @@ from torch import nn
 
 from detectron2.engine import DefaultTrainer
 
+from ..modeling.modes import unwrapped
 from ..modeling.teacher import teacher_of
 from .metrics import read_metrics
 
@@ -13,7 +14,7 @@ from .metrics import read_metrics
 def summary(trainer: DefaultTrainer) -> str:
     """A table of what a training does, to be logged before its first step."""
     cfg = trainer.cfg
-    model = getattr(trainer._trainer.model, "module", trainer._trainer.model)
+    model = unwrapped(trainer.model)
     distilled = teacher_of(model) is not None
     student = model.student if distilled else model
     rows = {"student" if distilled else "detector": f"{_size(student)}, from {_origin(cfg)}"}

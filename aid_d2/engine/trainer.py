@@ -49,6 +49,11 @@ class Trainer(DefaultTrainer):
             raise ValueError(
                 "SOLVER.BF16 and SOLVER.AMP.ENABLED exclude each other: set one False."
             )
+        if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+            raise ValueError(
+                "SOLVER.AMP.ENABLED trains in float16, on GPUs alone, and MODEL.DEVICE is cpu: set "
+                "it False."
+            )
         warn_frozen_random(cfg)
         for name in cfg.DATASETS.TEST:
             DatasetCatalog.get(name)  # what is wrong with it is told now, not after training
@@ -63,12 +68,12 @@ class Trainer(DefaultTrainer):
     def build_hooks(self):
         # Before the hooks, since one of them saves with it; a proxy, as Detectron2 has it.
         self.checkpointer = WholeCheckpointer(
-            self._trainer.model,
+            self.model,
             self.cfg.OUTPUT_DIR,
             class_names=class_names(self.cfg.DATASETS.TRAIN[0]),
             trainer=weakref.proxy(self),
         )
-        report = [ReportShare()] if teacher_of(self._trainer.model) else []
+        report = [ReportShare()] if teacher_of(self.model) else []
         return [*report, *super().build_hooks(), SaveOnSignal()]
 
     def run_step(self):
@@ -139,10 +144,15 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
         """COCO's metrics, and KITTI's for a data set in its layout."""
-        coco = COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
+        coco = COCOEvaluator(dataset_name, output_dir=inference_dir(cfg))
         if MetadataCatalog.get(dataset_name).get("kitti_layout"):
             return DatasetEvaluators([coco, KITTIEvaluator(dataset_name)])
         return coco
+
+
+def inference_dir(cfg: CfgNode) -> str:
+    """Where an evaluation writes, as Detectron2's evaluators do."""
+    return os.path.join(cfg.OUTPUT_DIR, "inference")
 
 
 class Bfloat16Trainer(SimpleTrainer):

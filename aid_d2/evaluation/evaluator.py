@@ -35,7 +35,7 @@ class KITTIEvaluator(DatasetEvaluator):
 
     def __init__(self, dataset_name: str, distributed: bool = True):
         metadata = MetadataCatalog.get(dataset_name)
-        with PathManager.open(PathManager.get_local_path(metadata.json_file)) as file:
+        with PathManager.open(metadata.json_file) as file:
             self._truths = ground_truth_of(json.load(file))
         self._classes = np.array(metadata.thing_classes)
         self._distributed = distributed

@@ -102,12 +102,6 @@ def label_proposals(
     return result
 
 
-def split_ignored(instances: Instances) -> tuple[Instances, Tensor]:
-    """The real objects of an image, and the boxes (I, 4) of its ignore regions, of class -1."""
-    ignored = instances.gt_classes < 0
-    return instances[~ignored], instances.gt_boxes.tensor[ignored]
-
-
 def inside_regions(boxes: Tensor, regions: Tensor) -> Tensor:
     """Which boxes have more than half of their area in one region.
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from operator import attrgetter
 
 from torch import nn
 
@@ -11,6 +12,7 @@ from detectron2.data import MetadataCatalog
 from ..data.registered import UnknownClassesError, require_same_classes
 from ..distillers import Distiller
 from .context import DistillContext
+from .modes import unwrapped
 from .teacher import Teacher, teacher_of
 from .wrappers import wrap
 
@@ -23,9 +25,7 @@ def check_nonnegative(cfg: CfgNode, *keys: str) -> None:
         ValueError: a number is negative or not finite.
     """
     for key in keys:
-        value = cfg
-        for name in key.split("."):
-            value = value[name]
+        value = attrgetter(key)(cfg)
         if not 0 <= value < float("inf"):
             raise ValueError(f"{key} is {value}; it has to be a finite number, 0 or more.")
 
@@ -73,7 +73,7 @@ def check_classes(model: nn.Module, datasets: Sequence[str]) -> None:
             whose loss on its labels AID needs; or the teacher, or the first of the data sets, has
             its classes in another order.
     """
-    model = getattr(model, "module", model)
+    model = unwrapped(model)
     teacher = teacher_of(model)
     plain = getattr(model, "student", model)
     known = hasattr(getattr(plain, "backbone", None), "output_shape")

@@ -6,6 +6,7 @@ example.
 """
 
 from collections.abc import Callable
+from operator import attrgetter
 
 from torch import Tensor
 
@@ -18,7 +19,8 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads, S
 from detectron2.structures import Boxes, Instances, pairwise_iou
 
 from ..config import DISTILLED
-from ..layers.matching import inside_regions, split_ignored
+from ..layers.matching import inside_regions
+from ..structures import split_ignored
 from .wrappers import wrapper_class
 
 
@@ -105,14 +107,11 @@ def ignoring_regions(cfg: CfgNode) -> CfgNode:
     for key, replacements in parts.items():
         if distilled and key == "MODEL.META_ARCHITECTURE":
             key = "DISTILL.STUDENT"
-        *nodes, leaf = key.split(".")
-        node = cfg
-        for child in nodes:
-            node = node[child]
-        if node[leaf] not in replacements:
+        value = attrgetter(key)(cfg)
+        if value not in replacements:
             raise ValueError(
-                f"INPUT.MASK_IGNORE_REGIONS does not work with {key} {node[leaf]}, only with "
+                f"INPUT.MASK_IGNORE_REGIONS does not work with {key} {value}, only with "
                 f"{' or '.join(replacements)}: set it False."
             )
-        node[leaf] = replacements[node[leaf]]
+        cfg.merge_from_list([key, replacements[value]])
     return cfg

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import OmegaConf
 from torch import nn
 
 from detectron2.config import LazyConfig, instantiate
@@ -29,17 +29,8 @@ def build_lazy(path: str, device: str) -> tuple[nn.Module, str, Sequence[str] | 
     if "model" not in cfg:
         raise ValueError(f"DISTILL.TEACHER.CONFIG_FILE {path} is a LazyConfig without `model`.")
     model = instantiate(cfg.model)
-    names = _get(cfg, "dataloader.train.dataset.names")
+    names = OmegaConf.select(cfg, "dataloader.train.dataset.names")
     if names is not None:
         first = names if isinstance(names, str) else names[0]
         names = MetadataCatalog.get(first).get("thing_classes")
-    return model.to(device), _get(cfg, "model.input_format") or "BGR", names
-
-
-def _get(cfg: DictConfig, path: str):
-    """The value at keys joined by dots, None where one of them is missing."""
-    for key in path.split("."):
-        if not hasattr(cfg, "get") or cfg.get(key) is None:
-            return None
-        cfg = cfg.get(key)
-    return cfg
+    return model.to(device), OmegaConf.select(cfg, "model.input_format") or "BGR", names

@@ -1,9 +1,14 @@
-"""Training and evaluation mode of a detector's parts."""
+"""Training and evaluation mode of a detector's parts, and what it is wrapped in."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The detector itself, also of one under DistributedDataParallel."""
+    return getattr(model, "module", model)
 
 
 @contextmanager

@@ -13,9 +13,9 @@ from detectron2.layers import DeformConv, ModulatedDeformConv
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
-from ..config import find_config, load_config, plain_student, use_cpu_without_gpu
-from ..data.own_data import register_own_data
+from ..config import find_config, load_config, plain_student
 from .lazy import build_lazy, is_lazy
+from .modes import unwrapped
 from .precision import PRECISIONS, choose_precision, compile_backbone, fold_norms
 from .safe_pickle import SafeCheckpointer
 from .wrappers import wrap
@@ -75,23 +75,8 @@ class Teacher:
 
     @classmethod
     def load(cls, cfg: CfgNode, weights: str) -> "Teacher":
-        """Build and load a detector.
-
-        Args:
-            cfg: of the teacher itself.
-            weights: its checkpoint.
-
-        Raises:
-            ValueError: parameters are missing, left over or of other shape.
-        """
-        cfg = cfg.clone()
-        cfg.defrost()
-        # Networks of timm then look for no ImageNet weights.
-        cfg.MODEL.WEIGHTS = weights
-        model = build_model(cfg)
-        names = _StrictCheckpointer(model).load(weights).get("class_names")
-        if names is None and cfg.DATASETS.TRAIN:
-            names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
+        """As :func:`load_detector`, whose arguments it takes."""
+        model, names = load_detector(cfg, weights)
         return cls(model, cfg.INPUT.FORMAT, names)
 
     def speed_up(self, precision: str, compiled: bool = False) -> None:
@@ -122,9 +107,33 @@ class Teacher:
         logger.info(f"The teacher runs in {self.wrapper.dtype}.")
 
 
+def load_detector(cfg: CfgNode, weights: str) -> tuple[nn.Module, Sequence[str] | None]:
+    """Build and load a detector.
+
+    Args:
+        cfg: of the detector itself.
+        weights: its checkpoint.
+
+    Returns:
+        the detector; and its classes in order, None if they are not known.
+
+    Raises:
+        ValueError: parameters are missing, left over or of other shape.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    # Networks of timm then look for no ImageNet weights.
+    cfg.MODEL.WEIGHTS = weights
+    model = build_model(cfg)
+    names = _StrictCheckpointer(model).load(weights).get("class_names")
+    if names is None and cfg.DATASETS.TRAIN:
+        names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
+    return model, names
+
+
 def teacher_of(model: nn.Module) -> Teacher | None:
     """That of a distilled detector, also under DistributedDataParallel; None of a plain one."""
-    teacher = getattr(getattr(model, "module", model), "teacher", None)
+    teacher = getattr(unwrapped(model), "teacher", None)
     return teacher if isinstance(teacher, Teacher) else None
 
 
@@ -143,35 +152,6 @@ def load_teacher_config(cfg: CfgNode) -> CfgNode:
             "asked for needs a yaml of Detectron2's older kind."
         )
     return plain_student(load_config(path))
-
-
-def local_weights(path: str) -> str:
-    """Local path of the file that --weights names, downloaded if it is on the internet.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
-    local = PathManager.get_local_path(path)
-    if not os.path.isfile(local):
-        raise FileNotFoundError(f"--weights: there is no file {path!r}.")
-    return local
-
-
-def teacher_config_of_tool(config_file: str, weights: str, opts: Sequence[str]) -> CfgNode:
-    """The config that a tool's arguments mean, on the device that there is, data sets registered.
-
-    Args:
-        config_file, weights: --config-file and --weights.
-        opts: KEY VALUE ... on top of the file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
-    local_weights(weights)
-    cfg = plain_student(load_config(config_file, opts))
-    use_cpu_without_gpu(cfg)
-    register_own_data(cfg)
-    return cfg
 
 
 class _StrictCheckpointer(SafeCheckpointer):

@@ -3,7 +3,7 @@
 from .batch import DistillBatch
 from .levels import Level, LevelPair, LevelShape, split_levels
 from .losses import BACKGROUND, IGNORED, UnreducedLosses
-from .objects import PSEUDO_LABELED, Objects
+from .objects import PSEUDO_LABELED, Objects, split_ignored
 from .outputs import Call, DetectorOutputs
 from .predictions import DensePredictions
 from .weights import DistillWeights, pool_boxes
@@ -23,5 +23,6 @@ __all__ = [
     "Objects",
     "UnreducedLosses",
     "pool_boxes",
+    "split_ignored",
     "split_levels",
 ]

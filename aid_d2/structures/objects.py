@@ -53,8 +53,7 @@ class Objects:
                 "needs ground truth, as Detectron2's DatasetMapper(is_train=True) gives it."
             )
         instances = [x["instances"] for x in batched_inputs]
-        real = [x[x.gt_classes >= 0] for x in instances]
-        ignored = [x[x.gt_classes < 0] for x in instances]
+        real, ignored = zip(*map(split_ignored, instances))
         if with_masks and not all(x.has("gt_masks") for x in real if len(x)):
             raise ValueError(
                 "An image of the batch has objects without masks, and DISTILL.AID.MASKS compares "
@@ -65,7 +64,7 @@ class Objects:
             boxes=torch.cat([x.gt_boxes.tensor for x in real]).to(device, non_blocking=True),
             classes=torch.cat([x.gt_classes for x in real]).to(device, non_blocking=True),
             counts=[len(x) for x in real],
-            ignored=[x.gt_boxes.tensor.to(device, non_blocking=True) for x in ignored],
+            ignored=[x.to(device, non_blocking=True) for x in ignored],
             image_sizes=[x.image_size for x in instances],
             pseudo_labeled=[i for i, x in enumerate(batched_inputs) if x.get(PSEUDO_LABELED)],
             masks=[x.gt_masks if len(x) else None for x in real] if with_masks else None,
@@ -94,3 +93,9 @@ class Objects:
         area = (self.boxes[:, 2:] - self.boxes[:, :2]).prod(1)
         order = torch.argsort(area, stable=True)
         return order[torch.argsort(self.image_index[order], stable=True)]
+
+
+def split_ignored(instances: Instances) -> tuple[Instances, Tensor]:
+    """The real objects of an image, and the boxes (I, 4) of its ignore regions, of class -1."""
+    ignored = instances.gt_classes < 0
+    return instances[~ignored], instances.gt_boxes.tensor[ignored]

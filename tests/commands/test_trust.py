@@ -180,7 +180,7 @@ def test_images_of_one_name_are_told_apart_by_their_folders():
 
 @pytest.mark.parametrize(
     "option, message",
-    [("--config-file", "no config file nowhere"), ("--weights", "--weights: .* no file 'nowhere'")],
+    [("--config-file", "no config file nowhere"), ("--weights", "--weights .* no file 'nowhere'")],
 )
 def test_a_missing_file_is_named(teacher, tmp_path, option, message):
     with pytest.raises(FileNotFoundError, match=message):

@@ -15,8 +15,9 @@ from helpers.training import (
 )
 from torch import nn
 
+from aid_d2.deploy.detector import local_weights
 from aid_d2.modeling.checks import check_classes, check_teacher_on
-from aid_d2.modeling.teacher import Teacher, local_weights, teacher_of
+from aid_d2.modeling.teacher import Teacher, teacher_of
 from detectron2.data import MetadataCatalog
 from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
@@ -226,5 +227,5 @@ def test_weights_on_the_internet_are_downloaded(monkeypatch, tmp_path):
     paths = {"detectron2://model.pth": str(tmp_path / "model.pth")}
     monkeypatch.setattr(PathManager, "get_local_path", lambda path: paths.get(path, path))
     assert local_weights("detectron2://model.pth") == str(tmp_path / "model.pth")
-    with pytest.raises(FileNotFoundError, match="--weights: .*gone.pth"):
+    with pytest.raises(FileNotFoundError, match="--weights .*gone.pth"):
         local_weights("gone.pth")

@@ -16,8 +16,9 @@ from detectron2.structures.boxes import matched_pairwise_iou
 
 from ...config import CONFIG_EXTENSIONS
 from ...layers.iou import giou_loss
-from ...layers.matching import inside_regions, split_ignored
+from ...layers.matching import inside_regions
 from ...layers.norms import group_norm
+from ...structures import split_ignored
 from .atss import atss_match
 from .head import GFLHead
 from .losses import (

@@ -60,11 +60,6 @@ class DenseWrapper(DetectorWrapper):
             return {}
         return {"cls": self.head.cls_subnet, "box": self.head.bbox_subnet}
 
-    def class_labels(self, matched_idxs: Tensor, objects: Objects) -> Tensor:
-        """(N, R) class of each anchor's object; K for background, -1 for ignored."""
-        no_class = torch.where(matched_idxs == IGNORED, -1, self.num_classes)
-        return gather_matched(objects.classes, matched_idxs, no_class)
-
     def predictions(self, features, head_outputs):
         return dense_predictions(
             self.anchor_generator,
@@ -76,12 +71,12 @@ class DenseWrapper(DetectorWrapper):
         )
 
 
-def flatten_levels(maps: list[Tensor], values: int) -> Tensor:
+def _flatten_levels(maps: list[Tensor], values: int) -> Tensor:
     """Per-level maps (N, A x values, H, W) as one float32 (N, R, values), in anchor order."""
     return torch.cat([permute_to_N_HWA_K(x, values) for x in maps], dim=1).float()
 
 
-def level_shapes(maps: list[Tensor], strides: list[int], values: int) -> list[LevelShape]:
+def _level_shapes(maps: list[Tensor], strides: list[int], values: int) -> list[LevelShape]:
     """Shapes of per-level maps (N, A x values, H, W)."""
     return [
         LevelShape(stride, *x.shape[-2:], x.shape[1] // values) for x, stride in zip(maps, strides)
@@ -111,12 +106,12 @@ def dense_predictions(
         [_cut(x, feature) for x, feature in zip(maps, features.values())] for maps in head_outputs
     )
     return DensePredictions(
-        levels=level_shapes(logits, list(features), classes),
+        levels=_level_shapes(logits, list(features), classes),
         anchors=Boxes.cat(anchor_generator(list(features.values()))).tensor,
-        logits=flatten_levels(logits, classes),
-        regression=flatten_levels(regression, values),
+        logits=_flatten_levels(logits, classes),
+        regression=_flatten_levels(regression, values),
         transform=transform,
-        centerness=flatten_levels(centerness[0], 1).squeeze(-1) if centerness else None,
+        centerness=_flatten_levels(centerness[0], 1).squeeze(-1) if centerness else None,
     )
 
 

@@ -55,7 +55,9 @@ class GFLWrapper(DenseWrapper):
     @property
     def loss_constants(self):
         names = (
-            *("quality_focal_loss_beta", "giou_loss_weight", "distribution_focal_loss_weight"),
+            "quality_focal_loss_beta",
+            "giou_loss_weight",
+            "distribution_focal_loss_weight",
             "atss_candidates",
         )
         return {name: getattr(self.model, name) for name in names}
@@ -64,7 +66,9 @@ class GFLWrapper(DenseWrapper):
         model = self.model
         predictions = self.predictions(features, head_outputs)
         matched_idxs = self.matched_idxs(predictions, objects)
-        labels = self.class_labels(matched_idxs, objects)
+        # K for background, -1 for what is ignored.
+        no_class = torch.where(matched_idxs == IGNORED, -1, self.num_classes)
+        labels = gather_matched(objects.classes, matched_idxs, no_class)
         own = model.anchor_losses(
             predictions.anchors,
             predictions.logits,
