@@ -147,7 +147,7 @@ def find_config(config_file: str) -> str:
     one in Detectron2's model zoo.
 
     Raises:
-        FileNotFoundError: neither has one of this name.
+        FileNotFoundError: none of them has one of this name.
     """
     own = get_config_file(config_file.removeprefix("configs/"))
     for path in (PathManager.get_local_path(config_file), own, _in_model_zoo(config_file)):

@@ -12,6 +12,8 @@ FLOORS = {
     "layers": {"structures", "layers"},
     "suggestions": set(),
     "config": {"config_node", "suggestions"},
+    "data": {"data", "structures", "config", "suggestions"},
+    "evaluation": {"evaluation"},
 }
 
 

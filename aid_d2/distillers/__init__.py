@@ -1,4 +1,4 @@
-"""Distillation methods, one file per method; README.md shows how to write another."""
+"""Distillation methods, one file per method; docs/write_a_method.md shows how to write another."""
 
 # A file registers its method as it is imported.
 from . import (  # noqa: F401
