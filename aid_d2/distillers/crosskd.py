@@ -56,14 +56,18 @@ class CrossKD(Distiller):
     """The student's towers up to a convolution, then the teacher's: what this predicts is to equal
     the teacher's own predictions.
 
+        L_cls = sum W sum_k |p - q| BCE(p, q) / N_pos
+        L_box = sum W max_k q d(b, b_t) / N_box
+
     What convolution i of the student's tower gives, before its activation, gets per level the
     channel statistics of the teacher at the same place. It goes through the rest of the frozen
-    teacher's tower and its predictor, for classes and boxes. The losses are those of
-    :func:`mimic_losses`, over the anchors that the student's assigner does not ignore and that are
-    not centred in padding; N_pos are its positive ones. Gradient passes the student's statistics.
+    teacher's tower and its predictor, which give scores p and boxes b; q and b_t are the teacher's
+    own. The sums are over the anchors that the student's assigner does not ignore and that are not
+    centered in padding. N_pos are its positive ones. d is the KL divergence of the sides for GFL,
+    -ln IoU for FCOS and the GIoU loss for RetinaNet. N_box is sum max_k q for GFL, and else N_pos.
+    Both are means over GPUs and at least 1. Gradient passes the student's statistics.
 
-    AID's weight of an anchor's location multiplies both losses of the anchor, but not the sum of
-    confidences that divides the box loss.
+    AID's weight W of an anchor's location does not multiply the sum that divides the box loss.
 
     A choice of this project: where the towers differ in channels, a 1x1 convolution per tower,
     shared by its levels, comes before the statistics.
