@@ -11,15 +11,8 @@ from pathlib import Path
 from types import ModuleType
 
 from . import commands
+from .extras import EXTRAS
 from .suggestions import did_you_mean
-
-# Packages that are not installed with aid_d2, by the extra that does.
-EXTRAS = {
-    "onnx": "export",
-    "onnxruntime": "export",
-    "onnxscript": "export",
-    "openvino": "openvino",
-}
 
 # What a user can mend, and a message explains.
 USER_ERRORS = (
@@ -57,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except USER_ERRORS as error:
         if "--traceback" in rest:
             raise
-        extra = EXTRAS.get(getattr(error, "name", None))
+        extra, _ = EXTRAS.get(getattr(error, "name", None), (None, None))
         remedy = f": pip install aid_d2[{extra}]" if extra else ""
         print(f"aid-d2 {name}: {error}{remedy}  (--traceback shows where)", file=sys.stderr)
         return 2

@@ -18,16 +18,7 @@ from ..data.image_check import check_images
 from ..data.own_data import own_names, register_own_data
 from ..data.problems import Problem
 from ..data.registered import require_registered
-
-# Packages that single parts of aid_d2 need.
-_OPTIONAL = {
-    "timm": "backbones of timm",
-    "onnx": "aid-d2 export",
-    "onnxscript": "aid-d2 export",
-    "onnxruntime": "aid-d2 export and benchmark",
-    "openvino": "aid-d2 benchmark --openvino",
-    "scipy": "intervals in comparisons of runs",
-}
+from ..extras import EXTRAS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,11 +62,11 @@ def _versions() -> dict[str, str]:
 
 
 def _missing_packages() -> Iterator[str]:
-    for package, purpose in _OPTIONAL.items():
+    for package, (extra, purpose) in EXTRAS.items():
         try:
             importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            yield f"Not installed: {package}, for {purpose}"
+            yield f"Not installed: {package}, for {purpose}: pip install aid_d2[{extra}]"
 
 
 def _gpu_faults() -> Iterator[str]:

@@ -42,9 +42,7 @@ def _timm() -> ModuleType:
     try:
         return importlib.import_module("timm")
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "Backbones of timm need it: pip install aid_d2[timm]", name="timm"
-        ) from error
+        raise ModuleNotFoundError("Backbones of timm need it: pip install aid_d2[timm]") from error
 
 
 class TimmNetwork(Backbone):
