@@ -409,7 +409,7 @@ def batch_loss(losses: UnreducedLosses) -> Tensor:
 def level_loss(losses: UnreducedLosses, normalizer: str = "native") -> Tensor:
     """A detector's loss on each level, over the images that the teacher did not label itself.
 
-    With `native` normalisation the levels add up to the detector's own dense loss, so that a level
+    With `native` normalization the levels add up to the detector's own dense loss, so that a level
     without objects has a small loss and nearly full weight. With `per_level` each level is divided
     by its own number of positive anchors. The mean loss of a second stage is added to each level.
 

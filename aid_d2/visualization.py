@@ -72,7 +72,7 @@ def draw_boxes(
     values: Sequence[float] | None = None,
     scale: float = 2.0,
 ) -> np.ndarray:
-    """A titled picture of labelled boxes, whose labels avoid each other.
+    """A titled picture of labeled boxes, whose labels avoid each other.
 
     Args:
         image: (H, W, 3) uint8 RGB.

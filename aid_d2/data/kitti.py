@@ -43,8 +43,8 @@ class KittiObject:
         occluded: 0 fully visible, 1 partly, 2 largely occluded, 3 unknown; -1 for DontCare.
         alpha: outputs angle in radians.
         bbox: x1, y1, x2, y2 in pixels.
-        dimensions: height, width, length in metres.
-        location: x, y, z of the bottom centre in camera coordinates, in metres.
+        dimensions: height, width, length in meters.
+        location: x, y, z of the bottom center in camera coordinates, in meters.
         rotation_y: around the camera's y axis, in radians.
         score: of a detection; None in ground truth.
     """

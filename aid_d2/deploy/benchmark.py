@@ -141,7 +141,7 @@ def report(candidates: Sequence[Candidate]) -> list[dict]:
 def plot(rows: Sequence[dict], path: Path) -> None:
     """Draw AP over the time of a detection, from rows of :func:`report` with an AP.
 
-    A detector has one colour, and a runtime one shape.
+    A detector has one color, and a runtime one shape.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()

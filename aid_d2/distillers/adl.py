@@ -79,7 +79,7 @@ class ADL(Distiller):
 
     with the scores p = sigmoid(z_s / T) and q = sigmoid(z_t / T), over all classes of the anchors
     of a GPU. Left out of both sums are anchors that the student's own assignment ignores, and those
-    centred in the padding. In Faster R-CNN the score is the objectness of the RPN. AID multiplies
+    centered in the padding. In Faster R-CNN the score is the objectness of the RPN. AID multiplies
     the sum over the classes of an anchor by the anchor's weight; N does not see it.
 
     The released kernel (`sigmoid_adaptive_distillation_loss_op.cu`) weights an alpha-weighted

@@ -48,7 +48,7 @@ class BCKD(Distiller):
     """Imitation of the teacher's scores and boxes where the scores differ.
 
     With p, b and q, b_t scores and decoded boxes of student and teacher, over all anchors but those
-    that the student's assigner ignores or that are centred in padding:
+    that the student's assigner ignores or that are centered in padding:
 
         L_cls = sum sum_k |q - p| BCE(p, q) / N_pos
         L_box = sum max_k |q - p| GIoU(b, b_t) / N_pos

@@ -22,7 +22,7 @@ TARGETS = ("ground_truth", "teacher")
 
 
 def detection_loss(losses: UnreducedLosses, weights: DistillWeights) -> Tensor:
-    """The loss of the detector whose unreduced losses these are, with its own normalisers.
+    """The loss of the detector whose unreduced losses these are, with its own normalizers.
 
     ``sum W (L_cls + L_box) / N`` over the anchors, and of a two-stage detector ``sum W L_roi / M``
     over the M objects.
@@ -41,7 +41,7 @@ def detection_loss(losses: UnreducedLosses, weights: DistillWeights) -> Tensor:
 class Dist2(Distiller):
     """Detection imitation (DI) and feature imitation (FI).
 
-    DI puts the student's pyramid through the frozen head of the teacher, and optimises what comes
+    DI puts the student's pyramid through the frozen head of the teacher, and optimizes what comes
     out: against the ground truth, by the loss of the teacher's detector, or against the teacher's
     own predictions, by :func:`mimic_losses` as in CrossKD, with its factor on the box loss and
     without its rescaling of maps. A Faster R-CNN has in the first case the expected RPN loss and

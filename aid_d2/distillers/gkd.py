@@ -41,7 +41,7 @@ def gradient_map(features: Tensor, gradient: Tensor) -> Tensor:
 def box_masks(objects: Objects, stride: int, height: int, width: int) -> Tensor:
     """M of a level (N, 1, H, W): the largest over the objects of ``1 / (w h)`` times 1 in the box,
     ``exp(-2 ((x - cx) / w)^2 - 2 ((y - cy) / h)^2)`` around it, and 0 outside the box of twice its
-    sides, w and h, about the same centre; in cells.
+    sides, w and h, about the same center; in cells.
     """
     low, high = boxes_in_cells(objects.boxes, stride)
     sides = 2 * (high - low)

@@ -15,7 +15,7 @@ These functions follow the benchmark's program `evaluate_object`, but for the fo
 In common with the program, and perhaps unexpected: labels are assigned greedily, in their order,
 and overlaps have to exceed the minimum, not to reach it. A detection of any class that is too low
 may take a label, which then counts neither as found nor as missed. Objects of types that are
-neither the class nor its neighbour, such as Truck for Car, are background.
+neither the class nor its neighbor, such as Truck for Car, are background.
 """
 
 from collections.abc import Sequence
@@ -117,7 +117,7 @@ def score_thresholds(scores: Sequence[float], num_objects: int) -> list[float]:
 class _Frame:
     """One frame seen from one class and difficulty.
 
-    Labels of the class that are too difficult, those of its neighbour, and detections that are too
+    Labels of the class that are too difficult, those of its neighbor, and detections that are too
     low are ignored: they may be assigned to each other and to the rest, and then do not count.
     """
 

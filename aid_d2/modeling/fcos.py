@@ -26,7 +26,7 @@ def add_fcos_config(cfg: CfgNode) -> None:
     cfg.MODEL.FCOS.NORM = "GN"
     # Score of every class at the start of training.
     cfg.MODEL.FCOS.PRIOR_PROB = 0.01
-    # Locations this near to the centre of an object, in strides, are positive for it.
+    # Locations this near to the center of an object, in strides, are positive for it.
     cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS = 1.5
     # Focal loss.
     cfg.MODEL.FCOS.FOCAL_LOSS_ALPHA = 0.25

@@ -27,7 +27,7 @@ class UnreducedLosses:
             probability that its sampler draws it, or, where that loss has other terms, their ratio.
         image_normalizer: (N,) divisor of the sum over an image in the detector's own loss.
         batch_normalizer: () the same for the sum over the batch.
-        background: (N, L) normalised loss of the background.
+        background: (N, L) normalized loss of the background.
         objects: the ground truth.
         roi: (M,) loss of the second stage on each object; None for a one-stage detector.
         proposals: () the second stage's own loss on `Objects.proposals`, where it was judged on
@@ -59,7 +59,7 @@ class UnreducedLosses:
 
     @property
     def anchor_losses(self) -> Tensor:
-        """(N, R) what each anchor adds to the detector's own dense loss, before its normaliser."""
+        """(N, R) what each anchor adds to the detector's own dense loss, before its normalizer."""
         return self.factor * (self.cls + self.box)
 
     @property

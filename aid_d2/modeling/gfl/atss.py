@@ -7,7 +7,7 @@ from detectron2.structures import Boxes
 
 from ...layers.iou import pairwise_iou
 
-# A centre nearer to the border of an object than this, in pixels, is not inside it.
+# A center nearer to the border of an object than this, in pixels, is not inside it.
 _MARGIN = 0.01
 
 
@@ -17,9 +17,9 @@ def atss_match(
 ) -> Tensor:
     """Adaptive training sample selection (ATSS, algorithm 1).
 
-    The candidates of an object are, on each level, the anchors with the nearest centres. Of these
+    The candidates of an object are, on each level, the anchors with the nearest centers. Of these
     are positive those whose IoU with the object reaches the mean plus the standard deviation over
-    all its candidates, and whose centre is inside it. An anchor that is positive for several
+    all its candidates, and whose center is inside it. An anchor that is positive for several
     objects goes to the one of highest IoU, among equal ones to the first.
 
     Args:

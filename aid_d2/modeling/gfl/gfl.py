@@ -69,9 +69,9 @@ CONFIG_EXTENSIONS.append(add_gfl_config)
 class GFL(DenseDetector):
     """Generalized Focal Loss (Li et al., NeurIPS 2020).
 
-    One square anchor of 8 strides at each location, centred at multiples of the stride, assigned by
-    ATSS. With s the class scores, y the IoU of the predicted box with its object and q the highest
-    score of an anchor, the last two without gradient:
+    One square anchor of 8 strides at each location, centered at multiples of the stride, assigned
+    by ATSS. With s the class scores, y the IoU of the predicted box with its object and q the
+    highest score of an anchor, the last two without gradient:
 
         L = sum QFL(s, y) / N_pos + sum_pos q (2 GIoU + 0.25 DFL) / sum_pos q
 

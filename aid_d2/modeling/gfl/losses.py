@@ -46,7 +46,7 @@ def distribution_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 class BoxDistribution:
-    """Boxes as four distributions of the distance from an anchor's centre to a side (GFL eq. 5).
+    """Boxes as four distributions of the distance from an anchor's center to a side (GFL eq. 5).
 
     It has the interface of Detectron2's box transforms. Distances are left, top, right, bottom, in
     strides of the anchor's level.
@@ -84,7 +84,7 @@ class BoxDistribution:
 
 
 def location_cells(anchors: Tensor) -> Tensor:
-    """The square of one stride around the centre of each of GFL's anchors (..., 4).
+    """The square of one stride around the center of each of GFL's anchors (..., 4).
 
     An anchor is far larger than the smallest objects it serves; its cell says where it is.
     """
