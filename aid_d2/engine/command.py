@@ -65,6 +65,11 @@ def main(args: argparse.Namespace):
     cfg = setup(args)
     if args.eval_only:
         return evaluate(cfg, resume=args.resume)
+    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+        raise ValueError(
+            "SOLVER.AMP.ENABLED trains in float16, on GPUs alone, and MODEL.DEVICE is cpu: set it "
+            "False."
+        )
     trainer = Trainer(cfg)
     if args.eval_teacher:
         teacher = teacher_of(trainer.model)

@@ -49,11 +49,6 @@ class Trainer(DefaultTrainer):
             raise ValueError(
                 "SOLVER.BF16 and SOLVER.AMP.ENABLED exclude each other: set one False."
             )
-        if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
-            raise ValueError(
-                "SOLVER.AMP.ENABLED trains in float16, on GPUs alone, and MODEL.DEVICE is cpu: set "
-                "it False."
-            )
         warn_frozen_random(cfg)
         for name in cfg.DATASETS.TEST:
             DatasetCatalog.get(name)  # what is wrong with it is told now, not after training
